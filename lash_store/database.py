@@ -1,0 +1,403 @@
+"""Owns connections: how a file is born, identified, opened and read, and how the driver's errors are named. Decides nothing."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar, cast
+from urllib.parse import quote
+
+import aiosqlite
+
+from . import guards
+from .errors import (
+    NotAStore,
+    SchemaTooNew,
+    StorageBusy,
+    StorageCorrupt,
+    StorageError,
+    StorageFull,
+    StorageMoved,
+    StoreClosed,
+    StoreError,
+)
+from .lifecycle import Task
+from .schema import APPLICATION_ID, HEAD, VERSION_TABLE
+
+__all__ = [
+    "Committed",
+    "Connection",
+    "Durability",
+    "Transaction",
+    "born",
+    "connect",
+    "open_sqlite",
+    "probe",
+    "translate",
+]
+
+T = TypeVar("T")
+Durability = Literal["full", "normal"]
+Mode = Literal["write", "read"]
+
+_WAL_LIMIT: Final = 64 * 1024 * 1024
+_READ_PATIENCE: Final = 5_000
+"""Milliseconds a reader waits for SQLite's rare exclusive moments."""
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+_NAMED: Final[Mapping[int, tuple[type[StorageError], str]]] = {
+    sqlite3.SQLITE_BUSY: (StorageBusy, "another process holds the write lock; try again, or see who has the file open"),
+    sqlite3.SQLITE_LOCKED: (StorageBusy, "the file is locked; try again"),
+    sqlite3.SQLITE_PROTOCOL: (StorageBusy, "the file's locks did not settle; try again"),
+    sqlite3.SQLITE_FULL: (StorageFull, "the disk or its quota is full: make room, then go on; nothing was written"),
+    sqlite3.SQLITE_CORRUPT: (StorageCorrupt, "the file is damaged: copy it away, then restore a backup"),
+    sqlite3.SQLITE_NOTADB: (NotAStore, "the file is not an SQLite database: give the path of a store, or of no file"),
+    sqlite3.SQLITE_IOERR: (StorageError, "the disk reported an error: see the system's log"),
+    sqlite3.SQLITE_CANTOPEN: (StorageError, "the file or its folder cannot be opened: check path and permissions"),
+    sqlite3.SQLITE_READONLY: (StorageError, "the file or its folder may not be written: check the permissions"),
+    sqlite3.SQLITE_PERM: (StorageError, "the file may not be opened: check the permissions"),
+}
+
+
+PASSING: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB})
+"""A passing read error can surface as any of these: the file is opened again before they are believed."""
+
+
+def primary_code(error: BaseException) -> int | None:
+    """Return SQLite's primary result code of a driver error, or None."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def translate(error: BaseException, path: Path) -> StoreError:
+    """Name a driver error in this package's words; raise the answer ``from`` the error."""
+    if isinstance(error, StoreError):
+        return error
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
+        return StorageMoved(f"{path} was moved or removed while it was open: put it back and open the store again")
+    kind, advice = _NAMED.get(primary_code(error) or 0, (StorageError, "SQLite refused"))
+    return kind(f"{path}: {advice} ({error})")
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def _pragma(connection: sqlite3.Connection, name: str, value: object, expect: object = None) -> None:
+    """Set a PRAGMA, read its answer to the end, and compare: an unread one once hid an I/O error."""
+    connection.execute(f"PRAGMA {name}={value}").fetchall()
+    found = connection.execute(f"PRAGMA {name}").fetchall()
+    if found != [(value if expect is None else expect,)]:
+        raise StorageError(f"PRAGMA {name} is {found!r}, not {value!r}: this SQLite or file system will not do")
+
+
+@functools.cache
+def _json_is_innocuous() -> bool:
+    """
+    Say whether this SQLite lets CHECKs call JSON functions under ``trusted_schema=OFF``.
+
+    Builds from 3.38 to at least 3.40.1 call them unsafe, and would refuse every write of a row with a ``json_valid`` check. A
+    writer then trusts the schema: it has no functions of its own that a hostile trigger could reach.
+    """
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("PRAGMA trusted_schema=OFF").fetchall()
+        connection.execute("CREATE TABLE probe (value TEXT CHECK (json_valid(value)))")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqlite3.Connection:
+    """
+    Open *path*, which must exist, with every PRAGMA of this package; the one place they stand in.
+
+    A writer waits for no lock by itself: the writer's own retry is fairer than SQLite's busy handler.
+    """
+    access = "rw" if mode == "write" else "ro"
+    uri = f"file:{quote(str(path))}?mode={access}"
+    connection = sqlite3.connect(
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, cached_statements=256
+    )
+    try:
+        _pragma(connection, "busy_timeout", 0 if mode == "write" else _READ_PATIENCE)
+        if mode == "read" or _json_is_innocuous():
+            _pragma(connection, "trusted_schema", 0)
+        _pragma(connection, "foreign_keys", 1)
+        if mode == "read":
+            _pragma(connection, "query_only", 1)
+        else:
+            _pragma(connection, "synchronous", 2 if durability == "full" else 1)
+            _pragma(connection, "wal_autocheckpoint", 0)
+            connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class Connection(aiosqlite.Connection):
+    """
+    An aiosqlite connection that runs a whole function in one hop to its thread.
+
+    The thread is a daemon: an event loop that died without closing its store must not keep the process from ending.
+    """
+
+    def __init__(self, opener: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(opener, iter_chunk_size=64)
+        self._thread.daemon = True
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run *function* on the connection's own thread and return what it returns."""
+        return cast(T, await self._execute(lambda: function(self._conn)))  # type: ignore[no-untyped-call]
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The driver's connection; to be used on this connection's own thread only."""
+        return self._conn
+
+    def reopen(self) -> sqlite3.Connection:
+        """Close and open again; call it on the connection's own thread only."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._connector()
+        return self._connection
+
+
+async def connect(path: Path, mode: Mode, durability: Durability = "full") -> Connection:
+    """
+    Open *path* on a thread of its own.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    try:
+        return cast(Connection, await Connection(lambda: open_sqlite(path, mode, durability)))
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+class Reader:
+    """A connection that only reads. A passing disk error, which can look like corruption, is met by opening again once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: Connection | None = None
+        self._version = -1
+
+    async def open(self) -> None:
+        """
+        Open the connection.
+
+        Raises:
+            StorageError: it cannot be opened.
+        """
+        self._connection = await connect(self._path, "read")
+
+    async def close(self) -> None:
+        """Close the connection; what was asked for before is answered."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def rows(self, sql: str, parameters: Mapping[str, Any]) -> list[Any]:
+        """
+        Return every row of one statement.
+
+        Raises:
+            StoreClosed: not open.
+            StorageError: the file cannot be read.
+        """
+        return await self.run(lambda raw: raw.execute(sql, parameters).fetchall())
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function of the connection on its thread, in one hop; see `rows`."""
+        connection = self._connection
+        if connection is None:
+            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
+
+        def guarded(raw: sqlite3.Connection) -> T:
+            try:
+                return function(raw)
+            except sqlite3.Error as error:
+                if primary_code(error) not in PASSING:
+                    raise
+                return function(connection.reopen())
+
+        try:
+            return await connection.run(guarded)
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+
+    async def has_changed(self) -> bool:
+        """Say whether another connection committed since the last call; reads no table."""
+        version = await self.run(data_version)
+        changed, self._version = version != self._version, version
+        return changed
+
+
+def data_version(raw: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection than *raw* commits; reads no table."""
+    return int(raw.execute("PRAGMA data_version").fetchone()[0])
+
+
+# --- what a file is -------------------------------------------------------------------------------------------------
+
+
+def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
+    """
+    Return the revision of the file under *connection*, or None for a file in which nothing has been made yet.
+
+    Raises:
+        NotAStore: it is some other application's file.
+    """
+    found = connection.execute("PRAGMA application_id").fetchone()[0]
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    if found != APPLICATION_ID:
+        if found == 0 and not names:
+            return None
+        raise NotAStore(f"{path} is another application's database (application_id {found}): nothing was changed")
+    if VERSION_TABLE not in names:
+        return None
+    row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
+    return None if row is None else str(row[0])
+
+
+def check_revision(revision: str | None, path: Path) -> None:
+    """
+    Refuse a file this package is too old for.
+
+    Raises:
+        SchemaTooNew: the file's revision is not one this package knows.
+    """
+    if revision is not None and revision > HEAD:
+        raise SchemaTooNew(
+            f"{path} is at revision {revision}, this lash_store knows {HEAD}: upgrade the package; nothing was changed"
+        )
+
+
+def probe(path: Path) -> str | None:
+    """
+    Return the revision of *path* through a read-only connection: the file and its ``-wal`` stay as they are to the byte.
+
+    Raises:
+        NotAStore: not SQLite's, or another application's.
+        SchemaTooNew: written by a newer lash_store.
+        StorageCorrupt: damaged, also when it is opened again.
+    """
+    wal = Path(f"{path}-wal")
+    if path.stat().st_size == 0 and wal.exists() and wal.stat().st_size > 0:
+        raise StorageCorrupt(f"{path} is empty beside a {wal.name} that is not: restore a backup; nothing was changed")
+    for again in (True, False):
+        try:
+            connection = open_sqlite(path, "read")
+            try:
+                revision = read_revision(connection, path)
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            if again and primary_code(error) in PASSING:
+                continue
+            raise translate(error, path) from error
+        check_revision(revision, path)
+        return revision
+    raise AssertionError("unreachable")
+
+
+def born(path: Path) -> bool:
+    """
+    Make sure *path* is a file of ours in WAL mode, and say whether it was made now; its schema is Alembic's to make.
+
+    The order is the file format's: ``auto_vacuum``, then ``application_id``, then WAL; later the first is silently ignored.
+    Several processes may do this at once: the conversion to WAL, which no busy handler covers, is tried again.
+
+    Raises:
+        StorageError: the folder may not be written, or the file system has no WAL.
+    """
+    made = guards.create_private(path)
+    deadline = time.monotonic() + 10.0
+    while True:
+        try:
+            connection = open_sqlite(path, "write")
+            try:
+                _give_birth(connection)
+            finally:
+                connection.close()
+            return made
+        except sqlite3.OperationalError as error:
+            if primary_code(error) not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} or time.monotonic() > deadline:
+                raise translate(error, path) from error
+            time.sleep(0.002)
+
+
+def _give_birth(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA busy_timeout=1000").fetchall()
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        _pragma(connection, "auto_vacuum", 2)
+        _pragma(connection, "application_id", APPLICATION_ID)
+    _pragma(connection, "journal_mode", "wal")
+
+
+# --- a transaction, as the layers above see it ----------------------------------------------------------------------
+
+
+class Committed(NamedTuple):
+    """
+    An event as its transaction wrote it, with the task's row after it.
+
+    ``local`` never reaches the file: it carries what the runner needs beside the row, a checkpoint's text or a coroutine.
+    """
+
+    seq: int
+    task_seq: int | None
+    scope: str
+    from_scope: str | None
+    task_id: str | None
+    attempt: int | None
+    type: str
+    at: str
+    data: str
+    task: Task | None = None
+    local: Any = None
+
+
+class Transaction:
+    """
+    One open transaction: what a unit reads and writes through. Made by the writer alone, and only for as long as it is open.
+
+    ``now`` is the time of everything in it (UTC text); ``events`` is what it wrote so far; ``bytes`` how much payload.
+    """
+
+    __slots__ = ("bytes", "connection", "events", "now")
+
+    def __init__(self, connection: sqlite3.Connection, now: str) -> None:
+        self.connection = connection
+        self.now = now
+        self.events: list[Committed] = []
+        self.bytes = 0
+
+    def one(self, sql: str, parameters: Mapping[str, Any]) -> Any | None:
+        """Run a statement to its end and return its only row, or None."""
+        rows = self.connection.execute(sql, parameters).fetchall()
+        return rows[0] if rows else None
+
+    def all(self, sql: str, parameters: Mapping[str, Any]) -> list[Any]:
+        """Run a statement and return all its rows."""
+        return self.connection.execute(sql, parameters).fetchall()
+
+
+def utc_text(seconds: float) -> str:
+    """Write a time as this file does: UTC, ISO 8601, fixed width, milliseconds."""
+    whole, thousandths = divmod(round(seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{thousandths:03d}Z"
+
+
+def raise_translated(error: BaseException, path: Path) -> NoReturn:
+    """Raise *error* in this package's words, from itself."""
+    raise translate(error, path) from error

@@ -1,0 +1,261 @@
+"""Owns those who wait: for the end of a task, for events, for other processes' commits; never changes a row."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Self
+
+from . import queries
+from .database import Committed, Reader
+from .errors import StoreClosed, StoreError
+from .lifecycle import TERMINAL_EVENTS, Task
+from .models import EventType, Scope, TaskEvent
+
+__all__ = ["Feed", "Subscription"]
+
+log = logging.getLogger(__name__)
+
+_TICK = 0.015
+"""Seconds between looks for other processes' commits."""
+
+_PAGE = 500
+_BUFFER = 1_000
+"""Events a slow subscriber may be handed directly; beyond that it pages from the table."""
+
+
+class Feed:
+    """
+    Wakes waiters and subscribers when something is committed, by this process or another.
+
+    *changed* says whether another connection committed since it was last asked; *on_foreign* is told what others wrote.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        changed: Callable[[], Awaitable[bool]],
+        on_foreign: Callable[[Sequence[Committed]], Awaitable[None]],
+    ) -> None:
+        self._reader = reader
+        self._changed = changed
+        self._on_foreign = on_foreign
+        self._waiters: dict[int, set[asyncio.Future[Task | None]]] = {}
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._seen = 0
+        self._watch: asyncio.Task[None] | None = None
+        self.head = 0
+        self.is_closed = False
+
+    async def open(self) -> None:
+        """Begin at the newest event of the file."""
+        self._seen = self.head = (await self._reader.rows(queries.LAST_SEQ, {}))[0][0]
+
+    def watch(self) -> None:
+        """Begin to look for other processes' commits."""
+        self._watch = asyncio.create_task(self._look(), name="lash_store feed")
+
+    async def close(self) -> None:
+        """Stop looking; waiters get `StoreClosed`, subscriptions end."""
+        self.is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
+            self._watch = None
+        self.stop(StoreClosed("the store was closed: open it again to go on waiting"))
+
+    def stop(self, error: StoreError) -> None:
+        """Wake everybody for the last time."""
+        self.is_closed = True
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(error)
+        self._waiters.clear()
+        for subscription in self._subscriptions:
+            subscription.wake.set()
+
+    # --- waiting for a task ---
+
+    def wait_for_end(self, task_seq: int) -> asyncio.Future[Task | None]:
+        """
+        Return a future that resolves when the task has ended: with its row, or with None if the row must be read.
+
+        Register first and read the row second: then no wake-up can be missed. Give it back with `forget`.
+        """
+        if self.is_closed:
+            raise StoreClosed("the store is closed: open it again to wait")
+        waiter: asyncio.Future[Task | None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(task_seq, set()).add(waiter)
+        return waiter
+
+    def forget(self, task_seq: int, waiter: asyncio.Future[Task | None]) -> None:
+        """Give a waiter back."""
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()
+        waiters = self._waiters.get(task_seq)
+        if waiters is not None:
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiters[task_seq]
+
+    # --- being told ---
+
+    def publish(self, events: Sequence[Committed]) -> None:
+        """Pass on events of one commit, in ``seq`` order; a hint, which may come twice or out of turn."""
+        if events[0].seq == self._seen + 1:
+            self._seen = events[-1].seq
+        self.head = max(self.head, events[-1].seq)
+        if self._waiters:
+            for event in events:
+                if event.task_seq in self._waiters and event.type in TERMINAL_EVENTS:
+                    for waiter in self._waiters[event.task_seq]:
+                        if not waiter.done():
+                            waiter.set_result(event.task)
+        for subscription in self._subscriptions:
+            subscription.offer(events)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            try:
+                if await self._changed():
+                    await self._on_foreign(await self._catch_up())
+            except StoreError:
+                log.warning("feed_failed", exc_info=True)
+                await asyncio.sleep(1.0)
+
+    async def _catch_up(self) -> list[Committed]:
+        """Publish what is in the table beyond what was seen, and return it."""
+        found: list[Committed] = []
+        while True:
+            page = await self.page(self._seen, {})
+            if not page:
+                return found
+            self.publish(page)
+            self._seen = max(self._seen, page[-1].seq)
+            found += page
+
+    # --- reading the table ---
+
+    async def page(self, after: int, chosen: dict[str, Any]) -> list[Committed]:
+        """Return the next events after a cursor that fit, oldest first, at most one page of them."""
+        sql = queries.events_page(frozenset({"after", *chosen}))
+        rows = await self._reader.rows(sql, {"after": after, "limit": _PAGE, **chosen})
+        return [Committed._make((*row, None, None)) for row in rows]
+
+    async def page_to_head(self, after: int, chosen: dict[str, Any]) -> tuple[list[Committed], int]:
+        """Return one page, and the cursor it brings its reader to: the newest event if nothing more fits before it."""
+        sql = queries.events_page(frozenset({"after", "until", *chosen}))
+
+        def read(raw: sqlite3.Connection) -> tuple[list[Any], int]:
+            head = raw.execute(queries.LAST_SEQ, {}).fetchall()[0][0]
+            return raw.execute(sql, {"after": after, "until": head, "limit": _PAGE, **chosen}).fetchall(), head
+
+        rows, head = await self._reader.run(read)
+        self.head = max(self.head, head)
+        cursor = rows[-1][0] if len(rows) == _PAGE else max(after, head)
+        return [Committed._make((*row, None, None)) for row in rows], cursor
+
+    def subscribe(
+        self,
+        after: int | None,
+        *,
+        scope: Scope | None = None,
+        types: Iterable[EventType] | None = None,
+        task_seq: int | None = None,
+    ) -> Subscription:
+        """Return what follows the events after a cursor, 0 from the beginning, None from now, as far as it fits."""
+        subscription = Subscription(self, self.head if after is None else after, scope, types, task_seq)
+        self._subscriptions.add(subscription)
+        return subscription
+
+
+class Subscription(AsyncIterator[TaskEvent]):
+    """
+    Every committed event after a cursor, in ``seq`` order, without loss or duplicate, for ever.
+
+    Memory is bounded: events are handed over directly only while they follow the cursor without a hole, else paged from the
+    table. It ends when the store closes.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        cursor: int,
+        scope: Scope | None,
+        types: Iterable[EventType] | None,
+        task_seq: int | None,
+    ) -> None:
+        self._feed = feed
+        self._cursor = cursor
+        self._scope = None if scope is None else str(scope)
+        self._types = None if types is None else frozenset(EventType(kind) for kind in types)
+        self._task_seq = task_seq
+        self._chosen: dict[str, Any] = {}
+        if task_seq is not None:
+            self._chosen["task_seq"] = task_seq
+        if self._scope is not None:
+            self._chosen["scope"] = self._scope
+        if self._types is not None:
+            self._chosen["types"] = queries.names(self._types)
+        self._offered: deque[Committed] = deque()
+        self._paged: deque[Committed] = deque()
+        self.wake = asyncio.Event()
+
+    @property
+    def cursor(self) -> int:
+        """The ``seq`` up to which everything that fits was yielded, but for events already read and not yet yielded."""
+        return self._paged[0].seq - 1 if self._paged else self._cursor
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TaskEvent:
+        while True:
+            event = self._next_at_hand()
+            if event is not None:
+                return queries.event_record(event)
+            if self._feed.is_closed:
+                raise StopAsyncIteration
+            if self._cursor < self._feed.head:
+                page, self._cursor = await self._feed.page_to_head(self._cursor, self._chosen)
+                self._paged.extend(page)
+                continue
+            self.wake.clear()
+            await self.wake.wait()
+
+    def offer(self, events: Sequence[Committed]) -> None:
+        """Take events of a commit, as far as there is room; what is not taken is read from the table."""
+        if len(self._offered) + len(events) > _BUFFER:
+            self._offered.clear()
+        else:
+            self._offered.extend(events)
+        self.wake.set()
+
+    def _next_at_hand(self) -> Committed | None:
+        if self._paged:
+            return self._paged.popleft()
+        while self._offered:
+            event = self._offered.popleft()
+            if event.seq <= self._cursor:
+                continue
+            if event.seq != self._cursor + 1:
+                self._offered.clear()
+                return None
+            self._cursor = event.seq
+            if self._fits(event):
+                return event
+        return None
+
+    def _fits(self, event: Committed) -> bool:
+        if self._task_seq is not None and event.task_seq != self._task_seq:
+            return False
+        if self._scope is not None and self._scope not in {event.scope, event.from_scope}:
+            return False
+        return self._types is None or event.type in self._types

@@ -1,0 +1,194 @@
+"""
+Owns what keeps a live file safe from its surroundings: its identity, its permissions, and the lock that outlives stray closes.
+
+POSIX record locks, which SQLite uses, belong to the process and vanish when *any* descriptor of the file is closed
+(sqlite.org/howtocorrupt.html, 2.2). So nothing here, or anywhere in this package, opens the database file beside SQLite but
+the one descriptor `hold` keeps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import NotAStore, StorageError, StorageMoved
+
+__all__ = ["FileIdentity", "check_target", "hold", "identify", "let_go", "resolve"]
+
+_SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
+"""SQLite's shared lock range; a sibling must lock all of it before it may unlink the ``-wal``."""
+
+
+class FileIdentity(NamedTuple):
+    """What a path named when it was looked at."""
+
+    device: int
+    inode: int
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """
+    Return *path* as an absolute path of a real file.
+
+    Raises:
+        StorageError: empty, in memory, a URI, or with NUL in it.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise StorageError("the path of a store must be text, not bytes")
+    if not text or text == ":memory:" or text.startswith("file:") or "\0" in text:
+        raise StorageError(f"{text!r} is not the path of a file: a store lives in a real file, given by its plain path")
+    return Path(text).absolute()
+
+
+def identify(path: Path) -> FileIdentity | None:
+    """Return what *path* names now, or None if nothing; a `stat`, never an `open`."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return FileIdentity(found.st_dev, found.st_ino)
+
+
+def check_same(path: Path, identity: FileIdentity) -> None:
+    """
+    Make sure *path* still names the file that was opened: SQLite in WAL mode does not notice.
+
+    Raises:
+        StorageMoved: it was unlinked, renamed or replaced; what is written now would be lost.
+    """
+    if identify(path) != identity:
+        raise StorageMoved(
+            f"{path} no longer names the file this store opened (it was removed, renamed or replaced): "
+            "the store has stopped; put the file back and open it again"
+        )
+
+
+def check_target(path: Path, *, writing: bool) -> bool:
+    """
+    Say whether *path* names a file, and refuse one that may not be opened.
+
+    Raises:
+        StorageError: the folder is missing, or the file may not be written.
+        NotAStore: not a regular file.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise StorageError(f"the folder {path.parent} does not exist: create it, then open {path.name}") from None
+        return False
+    except OSError as error:
+        raise StorageError(f"{path} cannot be looked at: {error.strerror}") from error
+    if stat.S_ISLNK(found.st_mode) and not writing:
+        found = os.stat(path)
+    if stat.S_ISLNK(found.st_mode):
+        raise StorageError(f"{path} is a symbolic link: open the file it names, {os.path.realpath(path)}")
+    if not stat.S_ISREG(found.st_mode):
+        raise NotAStore(f"{path} is not a regular file")
+    if not writing:
+        return True
+    if found.st_nlink > 1:
+        raise StorageError(f"{path} has {found.st_nlink} hard links: its side files would go astray; keep one")
+    if found.st_uid != os.geteuid():
+        raise StorageError(f"{path} belongs to another user (uid {found.st_uid}): open it as that user, or read-only")
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StorageError(f"{path} or its folder may not be written: change the permissions, or open it read-only")
+    return True
+
+
+def create_private(path: Path) -> bool:
+    """
+    Create *path* as an empty file only its owner may read, and say whether it was this call that did.
+
+    Raises:
+        StorageError: the folder may not be written.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{path} cannot be created: {error.strerror}") from error
+    return True
+
+
+def make_private(path: Path) -> None:
+    """Take the group's and others' permissions from *path*; its ``-wal`` and ``-shm`` inherit them."""
+    mode = stat.S_IMODE(os.lstat(path).st_mode)
+    if mode & 0o077:
+        os.chmod(path, mode & 0o700)
+
+
+# --- the lock against stray closes ----------------------------------------------------------------------------------
+
+
+class _Held:
+    __slots__ = ("descriptor", "users")
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.users = 1
+
+
+_held: dict[FileIdentity, _Held] = {}
+_lock = threading.Lock()
+
+
+def hold(path: Path) -> FileIdentity:
+    """
+    Keep siblings from unlinking the ``-wal`` of *path* whatever this process opens and closes; undo with `let_go`.
+
+    One descriptor with an open-file-description read lock on SQLite's shared range, once a process and inode. The file must be
+    in WAL mode already. Where the system has no such locks (macOS) only the identity is returned.
+    """
+    with _lock:
+        identity = identify(path)
+        if identity is None:
+            raise StorageMoved(f"{path} vanished while it was opened")
+        held = _held.get(identity)
+        if held is not None:
+            held.users += 1
+            return identity
+        descriptor = -1
+        if sys.platform == "linux":
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            wanted = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+        _held[identity] = _Held(descriptor)
+        return identity
+
+
+def is_last(identity: FileIdentity) -> bool:
+    """Say whether one `let_go` more will drop the lock."""
+    with _lock:
+        held = _held.get(identity)
+        return held is None or held.users == 1
+
+
+def let_go(identity: FileIdentity) -> None:
+    """Undo one `hold`. The last one closes the descriptor, so no connection of this process may be open on the file."""
+    with _lock:
+        held = _held[identity]
+        held.users -= 1
+        if held.users == 0:
+            del _held[identity]
+            if held.descriptor >= 0:
+                os.close(held.descriptor)
+
+
+def _forget_in_child() -> None:
+    for held in _held.values():
+        if held.descriptor >= 0:
+            os.close(held.descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

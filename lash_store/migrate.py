@@ -1,0 +1,149 @@
+"""Owns the file's revision: current, head, upgrade and downgrade through Alembic's API, each in one transaction."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import database
+from .errors import SchemaError
+from .schema import HEAD, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy.engine import Connection
+
+__all__ = ["current", "downgrade", "head", "prepare", "transaction", "upgrade"]
+
+_alembic = threading.Lock()
+"""Alembic keeps global state: one run at a time in a process."""
+
+_PATIENCE = 30.0
+
+
+def current(path: Path) -> str | None:
+    """Return the revision of the file, or None before the first; changes nothing."""
+    return database.probe(path)
+
+
+def head() -> str:
+    """Return the newest revision in the migrations that came with this package."""
+    from alembic.script import ScriptDirectory
+
+    found = ScriptDirectory.from_config(_config()).get_current_head()
+    if found is None:
+        raise SchemaError("the migrations of this package are missing: install it again")
+    return found
+
+
+def prepare(path: Path) -> None:
+    """
+    Make sure the file exists and is at head: born now, as it was, or upgraded.
+
+    Raises:
+        NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
+    """
+    exists = database.guards.check_target(path, writing=True)
+    revision = database.probe(path) if exists else None
+    if revision == HEAD:
+        database.guards.make_private(path)
+        return
+    database.born(path)
+    upgrade(path)
+
+
+def upgrade(path: Path, revision: str = "head") -> None:
+    """Bring the file to *revision* in one transaction; a crash leaves the old one."""
+    from alembic import command
+
+    _run(path, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(path: Path, revision: str) -> None:
+    """Take the file back to *revision* in one transaction; ``base`` leaves a store without tables."""
+    from alembic import command
+
+    _run(path, lambda config: command.downgrade(config, revision))
+
+
+def _run(path: Path, action: Callable[[Config], object]) -> None:
+    config = _config()
+    logger = logging.getLogger("alembic")
+    with _alembic:
+        level = logger.level
+        logger.setLevel(logging.WARNING)
+        try:
+            with transaction(path) as connection:
+                config.attributes["connection"] = connection
+                action(config)
+        finally:
+            logger.setLevel(level)
+
+
+def _config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(files("lash_store.migrations")).replace("%", "%%"))
+    return config
+
+
+@contextmanager
+def transaction(path: Path) -> Iterator[Connection]:
+    """
+    Give an SQLAlchemy connection inside one ``BEGIN IMMEDIATE``, with Alembic's version table made; commit at the end.
+
+    Raises:
+        SchemaError: the revisions left rows without their parents; nothing is committed.
+        SchemaTooNew, NotAStore: the file is not one this package may change.
+    """
+    import sqlalchemy
+    from sqlalchemy.pool import StaticPool
+
+    raw = database.open_sqlite(path, "write")
+    engine = sqlalchemy.create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+    try:
+        # SQLAlchemy looks around at its first connect and rolls back: before our BEGIN, or it would end it
+        with engine.connect() as connection:
+            # with foreign keys on, a revision that rebuilds a table would take the children with it
+            raw.execute("PRAGMA foreign_keys=OFF").fetchall()
+            # SQLAlchemy's side of the same transaction: Alembic then leaves the commit to us
+            with connection.begin():
+                _begin(raw)
+                database.check_revision(database.read_revision(raw, path), path)
+                # STRICT, which Alembic's own would not be
+                raw.execute(
+                    f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num TEXT NOT NULL PRIMARY KEY) STRICT"
+                )
+                yield connection
+                orphans = raw.execute("PRAGMA foreign_key_check").fetchall()
+                if orphans:
+                    raise SchemaError(
+                        f"{path}: the revision leaves rows without parents, {orphans[:3]}: nothing was changed"
+                    )
+    except sqlite3.Error as error:
+        database.raise_translated(error, path)
+    finally:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        engine.dispose()
+        raw.close()
+
+
+def _begin(raw: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if database.primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)

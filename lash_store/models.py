@@ -1,0 +1,330 @@
+"""Owns the public records and the words of the domain, as frozen pydantic models and `StrEnum`s; never touches the file."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+from unicodedata import category
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from .errors import InvalidId
+
+__all__ = [
+    "CancelPolicy",
+    "EventType",
+    "Evidence",
+    "Failure",
+    "OwnerEnd",
+    "Recovery",
+    "RecoveryReport",
+    "Scope",
+    "SessionRecord",
+    "StopReason",
+    "TaskEvent",
+    "TaskFilter",
+    "TaskKind",
+    "TaskMode",
+    "TaskRecord",
+    "TaskState",
+    "Transition",
+    "Verdict",
+    "check_id",
+]
+
+
+class TaskState(StrEnum):
+    """Where a task stands. The first terminal state wins, for ever."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    WAITING = "waiting"
+    CANCEL_REQUESTED = "cancel_requested"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
+
+    @property
+    def is_terminal(self) -> bool:
+        """True for the four states nothing leaves."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED, TaskState.ABANDONED})
+
+
+class TaskKind(StrEnum):
+    """What the work is to the agent."""
+
+    MONITOR = "monitor"
+    SUBAGENT = "subagent"
+    OBSERVER = "observer"
+    OTHER = "other"
+
+
+class TaskMode(StrEnum):
+    """Who does the work: the store (`managed`, `hidden`) or somebody else (`external`)."""
+
+    MANAGED = "managed"
+    EXTERNAL = "external"
+    HIDDEN = "hidden"
+
+
+class Recovery(StrEnum):
+    """
+    What becomes of a task whose owner is gone; declared when work is created.
+
+    ``rerun``: the body may be run again, and is. ``owner_bound``: it may not, once started; the task is *abandoned*.
+    ``external``: somebody else does the work, so nothing is done.
+    """
+
+    RERUN = "rerun"
+    OWNER_BOUND = "owner_bound"
+    EXTERNAL = "external"
+
+
+class CancelPolicy(StrEnum):
+    """How a body is stopped: asked, and cancelled after the grace (`cooperative`), or cancelled at once (`abort_local`)."""
+
+    COOPERATIVE = "cooperative"
+    ABORT_LOCAL = "abort_local"
+
+
+class HandleRole(StrEnum):
+    """What a handle allows: the one `owner` handle may cancel, an `observer` may look and wait."""
+
+    OWNER = "owner"
+    OBSERVER = "observer"
+
+
+class StopReason(StrEnum):
+    """Why a body is being stopped; what `TaskContext.stop_reason` says."""
+
+    CANCEL = "cancel"
+    DETACH = "detach"
+    TIMEOUT = "timeout"
+    STALE = "stale"
+
+
+class OwnerEnd(StrEnum):
+    """How an owner ended: it closed its store, it was found dead, or a person gave it up."""
+
+    CLOSED = "closed"
+    DIED = "died"
+    ABANDONED = "abandoned"
+
+
+class Verdict(StrEnum):
+    """What became of a request: done, already so, or another outcome stands. A lost race is not an error."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    SUPERSEDED = "superseded"
+
+
+class EventType(StrEnum):
+    """What happened; the words of the `events` table."""
+
+    REGISTERED = "registered"
+    CLAIMED = "claimed"
+    STARTED = "started"
+    REATTACHED = "reattached"
+    RELEASED = "released"
+    RETRY_SCHEDULED = "retry_scheduled"
+    STATE_CHANGED = "state_changed"
+    PROGRESS = "progress"
+    SAVED = "saved"
+    SIGNALLED = "signalled"
+    CANCEL_REQUESTED = "cancel_requested"
+    CALLBACK_FAILED = "callback_failed"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABANDONED = "abandoned"
+    TRANSFERRED = "transferred"
+    NOTED = "noted"
+    PRUNED = "pruned"
+    SESSION_OPENED = "session_opened"
+    SESSION_CLOSED = "session_closed"
+    HANDED_OFF = "handed_off"
+
+
+_MAX_ID = 256
+
+
+def check_id(what: str, value: str) -> str:
+    """
+    Return *value* if it can be stored as an id: 1 to 256 characters, none of them a control character.
+
+    Raises:
+        InvalidId: empty, too long, or with NUL, control characters or lone surrogates.
+    """
+    if not isinstance(value, str):
+        raise InvalidId(f"{what} must be a string, not {type(value).__name__}")
+    if not value or len(value) > _MAX_ID:
+        raise InvalidId(f"{what} must have 1 to {_MAX_ID} characters, not {len(value)}")
+    if not value.isprintable() and any(category(char) in {"Cc", "Cs"} for char in value):
+        raise InvalidId(f"{what} {value!r} has control characters or lone surrogates: use printable text")
+    return value
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scope(_Record):
+    """The key every row of a session carries: ``Scope("desktop", "s1")``, printed ``desktop:s1``."""
+
+    runtime: str
+    session_id: str
+
+    def __init__(self, runtime: str, session_id: str) -> None:
+        check_id("runtime", runtime)
+        check_id("session id", session_id)
+        if ":" in runtime:
+            raise InvalidId(f"runtime {runtime!r} has a ':': the first ':' of a scope ends the runtime's name")
+        super().__init__(runtime=runtime, session_id=session_id)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        Read ``runtime:session`` back into a scope.
+
+        Raises:
+            InvalidId: no ``:`` in it, or a part that cannot be stored.
+        """
+        runtime, colon, session_id = text.partition(":")
+        if not colon:
+            raise InvalidId(f"scope {text!r} has no ':': write runtime:session")
+        return cls(runtime, session_id)
+
+    def __str__(self) -> str:
+        return f"{self.runtime}:{self.session_id}"
+
+
+class Failure(_Record):
+    """How a task failed: the exception's type name, its message, and the end of its traceback."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+class Evidence(_Record):
+    """What is known of a task nobody finished: the owner that had it, and how it ended."""
+
+    owner_id: int | None
+    pid: int | None = None
+    host: str | None = None
+    end: str
+    found_at: datetime
+
+
+class TaskRecord(_Record):
+    """
+    One incarnation of a task as its row stood when it was read.
+
+    ``arguments`` and ``result`` are JSON values; ``fraction`` is 0 to 1; times are aware UTC datetimes. ``attempt`` counts
+    executions from 1 (0: never started), ``attempts_spent`` those that a crash ended.
+    """
+
+    task_seq: int
+    scope: Scope
+    id: str
+    kind: TaskKind
+    mode: TaskMode
+    state: TaskState
+    label: str
+    function: str | None
+    recovery: Recovery
+    cancel_policy: CancelPolicy
+    arguments: JsonValue
+    attempt: int
+    attempts_spent: int
+    max_attempts: int
+    owner_id: int | None
+    progress: str | None
+    fraction: float | None
+    result: JsonValue
+    failure: Failure | None
+    evidence: Evidence | None
+    cancel_reason: str | None
+    cancel_requested_by: str | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    updated_at: datetime
+    completed_at: datetime | None
+
+    @property
+    def is_terminal(self) -> bool:
+        """True once the task has its outcome."""
+        return self.completed_at is not None
+
+
+class TaskEvent(_Record):
+    """What happened, written in the transaction that did it. ``seq`` is the cursor of the change feed."""
+
+    seq: int
+    task_seq: int | None
+    scope: Scope
+    from_scope: Scope | None
+    task_id: str | None
+    attempt: int | None
+    type: EventType
+    at: datetime
+    data: dict[str, Any]
+
+
+class SessionRecord(_Record):
+    """One agent conversation inside a runtime."""
+
+    scope: Scope
+    opened_at: datetime
+    closed_at: datetime | None
+    live_tasks: int
+
+
+class TaskFilter(_Record):
+    """
+    Which tasks to list or count; an empty filter is the whole file.
+
+    Tasks come by ``task_seq``, never by wall clock; page with ``after_seq`` and ``limit``.
+    """
+
+    runtime: str | None = None
+    scope: Scope | None = None
+    kinds: frozenset[TaskKind] | None = None
+    states: frozenset[TaskState] | None = None
+    include_terminal: bool = True
+    include_hidden: bool = True
+    after_seq: int = 0
+    limit: int | None = Field(default=None, ge=0)
+
+
+class Transition(_Record):
+    """A row as it stands after a request, and what became of the request."""
+
+    record: TaskRecord
+    verdict: Verdict
+
+
+class RecoveryReport(_Record):
+    """
+    What one recovery did. Each list holds the records as they stood right after it.
+
+    ``unreachable`` names owners whose lock file is gone although their process lives: they are not dead, and nothing of
+    theirs was touched.
+    """
+
+    dead_owners: tuple[int, ...] = ()
+    unreachable: tuple[int, ...] = ()
+    reattached: tuple[TaskRecord, ...] = ()
+    claimed: tuple[TaskRecord, ...] = ()
+    released: tuple[TaskRecord, ...] = ()
+    cancelled: tuple[TaskRecord, ...] = ()
+    failed: tuple[TaskRecord, ...] = ()
+    abandoned: tuple[TaskRecord, ...] = ()
+    unknown_functions: tuple[str, ...] = ()

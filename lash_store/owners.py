@@ -1,0 +1,209 @@
+"""
+Owns the lock that says who is alive: one `flock`ed side file an opened store, held for its whole life.
+
+The kernel drops it when the process dies, SIGKILL included, and keeps it while the process is merely stopped or slow. No
+lease, no heartbeat, no time-out decides that an owner is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import platform
+import secrets
+import stat
+from enum import StrEnum
+from pathlib import Path
+
+from .errors import StorageError
+from .queries import OwnerRow
+
+__all__ = ["Life", "OwnerLock", "describe_process", "life_of"]
+
+
+class Life(StrEnum):
+    """What the lock says of an owner. ``unreachable``: its file is gone, yet its process lives; not dead."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNREACHABLE = "unreachable"
+
+
+_ours: dict[str, OwnerLock] = {}
+"""The locks this process holds, by token."""
+
+
+def folder(path: Path) -> Path:
+    """Return the folder of side files beside a database."""
+    return Path(f"{path}-owners")
+
+
+class OwnerLock:
+    """The lock of one opened store. Take it before the owner's row is committed; drop it last."""
+
+    def __init__(self, path: Path) -> None:
+        self.token = f"o-{secrets.token_hex(10)}"
+        self._folder = folder(path)
+        self.path = self._folder / f"{self.token}.lock"
+        self._descriptor = -1
+        self._loop = asyncio.get_running_loop()
+
+    def acquire(self) -> None:
+        """
+        Make the side file and lock it.
+
+        Raises:
+            StorageError: the folder beside the database may not be written.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            found = self._folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise StorageError(f"{self._folder} is not a folder of this user: move it away")
+            self._descriptor = _create_locked(self.path)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be made and locked: {error.strerror}") from error
+        _ours[self.token] = self
+
+    def keep(self) -> None:
+        """Make the side file again if somebody removed it: the descriptor's lock alone nobody can ask for."""
+        if self._descriptor < 0 or self._is_named():
+            return
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            again = _create_locked(self.path)
+            os.close(self._descriptor)
+            self._descriptor = again
+
+    def remove(self) -> None:
+        """Unlink the side file; only inside a write transaction in which the owner's row is absent or ended."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def release(self) -> None:
+        """Drop the lock: from here on this owner is dead."""
+        _ours.pop(self.token, None)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the event loop of the store that took it is closed: nothing of it can run any more."""
+        return self._loop.is_closed()
+
+    def _is_named(self) -> bool:
+        try:
+            named = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        held = os.fstat(self._descriptor)
+        return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+
+    def _forget_in_child(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _create_locked(path: Path) -> int:
+    # under another name first: whoever finds the file by its own name finds it locked
+    made = path.with_suffix(".new")
+    descriptor = os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    made.rename(path)
+    return descriptor
+
+
+def life_of(path: Path, owner: OwnerRow) -> Life:
+    """Say whether an owner of the database at *path* is alive; nothing is changed by asking."""
+    ours = _ours.get(owner.token)
+    if ours is not None:
+        return Life.DEAD if ours.is_orphaned else Life.ALIVE
+    try:
+        descriptor = os.open(folder(path) / f"{owner.token}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Life.UNREACHABLE if _process_lives(owner) else Life.DEAD
+    try:
+        # shared: two askers with exclusive locks would call a dead owner alive
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Life.ALIVE
+    finally:
+        os.close(descriptor)
+    return Life.DEAD
+
+
+def release_orphans(tokens: set[str]) -> None:
+    """Drop the locks of this process whose event loop is closed, among owners found dead."""
+    for lock in [lock for token, lock in _ours.items() if token in tokens and lock.is_orphaned]:
+        lock.release()
+
+
+def sweep(path: Path, tokens: list[str]) -> None:
+    """
+    Unlink the side files of owners that have ended; only inside a write transaction that sees them ended.
+
+    A file whose lock somebody holds is left.
+    """
+    for token in tokens:
+        side = folder(path) / f"{token}.lock"
+        with contextlib.suppress(OSError):
+            descriptor = os.open(side, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                side.unlink()
+            finally:
+                os.close(descriptor)
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def describe_process() -> dict[str, str | int]:
+    """Return what names this process beyond its pid, which repeats: host, boot and start time."""
+    pid = os.getpid()
+    return {"pid": pid, "process_start": _started(pid) or "", "boot_id": _boot_id(), "host": platform.node()}
+
+
+def _process_lives(owner: OwnerRow) -> bool:
+    if (owner.boot_id, owner.host) != (_boot_id(), platform.node()):
+        return False
+    if owner.process_start:
+        return _started(owner.pid) == owner.process_start
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _started(pid: int) -> str | None:
+    """Return the start time of a live process in clock ticks since boot (proc(5), field 22); None for a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in {"Z", "X"} else fields[19]
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _forget_in_child() -> None:
+    # the lock belongs to the open file, which a child without exec shares: it must not keep a dead parent alive
+    for lock in _ours.values():
+        lock._forget_in_child()
+    _ours.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,168 @@
+"""Owns recovery: one transaction over the live rows whose owner is gone, its report, and the watch for owners that die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from . import lifecycle, owners, queries, transitions
+from .database import Reader, Transaction
+from .errors import StoreError
+from .lifecycle import Start, Task
+from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskMode, Verdict
+from .owners import Life, OwnerLock
+from .queries import OwnerRow
+from .registry import Registry
+from .writer import Writer
+
+__all__ = ["Recoverer", "evidence_of"]
+
+log = logging.getLogger(__name__)
+
+_LOOK = 0.1
+"""Seconds between looks at the locks of live peers; asking one costs about 15 microseconds."""
+
+_LISTS = {
+    EventType.REATTACHED: "reattached",
+    EventType.CLAIMED: "claimed",
+    EventType.RELEASED: "released",
+    EventType.CANCELLED: "cancelled",
+    EventType.FAILED: "failed",
+    EventType.ABANDONED: "abandoned",
+}
+
+
+def evidence_of(owner: OwnerRow | None, end: OwnerEnd, now: str) -> str:
+    """Write what is known of an owner that left work without an outcome."""
+    return Evidence(
+        owner_id=None if owner is None else owner.owner_id,
+        pid=None if owner is None else owner.pid,
+        host=None if owner is None else owner.host,
+        end=end,
+        found_at=now,  # type: ignore[arg-type]
+    ).model_dump_json()
+
+
+class Recoverer:
+    """
+    Finds owners of one runtime that are dead, and gives their work to *owner_id*, as far as its functions are known here.
+
+    *slots* reserves what bodies may be started at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        runtime: str,
+        owner_id: int,
+        lock: OwnerLock,
+        reader: Reader,
+        writer: Writer,
+        registry: Registry,
+        slots: Callable[[], AbstractContextManager[int]],
+    ) -> None:
+        self._path = path
+        self._runtime = runtime
+        self._owner_id = owner_id
+        self._lock = lock
+        self._reader = reader
+        self._writer = writer
+        self._registry = registry
+        self._slots = slots
+        self._peers: list[OwnerRow] = []
+        self._one_at_a_time = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def recover(self) -> RecoveryReport:
+        """Take over what dead owners left, in one transaction; see `TaskStore.recover`."""
+        async with self._one_at_a_time:
+            await self.look_for_peers()
+            lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
+            dead = [peer for peer, life in lives.items() if life is Life.DEAD]
+            known = self._registry.names
+            with self._slots() as slots:
+                report = await self._writer.run(lambda tx: self._recover(tx, dead, known, slots))
+            if dead:
+                await self._bury(dead)
+                await self.look_for_peers()
+            unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
+            return report.model_copy(update={"unreachable": unreachable})
+
+    def _recover(self, tx: Transaction, dead: list[OwnerRow], known: frozenset[str], slots: int) -> RecoveryReport:
+        for owner in dead:
+            queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
+        before = len(tx.events)
+        unknown: set[str] = set()
+        for task in queries.live_tasks_left(tx, self._runtime):
+            if task.mode == TaskMode.EXTERNAL:
+                continue
+            if task.may_rerun and task.function not in known:
+                unknown.add(task.function or "")
+            slots -= self._recover_task(tx, task, known, slots > 0)
+        changed: dict[str, list[Task]] = {name: [] for name in _LISTS.values()}
+        for event in tx.events[before:]:
+            if event.task is not None:
+                changed[_LISTS[EventType(event.type)]].append(event.task)
+        return RecoveryReport(
+            dead_owners=tuple(owner.owner_id for owner in dead),
+            unknown_functions=tuple(sorted(unknown)),
+            **{name: tuple(map(queries.task_record, tasks)) for name, tasks in changed.items()},
+        )
+
+    def _recover_task(self, tx: Transaction, task: Task, known: frozenset[str], slot: bool) -> bool:
+        """Recover one row, and say whether that took a slot."""
+        owner = None if task.owner_id is None else queries.owner_by_id(tx, task.owner_id)
+        end = OwnerEnd.DIED if owner is None or owner.end is None else OwnerEnd(owner.end)
+        command = lifecycle.recover(
+            task,
+            owner_id=self._owner_id,
+            known=task.function in known,
+            slot=slot,
+            evidence=evidence_of(owner, end, tx.now),
+        )
+        if isinstance(command, Start):
+            return transitions.start(tx, task, command).verdict is Verdict.APPLIED
+        transitions.transition(tx, task, command)
+        return False
+
+    async def _bury(self, dead: list[OwnerRow]) -> None:
+        tokens = [owner.token for owner in dead]
+        owners.release_orphans(set(tokens))
+
+        def unit(tx: Transaction) -> None:
+            owners.sweep(self._path, [token for token in tokens if not queries.owner_is_open(tx, token)])
+
+        await self._writer.run(unit)
+
+    # --- watching ---
+
+    async def look_for_peers(self) -> None:
+        """Read which other owners of this runtime have not ended; told when somebody else committed."""
+        rows = await self._reader.rows(queries.OPEN_OWNERS, {"runtime": self._runtime})
+        self._peers = [owner for owner in map(OwnerRow._make, rows) if owner.owner_id != self._owner_id]
+
+    def watch(self) -> None:
+        """Begin to look at the peers' locks; no table is read while none is free."""
+        self._watch = asyncio.create_task(self._look(), name="lash_store recovery")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
+            self._watch = None
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            try:
+                self._lock.keep()
+                if any(owners.life_of(self._path, peer) is Life.DEAD for peer in self._peers):
+                    await self.recover()
+            except (StoreError, OSError):
+                log.warning("recovery_failed", exc_info=True)
+                await asyncio.sleep(1.0)

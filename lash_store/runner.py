@@ -1,0 +1,436 @@
+"""
+Owns the live bodies: one supervisor each, started and stopped by committed events alone.
+
+It compares rows and bodies, so order and repetition of what it is told do not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any
+
+from . import transitions
+from .database import Committed, Transaction
+from .errors import (
+    CommitInDoubt,
+    InvalidArguments,
+    ResultNotSerializable,
+    StaleAttempt,
+    StorageMoved,
+    StoreClosed,
+    StoreError,
+)
+from .lifecycle import Command, Complete, ConfirmCancel, Fail, Fence, Start, Task
+from .models import CancelPolicy, EventType, Failure, StopReason, TaskState
+from .registry import Registry, to_json
+from .transitions import Outcome
+from .writer import Writer
+
+__all__ = ["Body", "Runner"]
+
+log = logging.getLogger(__name__)
+
+_TRACEBACK = 8_000
+_MESSAGE = 2_000
+"""Characters of a failure that are kept: the end of the traceback, the beginning of the message."""
+
+_RETRY = (0.05, 2.0)
+"""Seconds between tries to store an outcome on a full or busy disk: first, and at most."""
+
+current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash_store_body", default=None)
+
+
+class Body:
+    """One execution of a task in this process: its fence, and how it is being stopped."""
+
+    def __init__(self, task: Task, checkpoint: str | None) -> None:
+        self.task = task
+        self.checkpoint = checkpoint
+        self.fence = Fence(task.attempt, task.owner_id or 0)
+        self.stop_reason: StopReason | None = None
+        self.stopping = asyncio.Event()
+        self.coroutine: asyncio.Task[Any] | None = None
+        self.supervisor: asyncio.Task[None] | None = None
+        self.has_slot = True
+        self.has_ended = False
+        self._grace: asyncio.TimerHandle | None = None
+
+    @property
+    def task_seq(self) -> int:
+        return self.task.task_seq
+
+    def stop(self, reason: StopReason, *, grace: float = 0.0) -> None:
+        """Say why, wake who waits for it, and cancel the coroutine after *grace* seconds; a harder reason replaces a softer."""
+        if self.stop_reason in {reason, StopReason.STALE}:
+            return
+        self.stop_reason = reason
+        self.stopping.set()
+        if self._grace is not None:
+            self._grace.cancel()
+        if grace > 0:
+            self._grace = asyncio.get_running_loop().call_later(grace, self.abort)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Cancel the coroutine."""
+        if self.coroutine is not None:
+            self.coroutine.cancel()
+
+    def forget_grace(self) -> None:
+        """Cancel the coroutine no more: it has ended."""
+        if self._grace is not None:
+            self._grace.cancel()
+
+
+class Runner:
+    """
+    Runs up to *max_running* bodies of the tasks that *owner_id* holds.
+
+    *make_context* gives a body its first argument.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        registry: Registry,
+        *,
+        owner_id: int,
+        max_running: int,
+        cancel_grace: float,
+        make_context: Callable[[Body], Any],
+    ) -> None:
+        self._writer = writer
+        self._registry = registry
+        self._grace = cancel_grace
+        self._owner_id = owner_id
+        self._make_context = make_context
+        self._free = max_running
+        self._queue: deque[tuple[int, bool]] = deque()
+        self._queued: set[int] = set()
+        self._starting: set[int] = set()
+        self._bodies: dict[int, Body] = {}
+        self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
+        self._returning: deque[asyncio.Future[None]] = deque()
+        self._closing = False
+
+    # --- reacting ---
+
+    def react(self, events: Sequence[Committed]) -> None:
+        """Act on events this process committed, each with the row after it."""
+        for event in events:
+            task = event.task
+            if task is None:
+                continue
+            if task.owner_id == self._owner_id and not task.is_terminal:
+                self._react_to_own(event, task)
+            else:
+                self._react_to_lost(task)
+        self._schedule()
+
+    def compare(self, tasks: Iterable[Task]) -> None:
+        """Act on rows read from the file, which may be older than what is known here: they only ever stop something."""
+        for task in tasks:
+            lost = task.is_terminal or task.owner_id != self._owner_id
+            body = self._bodies.get(task.task_seq)
+            if body is None:
+                if lost:
+                    self._forget(task.task_seq)
+            elif body.has_ended or task.attempt < body.fence.attempt:
+                continue
+            elif lost or task.attempt > body.fence.attempt:
+                body.stop(StopReason.STALE)
+            elif task.state == TaskState.CANCEL_REQUESTED:
+                self._cancel(body)
+
+    @property
+    def held(self) -> list[int]:
+        """What this process holds: bodies, and rows waiting for a slot."""
+        return [*self._bodies, *self._queued]
+
+    def is_running(self, task_seq: int) -> bool:
+        """Whether a body of the task lives in this process: its row is live, then, and nobody need read it."""
+        body = self._bodies.get(task_seq)
+        return body is not None and not body.has_ended
+
+    def _react_to_own(self, event: Committed, task: Task) -> None:
+        if task.state == TaskState.PENDING:
+            if event.type == EventType.REGISTERED and event.local is not None:
+                self._coroutines[task.task_seq] = event.local
+            self._enqueue(task.task_seq, reattach=event.type == EventType.CLAIMED)
+        elif task.state == TaskState.CANCEL_REQUESTED:
+            body = self._bodies.get(task.task_seq)
+            if body is not None:
+                self._cancel(body)
+        elif event.type in {EventType.STARTED, EventType.REATTACHED}:
+            self._launch(task, event.local)
+
+    def _react_to_lost(self, task: Task) -> None:
+        body = self._bodies.get(task.task_seq)
+        if body is None:
+            self._forget(task.task_seq)
+        elif task.is_terminal and task.attempt == body.fence.attempt:
+            body.has_ended = True
+        else:
+            body.stop(StopReason.STALE)
+
+    def _forget(self, task_seq: int) -> None:
+        self._queued.discard(task_seq)
+        coroutine = self._coroutines.pop(task_seq, None)
+        if coroutine is not None:
+            coroutine.close()
+
+    def _cancel(self, body: Body) -> None:
+        cooperative = body.task.cancel_policy == CancelPolicy.COOPERATIVE
+        body.stop(StopReason.CANCEL, grace=self._grace if cooperative else 0.0)
+
+    # --- slots ---
+
+    @contextlib.contextmanager
+    def slots_reserved(self) -> Iterator[int]:
+        """Keep every free slot for the bodies that one unit will start, and say how many there are."""
+        reserved, self._free = max(0, self._free), min(0, self._free)
+        try:
+            yield reserved
+        finally:
+            self._free += reserved
+            self._schedule()
+
+    def _enqueue(self, task_seq: int, *, reattach: bool) -> None:
+        if task_seq not in self._queued:
+            self._queued.add(task_seq)
+            self._queue.append((task_seq, reattach))
+
+    def _schedule(self) -> None:
+        while self._free > 0 and not self._closing:
+            if self._returning:
+                waiter = self._returning.popleft()
+                if not waiter.done():
+                    self._free -= 1
+                    waiter.set_result(None)
+            elif self._queue:
+                task_seq, reattach = self._queue.popleft()
+                if task_seq in self._queued:
+                    self._queued.remove(task_seq)
+                    self._free -= 1
+                    self._start(task_seq, reattach)
+            else:
+                return
+
+    def _start(self, task_seq: int, reattach: bool) -> None:
+        owner_id = self._owner_id
+
+        def unit(tx: Transaction) -> Outcome:
+            task = transitions.by_seq(tx, task_seq)
+            return transitions.start(tx, task, Start(owner_id, owner_id, reattach=reattach))
+
+        self._starting.add(task_seq)
+        try:
+            started = self._writer.submit(unit)
+        except StoreError:
+            self._starting.remove(task_seq)
+            self._free += 1
+            return
+        started.add_done_callback(lambda future: self._started(task_seq, reattach, future))
+
+    def _started(self, task_seq: int, reattach: bool, future: asyncio.Future[Outcome]) -> None:
+        if task_seq not in self._starting:
+            return
+        self._starting.remove(task_seq)
+        self._free += 1
+        error = future.exception()
+        if error is not None:
+            log.warning("start_failed", extra={"task_seq": task_seq}, exc_info=error)
+            if not self._closing and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+                asyncio.get_running_loop().call_later(_RETRY[1], self._try_again, task_seq, reattach)
+        self._schedule()
+
+    def _try_again(self, task_seq: int, reattach: bool) -> None:
+        self._enqueue(task_seq, reattach=reattach)
+        self._schedule()
+
+    @contextlib.asynccontextmanager
+    async def slot_given_back(self) -> AsyncIterator[None]:
+        """Give back the slot of the body that waits here, if one does, and take one again before it goes on."""
+        body = current_body.get()
+        if body is None or not body.has_slot or self._bodies.get(body.task_seq) is not body:
+            yield
+            return
+        body.has_slot = False
+        self._free += 1
+        self._schedule()
+        try:
+            yield
+        finally:
+            await self._take_slot(body)
+
+    async def _take_slot(self, body: Body) -> None:
+        if self._free > 0:
+            self._free -= 1
+            body.has_slot = True
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._returning.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            # a body that is being stopped needs no slot to end
+            if waiter.done() and not waiter.cancelled():
+                self._free += 1
+                self._schedule()
+            raise
+        body.has_slot = True
+
+    # --- supervising ---
+
+    def _launch(self, task: Task, checkpoint: str | None) -> None:
+        if task.task_seq in self._starting:
+            self._starting.remove(task.task_seq)
+        else:
+            self._free -= 1
+        body = Body(task, checkpoint)
+        self._bodies[task.task_seq] = body
+        body.supervisor = asyncio.create_task(self._supervise(body), name=f"lash_store supervisor {task.id}")
+
+    async def _supervise(self, body: Body) -> None:
+        """Run one body and store how it ended; the one place that does."""
+        body.coroutine = asyncio.create_task(self._run(body), name=f"lash_store body {body.task.id}")
+        if body.stop_reason is not None and body._grace is None:
+            body.abort()
+        try:
+            await asyncio.wait({body.coroutine})
+            body.forget_grace()
+            await self._store(body, self._outcome(body, body.coroutine))
+        finally:
+            del self._bodies[body.task_seq]
+            self._forget(body.task_seq)
+            if body.has_slot:
+                self._free += 1
+            self._schedule()
+
+    async def _run(self, body: Body) -> Any:
+        current_body.set(body)
+        # what the loop would otherwise take for its own: SystemExit and KeyboardInterrupt of a body are the body's
+        try:
+            return await self._call(body)
+        except (asyncio.CancelledError, Exception):
+            raise
+        except BaseException as error:
+            raise _Escaped(error) from error
+
+    def _call(self, body: Body) -> Awaitable[Any]:
+        coroutine = self._coroutines.pop(body.task_seq, None)
+        if coroutine is not None:
+            return coroutine
+        task = body.task
+        function = self._registry.by_name(task.function) if task.function is not None else None
+        if function is None:
+            raise InvalidArguments(f"task {task.id!r} has no function this program knows: register {task.function!r}")
+        return function.call(self._make_context(body), task.arguments or "{}")
+
+    def _outcome(self, body: Body, coroutine: asyncio.Task[Any]) -> Command | None:
+        """Say what to store for a body that has ended; None if it may store nothing."""
+        if body.stop_reason is StopReason.STALE:
+            _ = coroutine.cancelled() or coroutine.exception()
+            return None
+        if coroutine.cancelled():
+            if body.stop_reason is StopReason.CANCEL:
+                return ConfirmCancel(body.fence)
+            if body.stop_reason is StopReason.DETACH:
+                return None
+            return Fail(body.fence, _failure(asyncio.CancelledError("nobody asked for it")))
+        error = coroutine.exception()
+        if isinstance(error, _Escaped):
+            error = error.error
+        if isinstance(error, StaleAttempt) and error.task_id == body.task.id:
+            return None
+        if error is not None:
+            return Fail(body.fence, _failure(error))
+        try:
+            return Complete(body.fence, to_json(coroutine.result(), f"the result of task {body.task.id!r}"))
+        except ResultNotSerializable as not_json:
+            return Fail(body.fence, _failure(not_json))
+
+    async def _store(self, body: Body, command: Command | None) -> None:
+        """Store an outcome, trying for as long as the store is open: a full disk must not lose it."""
+        pause, longest = _RETRY
+        while command is not None:
+            try:
+                await self._settle(body, command)
+                return
+            except (StoreClosed, CommitInDoubt, StorageMoved):
+                return
+            except StoreError:
+                log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=True)
+            await asyncio.sleep(pause)
+            pause = min(longest, pause * 2)
+
+    async def _settle(self, body: Body, command: Command) -> None:
+        def unit(tx: Transaction) -> Outcome:
+            return transitions.transition(tx, transitions.by_seq(tx, body.task_seq), command)
+
+        outcome = await self._writer.run(unit)
+        if outcome.stale:
+            log.debug("outcome_refused", extra={"task_seq": body.task_seq, "attempt": body.fence.attempt})
+
+    # --- closing ---
+
+    async def detach(self, timeout: float) -> list[Task]:
+        """
+        Stop every body with reason *detach*, and wait up to *timeout* seconds for them to end; return those that did not.
+
+        What ended meanwhile is stored; the rest of the rows is for `transitions.detach`.
+        """
+        self._closing = True
+        for body in list(self._bodies.values()):
+            if body.stop_reason is StopReason.CANCEL:
+                body.abort()
+            else:
+                body.stop(StopReason.DETACH)
+        supervisors = {body.supervisor for body in self._bodies.values() if body.supervisor is not None}
+        if supervisors:
+            await asyncio.wait(supervisors, timeout=timeout)
+        alive = list(self._bodies.values())
+        for body in alive:
+            body.stop(StopReason.STALE)
+        for coroutine in self._coroutines.values():
+            coroutine.close()
+        self._coroutines.clear()
+        return [body.task for body in alive]
+
+    def stop(self) -> None:
+        """End every body at once, storing nothing: the file is out of reach."""
+        self._closing = True
+        for body in list(self._bodies.values()):
+            body.stop(StopReason.STALE)
+
+
+class _Escaped(Exception):
+    """Carries an exception of a body that asyncio would let through to the loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _failure(error: BaseException) -> str:
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"(its message raised {type(broken).__name__})"
+    lines = "".join(traceback.format_exception(error, limit=-20)) if error.__traceback__ is not None else None
+    failure = Failure(
+        type=type(error).__name__,
+        message=_storable(message[:_MESSAGE]),
+        traceback=None if lines is None else _storable(lines[-_TRACEBACK:]),
+    )
+    return failure.model_dump_json()
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,304 @@
+"""Owns the tables, checks, indexes, triggers and views as they are at head: what Alembic compares with, what queries name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import REAL
+
+from .lifecycle import LIVE_STATES, TERMINAL_EVENTS
+from .models import (
+    CancelPolicy,
+    EventType,
+    HandleRole,
+    OwnerEnd,
+    Recovery,
+    TaskKind,
+    TaskMode,
+    TaskState,
+)
+
+APPLICATION_ID = 0x6C617368
+"""``lash`` in ASCII; stands in the header of every store."""
+
+HEAD = "0001"
+"""The revision this package reads and writes; a test holds it equal to Alembic's head."""
+
+VERSION_TABLE = "lash_store_version"
+
+metadata = MetaData(naming_convention={"ck": "%(table_name)s_%(constraint_name)s"})
+
+
+def _words(values: Iterable[StrEnum]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+def _one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({_words(values)})", name=column)
+
+
+def _json(column: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} IS NULL OR json_valid({column})", name=f"{column}_json")
+
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session_seq", Integer, primary_key=True),
+    Column("scope", Text, nullable=False),
+    Column("runtime", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("opened_at", Text, nullable=False),
+    Column("closed_at", Text),
+    UniqueConstraint("scope", name="sessions_scope"),
+    CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
+    CheckConstraint("instr(runtime, ':') = 0", name="runtime"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("owner_id", Integer, primary_key=True),
+    Column("token", Text, nullable=False),
+    Column("runtime", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_start", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("opened_at", Text, nullable=False),
+    Column("ended_at", Text),
+    Column("end", Text),
+    UniqueConstraint("token", name="owners_token"),
+    CheckConstraint(f'"end" IN ({_words(OwnerEnd)})', name="end"),
+    CheckConstraint('(ended_at IS NULL) = ("end" IS NULL)', name="ended"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("owners_open", owners.c.runtime, sqlite_where=text("ended_at IS NULL"))
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("task_seq", Integer, primary_key=True),
+    Column("scope", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("function", Text),
+    Column("recovery", Text, nullable=False),
+    Column("cancel_policy", Text, nullable=False),
+    Column("arguments", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("attempts_spent", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("owner_id", Integer, ForeignKey("owners.owner_id")),
+    Column("progress", Text),
+    Column("fraction", REAL),
+    Column("result", Text),
+    Column("failure", Text),
+    Column("evidence", Text),
+    Column("cancel_reason", Text),
+    Column("cancel_requested_by", Text),
+    Column("cancel_requested_at", Text),
+    Column("created_at", Text, nullable=False),
+    Column("started_at", Text),
+    Column("updated_at", Text, nullable=False),
+    Column("completed_at", Text),
+    _one_of("kind", TaskKind),
+    _one_of("mode", TaskMode),
+    _one_of("state", TaskState),
+    _one_of("recovery", Recovery),
+    _one_of("cancel_policy", CancelPolicy),
+    _json("arguments"),
+    _json("result"),
+    _json("failure"),
+    _json("evidence"),
+    CheckConstraint(f"(completed_at IS NULL) = (state IN ({_words(LIVE_STATES)}))", name="live"),
+    CheckConstraint("(state = 'completed') = (result IS NOT NULL)", name="completed_has_result"),
+    CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="failed_has_failure"),
+    CheckConstraint("(state = 'abandoned') = (evidence IS NOT NULL)", name="abandoned_has_evidence"),
+    CheckConstraint("state <> 'cancel_requested' OR cancel_requested_at IS NOT NULL", name="cancel_is_dated"),
+    CheckConstraint(
+        "mode = 'external' OR state NOT IN ('running', 'waiting') OR (owner_id IS NOT NULL AND attempt > 0)",
+        name="running_has_owner",
+    ),
+    CheckConstraint("(mode = 'external') = (recovery = 'external')", name="external"),
+    CheckConstraint("attempt >= 0 AND attempts_spent BETWEEN 0 AND attempt AND max_attempts > 0", name="attempts"),
+    CheckConstraint("fraction BETWEEN 0.0 AND 1.0", name="fraction"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("tasks_id", tasks.c.scope, tasks.c.id)
+Index("tasks_live", tasks.c.scope, tasks.c.id, unique=True, sqlite_where=text("completed_at IS NULL"))
+Index("tasks_owned", tasks.c.owner_id, sqlite_where=text("completed_at IS NULL"))
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("task_seq", Integer, ForeignKey("tasks.task_seq")),
+    Column("scope", Text, nullable=False),
+    Column("from_scope", Text),
+    Column("task_id", Text),
+    Column("attempt", Integer),
+    Column("type", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    _one_of("type", EventType),
+    CheckConstraint("json_valid(data)", name="data_json"),
+    CheckConstraint("(task_seq IS NULL) = (task_id IS NULL)", name="task"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("events_task", events.c.task_seq)
+Index(
+    "events_one_end",
+    events.c.task_seq,
+    unique=True,
+    sqlite_where=text(f"type IN ({_words(TERMINAL_EVENTS)})"),
+)
+
+handles = Table(
+    "handles",
+    metadata,
+    Column("handle_seq", Integer, primary_key=True),
+    Column("handle_id", Text, nullable=False),
+    Column("scope", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("task_seq", Integer, ForeignKey("tasks.task_seq"), nullable=False),
+    Column("role", Text, nullable=False),
+    Column("name", Text),
+    Column("namespace", Text),
+    Column("created_at", Text, nullable=False),
+    Column("read_at", Text),
+    UniqueConstraint("handle_id", name="handles_id"),
+    _one_of("role", HandleRole),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("handles_owner", handles.c.task_seq, unique=True, sqlite_where=text("role = 'owner'"))
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("task_seq", Integer, ForeignKey("tasks.task_seq"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("saved_at", Text, nullable=False),
+    PrimaryKeyConstraint("task_seq", "kind", "name", name="steps_key"),
+    CheckConstraint("json_valid(value)", name="value_json"),
+    sqlite_strict=True,
+)
+"""What a body remembers. Its checkpoint is the row of kind ``checkpoint``."""
+
+CHECKPOINT = "checkpoint"
+
+TRIGGERS = {
+    "tasks_terminal_is_final": """
+CREATE TRIGGER tasks_terminal_is_final
+BEFORE UPDATE ON tasks
+WHEN OLD.completed_at IS NOT NULL AND (
+  NEW.state IS NOT OLD.state OR NEW.completed_at IS NOT OLD.completed_at OR NEW.attempt IS NOT OLD.attempt
+  OR NEW.result IS NOT OLD.result OR NEW.failure IS NOT OLD.failure OR NEW.evidence IS NOT OLD.evidence
+  OR NEW.task_seq IS NOT OLD.task_seq OR NEW.id IS NOT OLD.id
+)
+BEGIN
+  SELECT RAISE(ABORT, 'a finished task keeps its outcome');
+END
+""",
+    "tasks_live_is_kept": """
+CREATE TRIGGER tasks_live_is_kept
+BEFORE DELETE ON tasks
+WHEN OLD.completed_at IS NULL
+BEGIN
+  SELECT RAISE(ABORT, 'a live task is not deleted: cancel or abandon it first');
+END
+""",
+    "events_are_history": """
+CREATE TRIGGER events_are_history
+BEFORE UPDATE ON events
+BEGIN
+  SELECT RAISE(ABORT, 'events are never changed');
+END
+""",
+}
+
+_AGE = "CAST((julianday('now') - julianday({since})) * 86400 AS INTEGER)"
+
+VIEWS = {
+    "live_tasks": f"""
+CREATE VIEW live_tasks AS
+SELECT t.scope, t.id, t.kind, t.state, t.attempt,
+  CASE WHEN t.fraction IS NULL THEN NULL ELSE printf('%.0f%%', t.fraction * 100) END AS done,
+  t.progress,
+  {_AGE.format(since="t.created_at")} AS age_seconds,
+  o.pid, t.owner_id, t.label, t.mode, t.recovery, t.task_seq
+FROM tasks AS t LEFT JOIN owners AS o ON o.owner_id = t.owner_id
+WHERE t.completed_at IS NULL
+ORDER BY t.task_seq
+""",
+    "task_history": """
+CREATE VIEW task_history AS
+SELECT e.seq, e.at, e.scope, e.task_id AS id, e.attempt, e.type, e.data, e.task_seq
+FROM events AS e
+WHERE e.task_seq IS NOT NULL
+ORDER BY e.seq
+""",
+    "recent_failures": """
+CREATE VIEW recent_failures AS
+SELECT t.completed_at, t.scope, t.id, t.state, t.attempt,
+  COALESCE(json_extract(t.failure, '$.type'), 'owner ' || json_extract(t.evidence, '$.end')) AS error,
+  json_extract(t.failure, '$.message') AS message,
+  t.label, t.task_seq
+FROM tasks AS t
+WHERE t.completed_at IS NOT NULL AND t.state IN ('failed', 'abandoned')
+ORDER BY t.completed_at DESC, t.task_seq DESC
+LIMIT 100
+""",
+    "session_summary": """
+CREATE VIEW session_summary AS
+SELECT s.scope, s.opened_at, s.closed_at,
+  COUNT(t.task_seq) FILTER (WHERE t.completed_at IS NULL) AS live,
+  COUNT(t.task_seq) FILTER (WHERE t.state = 'completed') AS completed,
+  COUNT(t.task_seq) FILTER (WHERE t.state = 'failed') AS failed,
+  COUNT(t.task_seq) FILTER (WHERE t.state = 'cancelled') AS cancelled,
+  COUNT(t.task_seq) FILTER (WHERE t.state = 'abandoned') AS abandoned,
+  MAX(t.updated_at) AS last_change
+FROM sessions AS s LEFT JOIN tasks AS t ON t.scope = s.scope
+GROUP BY s.session_seq
+ORDER BY s.session_seq
+""",
+}
+
+
+def create_statements() -> list[str]:
+    """Return the statements that make the whole schema, in an order that works."""
+    from sqlalchemy.dialects.sqlite import dialect
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
+    statements: list[str] = []
+    for table in metadata.sorted_tables:
+        statements.append(str(CreateTable(table).compile(dialect=dialect())).strip())
+        ordered = sorted(table.indexes, key=lambda index: str(index.name))
+        statements += [str(CreateIndex(index).compile(dialect=dialect())) for index in ordered]
+    return statements + [sql.strip() for sql in (*TRIGGERS.values(), *VIEWS.values())]

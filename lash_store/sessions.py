@@ -1,0 +1,442 @@
+"""Owns what a session may do with its tasks: spawn, see, await and cancel them; builds units, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import inspect
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from . import owners, queries, transitions
+from .database import Reader
+from .errors import InvalidArguments, InvalidId, StoreClosed, StoreReadOnly, TaskAbandoned, TaskCancelled, TaskFailed
+from .feed import Feed, Subscription
+from .lifecycle import TERMINAL_EVENTS, Task
+from .models import (
+    CancelPolicy,
+    EventType,
+    Evidence,
+    Failure,
+    Recovery,
+    Scope,
+    TaskEvent,
+    TaskFilter,
+    TaskKind,
+    TaskMode,
+    TaskRecord,
+    TaskState,
+    check_id,
+)
+from .owners import Life
+from .queries import OwnerRow
+from .registry import Function, Registry
+from .runner import Runner
+from .transitions import NewTask
+from .writer import Writer
+
+__all__ = ["Core", "SessionTasks", "TaskHandle"]
+
+_LOOK = 0.25
+"""Seconds between looks at the lock of another process's owner while its confirmation of a cancel is awaited."""
+
+
+@dataclass(slots=True)
+class Core:
+    """
+    The layers below of one open store, as sessions and handles use them.
+
+    Without a *writer* it only reads; without an *owner_id* and a *runner* it makes requests, but creates nothing.
+    """
+
+    path: Path
+    runtime: str | None
+    registry: Registry
+    reader: Reader
+    feed: Feed
+    writer: Writer | None = None
+    owner_id: int | None = None
+    runner: Runner | None = None
+    is_closing: bool = False
+
+    def to_request(self) -> Writer:
+        """
+        Return the writer for a request.
+
+        Raises:
+            StoreReadOnly, StoreClosed: this store may not, or no more.
+        """
+        if self.is_closing:
+            raise StoreClosed(f"the store on {self.path} is closed: open it again")
+        if self.writer is None:
+            raise StoreReadOnly(f"{self.path} was opened read-only: open it with TaskStore.connect() to make requests")
+        return self.writer
+
+    def to_create(self) -> tuple[Writer, int]:
+        """Return the writer and the owner id for new work; see `to_request`."""
+        writer = self.to_request()
+        if self.owner_id is None:
+            raise StoreReadOnly(
+                f"{self.path} was opened by TaskStore.connect(), to make requests: open a TaskStore to create"
+            )
+        return writer, self.owner_id
+
+    async def task(self, task_seq: int) -> Task:
+        """Read one incarnation."""
+        rows = await self.reader.rows(queries.TASK_BY_SEQ, {"task_seq": task_seq})
+        if not rows:
+            raise transitions.task_not_found_by_seq(task_seq)
+        return Task._make(rows[0])
+
+    async def task_by_id(self, scope: Scope, task_id: str) -> Task:
+        """Read the live incarnation of an id, else the newest."""
+        check_id("task id", task_id)
+        rows = await self.reader.rows(queries.TASK_BY_ID, {"scope": str(scope), "id": task_id})
+        if rows:
+            return Task._make(rows[0])
+        await self.check_session(scope)
+        raise transitions.task_not_found(scope, task_id)
+
+    async def check_session(self, scope: Scope) -> None:
+        """
+        Make sure the file has a session.
+
+        Raises:
+            UnknownSession: it has not.
+        """
+        if not await self.reader.rows(queries.SESSION, {"scope": str(scope)}):
+            raise transitions.unknown_session(scope)
+
+    async def list(self, wanted: TaskFilter) -> list[TaskRecord]:
+        """Read the tasks a filter wants, by ``task_seq``."""
+        rows = await self.reader.rows(*queries.list_tasks(wanted))
+        return [queries.task_record(Task._make(row)) for row in rows]
+
+    async def handle_for(self, task: Task) -> TaskHandle:
+        """Read a task's owner handle."""
+        rows = await self.reader.rows(queries.OWNER_HANDLE, {"task_seq": task.task_seq})
+        return TaskHandle(self, task, rows[0][0])
+
+    # --- waiting ---
+
+    async def end_of(self, task_seq: int) -> Task:
+        """Wait until a task has ended and return its row; gives back the slot of a body that waits."""
+        waiter = self.feed.wait_for_end(task_seq)
+        try:
+            if self.runner is None or not self.runner.is_running(task_seq):
+                task = await self.task(task_seq)
+                if task.is_terminal:
+                    return task
+            async with self._slot_given_back():
+                ended = await waiter
+        finally:
+            self.feed.forget(task_seq, waiter)
+        return await self.task(task_seq) if ended is None else ended
+
+    def _slot_given_back(self) -> AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext() if self.runner is None else self.runner.slot_given_back()
+
+    # --- cancelling ---
+
+    async def cancel(self, task: Callable[[Any], Task], reason: str | None, timeout: float | None) -> TaskRecord:
+        """Request the cancel of the row a function of the transaction finds, and wait for the body's stop."""
+        writer, requester = self.to_request(), _requester(self.runtime)
+        outcome = await writer.run(lambda tx: transitions.request_cancel(tx, task(tx), reason, requester))
+        row = outcome.task
+        if not row.is_terminal:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    return queries.task_record(await self._confirmed(writer, row))
+            row = await self.task(row.task_seq)
+        return queries.task_record(row)
+
+    async def _confirmed(self, writer: Writer, task: Task) -> Task:
+        """Wait for the end of a cancelled task; if its owner is dead, or dies meanwhile, end it."""
+        if task.owner_id == self.owner_id or task.owner_id is None:
+            return await self.end_of(task.task_seq)
+        owner = OwnerRow._make((await self.reader.rows(queries.OWNER, {"owner_id": task.owner_id}))[0])
+        while True:
+            if owner.ended_at is not None or owners.life_of(self.path, owner) is Life.DEAD:
+                await writer.run(lambda tx: transitions.finish_cancel(tx, task.task_seq, owner.owner_id))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    return await self.end_of(task.task_seq)
+
+
+class TaskHandle:
+    """
+    A session's right to see and steer one incarnation of a task.
+
+    ``await handle`` gives the result. Cancelling who waits never cancels the task.
+    """
+
+    def __init__(self, core: Core, task: Task, handle_id: str) -> None:
+        self._core = core
+        self._task = task
+        self.handle_id = handle_id
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self._task.scope}/{self.id} #{self.task_seq}>"
+
+    @property
+    def id(self) -> str:
+        """The task's id in its session."""
+        return self._task.id
+
+    @property
+    def task_seq(self) -> int:
+        """The number of this incarnation, for ever."""
+        return self._task.task_seq
+
+    @property
+    def scope(self) -> Scope:
+        """The session the task was in when the handle was made."""
+        return Scope.parse(self._task.scope)
+
+    def __await__(self) -> Generator[Any, None, JsonValue]:
+        return self.result().__await__()
+
+    async def result(self, timeout: float | None = None) -> JsonValue:
+        """
+        Wait for the end and return the result: the stored JSON value, the same in every process.
+
+        Raises:
+            TaskFailed, TaskCancelled, TaskAbandoned: how else it ended.
+            TimeoutError: *timeout* seconds passed; the task goes on.
+            StoreClosed: the store closed meanwhile; the task's row tells the rest.
+        """
+        async with asyncio.timeout(timeout):
+            task = await self._core.end_of(self.task_seq)
+        match task.state:
+            case TaskState.FAILED:
+                failure = Failure.model_validate_json(task.failure or "{}")
+                message = f"task {task.id!r} failed: {failure.type}: {failure.message}"
+                raise TaskFailed(message, task_id=task.id, failure=failure)
+            case TaskState.CANCELLED:
+                because = "" if task.cancel_reason is None else f": {task.cancel_reason}"
+                raise TaskCancelled(
+                    f"task {task.id!r} was cancelled{because}", task_id=task.id, reason=task.cancel_reason
+                )
+            case TaskState.ABANDONED:
+                evidence = Evidence.model_validate_json(task.evidence or "{}")
+                message = f"task {task.id!r} was abandoned: its owner {evidence.owner_id} {evidence.end}; the outcome is unknown"
+                raise TaskAbandoned(message, task_id=task.id, evidence=evidence)
+        value: JsonValue = json.loads(task.result or "null")
+        return value
+
+    async def wait(self, timeout: float | None = None) -> TaskRecord:
+        """
+        Wait for the end and return the row, whatever the outcome; after *timeout* seconds, the row as it stands.
+
+        Raises:
+            StoreClosed: the store closed meanwhile.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                return queries.task_record(await self._core.end_of(self.task_seq))
+        return await self.record()
+
+    async def record(self) -> TaskRecord:
+        """
+        Return the row as it stands.
+
+        Raises:
+            TaskNotFound: it is not in the file any more.
+        """
+        return queries.task_record(await self._core.task(self.task_seq))
+
+    async def cancel(self, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:
+        """Ask this incarnation to stop; see `SessionTasks.cancel`."""
+        return await self._core.cancel(lambda tx: transitions.by_seq(tx, self.task_seq), reason, timeout)
+
+    async def events(self) -> AsyncIterator[TaskEvent]:
+        """Yield this incarnation's events from its first, in order, and end after the one that ends it."""
+        async for event in self._core.feed.subscribe(0, task_seq=self.task_seq):
+            yield event
+            if event.type in TERMINAL_EVENTS:
+                return
+
+
+class SessionTasks:
+    """The background-task capability of one session: every method works on the tasks of its scope alone."""
+
+    def __init__(self, core: Core, scope: Scope) -> None:
+        self._core = core
+        self._scope = scope
+
+    def __repr__(self) -> str:
+        return f"<SessionTasks {self._scope}>"
+
+    @property
+    def scope(self) -> Scope:
+        """The key every row of the session carries."""
+        return self._scope
+
+    async def spawn(
+        self,
+        fn: Callable[..., Any] | Coroutine[Any, Any, Any],
+        *args: Any,
+        id: str | None = None,  # noqa: A002  the design's word
+        kind: TaskKind = TaskKind.OTHER,
+        cancel_policy: CancelPolicy | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle:
+        """
+        Start a task: a registered function with its arguments, or a coroutine object.
+
+        The task, its first event and its handle are durable when this returns; the body starts when a slot is free. Without an
+        *id* one is made. A finished task of the id is succeeded by a new incarnation. A coroutine object cannot be run again: if
+        its owner goes away the task is abandoned; one that is refused is closed. Registered functions are cancelled
+        cooperatively by default, coroutine objects at once.
+
+        Raises:
+            TaskExists: a live task has the id.
+            UnknownFunction, InvalidArguments: not registered here, or the arguments do not fit.
+            InvalidId: an id that cannot be stored.
+        """
+        coroutine = fn if inspect.iscoroutine(fn) else None
+        try:
+            writer, owner_id = self._core.to_create()
+            function = None if coroutine is not None else self._core.registry.by_body(fn)  # type: ignore[arg-type]
+            new = self._new_task(owner_id, function, coroutine, args, kwargs, id, TaskKind(kind), cancel_policy)
+            stored = writer.submit(lambda tx: transitions.create(tx, new))
+        except BaseException:
+            if coroutine is not None:
+                coroutine.close()
+            raise
+        if coroutine is None:
+            return TaskHandle(self._core, await stored, new.handle_id)
+        # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
+        stored.add_done_callback(lambda future: _close_if_refused(coroutine, future))
+        return TaskHandle(self._core, await asyncio.shield(stored), new.handle_id)
+
+    def _new_task(
+        self,
+        owner_id: int,
+        function: Function | None,
+        coroutine: Coroutine[Any, Any, Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        task_id: str | None,
+        kind: TaskKind,
+        cancel_policy: CancelPolicy | None,
+    ) -> NewTask:
+        if coroutine is not None:
+            if args or kwargs:
+                raise InvalidArguments("a coroutine object has its arguments already: spawn(fn(…)) or spawn(fn, …)")
+            label = getattr(coroutine, "__name__", "coroutine")
+        else:
+            assert function is not None
+            label = function.name
+        if task_id is None:
+            task_id = f"{label[:200]}-{_base32(8)[:12]}"
+        elif check_id("task id", task_id).startswith("h-"):
+            raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
+        default = CancelPolicy.ABORT_LOCAL if function is None else CancelPolicy.COOPERATIVE
+        return NewTask(
+            scope=self._scope,
+            id=task_id,
+            kind=kind,
+            mode=TaskMode.MANAGED,
+            label=label,
+            function=None if function is None else function.name,
+            recovery=Recovery.OWNER_BOUND if function is None else function.recovery,
+            cancel_policy=default if cancel_policy is None else CancelPolicy(cancel_policy),
+            arguments=None if function is None else function.bind(args, kwargs),
+            max_attempts=1 if function is None else function.max_attempts,
+            owner_id=owner_id,
+            handle_id=_new_handle_id(),
+            body=coroutine,
+        )
+
+    async def get(self, id: str) -> TaskRecord:  # noqa: A002
+        """
+        Return the row of the live task of an id, else of the newest.
+
+        Raises:
+            TaskNotFound: no such task in this session.
+        """
+        return queries.task_record(await self._core.task_by_id(self._scope, id))
+
+    async def handle(self, id: str) -> TaskHandle:  # noqa: A002
+        """
+        Return a handle on the live task of an id, else on the newest; it stays on that incarnation.
+
+        Raises:
+            TaskNotFound: no such task in this session.
+        """
+        return await self._core.handle_for(await self._core.task_by_id(self._scope, id))
+
+    async def list(
+        self,
+        *,
+        kinds: Iterable[TaskKind] | None = None,
+        states: Iterable[TaskState] | None = None,
+        include_terminal: bool = False,
+        include_hidden: bool = False,
+        after_seq: int = 0,
+        limit: int | None = None,
+    ) -> Sequence[TaskRecord]:
+        """Return the session's live tasks by ``task_seq``; naming a terminal state includes it."""
+        wanted = TaskFilter(
+            scope=self._scope,
+            kinds=None if kinds is None else frozenset(map(TaskKind, kinds)),
+            states=None if states is None else frozenset(map(TaskState, states)),
+            include_terminal=include_terminal,
+            include_hidden=include_hidden,
+            after_seq=after_seq,
+            limit=limit,
+        )
+        return await self._core.list(wanted)
+
+    async def cancel(self, id: str, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:  # noqa: A002
+        """
+        Ask a task to stop and return its row.
+
+        The request is durable when this returns. The row says ``cancelled`` only once the body has stopped; after *timeout*
+        seconds the row comes back as it stands. A body that finishes first wins. A finished task comes back unchanged.
+
+        Raises:
+            TaskNotFound: no such task in this session.
+        """
+        check_id("task id", id)
+        return await self._core.cancel(lambda tx: transitions.find(tx, self._scope, id), reason, timeout)
+
+    def events(self, after: int | None = None, *, types: Iterable[EventType] | None = None) -> Subscription:
+        """Return the session's events after a cursor; see `TaskStore.events`."""
+        return self._core.feed.subscribe(after, scope=self._scope, types=types)
+
+
+def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Future[Task]) -> None:
+    if stored.cancelled() or stored.exception() is not None:
+        coroutine.close()
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Crockford's base 32, without the letters that are taken for others (crockford.com/base32.html)."""
+
+
+def _base32(size: int) -> str:
+    return base64.b32encode(secrets.token_bytes(size)).decode().rstrip("=").lower()
+
+
+def _new_handle_id() -> str:
+    """Make a handle id: ``h-`` and a ULID (github.com/ulid/spec), whose time comes first, so that an index grows at its end."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "h-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def _requester(runtime: str | None) -> str:
+    """Name who asks, for the row and the event of a cancel."""
+    return f"{runtime} pid {os.getpid()} on {platform.node()}"

@@ -1,0 +1,443 @@
+"""Owns the facade: what a program opens, in which order, and in which order it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import warnings
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from . import __version__, database, guards, migrate, queries, transitions
+from .context import TaskContext
+from .database import Committed, Durability, Reader, Transaction
+from .errors import SchemaTooOld, StorageError, StoreClosed, StoreError, StoreReadOnly
+from .feed import Feed, Subscription
+from .lifecycle import Task
+from .models import (
+    EventType,
+    OwnerEnd,
+    Recovery,
+    RecoveryReport,
+    Scope,
+    SessionRecord,
+    TaskFilter,
+    TaskRecord,
+)
+from .owners import OwnerLock, describe_process
+from .recovery import Recoverer, evidence_of
+from .registry import Registry
+from .runner import Runner
+from .schema import HEAD
+from .sessions import Core, SessionTasks, TaskHandle
+from .writer import Writer
+
+__all__ = ["TaskStore"]
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+_Access = Literal["own", "request", "read"]
+
+
+class TaskStore:
+    """
+    A durable task manager on one SQLite file: ``async with TaskStore("agent.db", runtime="desktop") as store:``.
+
+    Opening migrates the file to this package's revision, takes a lock that says this owner lives, recovers what dead owners of
+    the same *runtime* left, and starts its bodies. Nothing is opened before. Several stores, on one file or on many, may live in
+    one process.
+
+    *runtime* names the host application and must stay the same from run to run. *durability* ``"full"`` keeps what was
+    acknowledged through a power loss; ``"normal"`` is quicker with few callers, keeps it through the death of the process, and
+    may lose the last acknowledged commits when the machine loses power. *max_running* bodies run at once. *cancel_grace* is how
+    many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        runtime: str,
+        durability: Durability = "full",
+        max_running: int = 64,
+        cancel_grace: float = 5.0,
+        lock_timeout: float = 30.0,
+    ) -> None:
+        if durability not in {"full", "normal"}:
+            raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
+        if max_running < 1:
+            raise ValueError(f"max_running must be at least 1, not {max_running}")
+        self._path = guards.resolve(path)
+        self._runtime: str | None = Scope(runtime, "-").runtime
+        self._access: _Access = "own"
+        self._durability: Durability = durability
+        self._max_running = max_running
+        self._cancel_grace = cancel_grace
+        self._lock_timeout = lock_timeout
+        self._registry = Registry()
+        self._core: Core | None = None
+        self._recoverer: Recoverer | None = None
+        self._lives = AsyncExitStack()
+        self._closing: asyncio.Task[None] | None = None
+        self._close_timeout = 10.0
+
+    @classmethod
+    def open_readonly(cls, path: str | os.PathLike[str], *, runtime: str | None = None) -> Self:
+        """
+        Return a store that only reads, beside live owners or on a copy; whatever would write raises `StoreReadOnly`.
+
+        *runtime* is needed for `session` alone.
+        """
+        store = cls(path, runtime=runtime or "reader")
+        store._runtime = runtime
+        store._access = "read"
+        return store
+
+    @classmethod
+    def connect(cls, path: str | os.PathLike[str], *, runtime: str, lock_timeout: float = 30.0) -> Self:
+        """
+        Return a store that makes requests of live owners (cancel), and neither owns, recovers nor runs anything.
+
+        It never upgrades a file.
+        """
+        store = cls(path, runtime=runtime, lock_timeout=lock_timeout)
+        store._access = "request"
+        return store
+
+    def __repr__(self) -> str:
+        return f"<TaskStore {self._path} {self._access} {'open' if self._core else 'closed'}>"
+
+    # --- functions ---
+
+    def task(
+        self, *, recovery: Recovery | Literal["rerun", "owner_bound"], name: str | None = None, max_attempts: int = 100
+    ) -> Callable[[F], F]:
+        """
+        Register an ``async def`` whose first parameter is its `TaskContext`; returns it unchanged.
+
+        *recovery* says what becomes of a task of it whose owner dies: ``rerun`` or ``owner_bound``. *max_attempts* bounds the
+        executions that a crash may end. Rows keep the *name* (the function's own, if none is given), so it must stay.
+
+        Raises:
+            DuplicateFunction: another function has the name.
+            FunctionError: it cannot be a task.
+        """
+
+        def register(fn: F) -> F:
+            self._registry.add(fn, recovery=Recovery(recovery), name=name, max_attempts=max_attempts)
+            return fn
+
+        return register
+
+    # --- life ---
+
+    async def __aenter__(self) -> Self:
+        if self._core is None:
+            await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None) is not None:
+            warnings.warn(f"{self!r} was not closed: use 'async with'", ResourceWarning, stacklevel=1, source=self)
+
+    async def open(self) -> None:
+        """
+        Open the file, recover, and start bodies; ``async with`` does it.
+
+        Raises:
+            NotAStore, SchemaTooNew, SchemaTooOld, StorageCorrupt: the file is refused, and as it was.
+            StorageError: the folder or the file may not be used.
+        """
+        if self._core is not None:
+            raise StoreError(f"{self!r} is open already")
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+            self._closing = None
+        async with AsyncExitStack() as lives:
+            core = await (self._open_to_own(lives) if self._access == "own" else self._open_beside(lives))
+            self._lives = lives.pop_all()
+            self._core = core
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """
+        Stop bodies, give their work back, and close the file; a second call waits for the first.
+
+        Bodies see the stop reason ``detach`` and are cancelled. Work that may be run again is released, for the next owner; what
+        is bound to this one is abandoned; a cancel in progress is finished. A body that has not ended after *timeout* seconds is
+        fenced out and named in a `ResourceWarning`.
+        """
+        if self._closing is None:
+            if self._core is None:
+                return
+            self._close_timeout = timeout
+            self._closing = asyncio.create_task(self._close(), name="lash_store close")
+        closing = self._closing
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            # half closed would be neither: finish, then let the cancellation pass
+            await asyncio.wait({closing})
+            raise
+        finally:
+            if closing.done() and self._closing is closing:
+                self._closing = None
+
+    async def _close(self) -> None:
+        try:
+            await self._lives.aclose()
+        finally:
+            self._core = self._recoverer = None
+
+    async def _open_to_own(self, lives: AsyncExitStack) -> Core:
+        """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""
+        await asyncio.to_thread(migrate.prepare, self._path)
+        lock = OwnerLock(self._path)
+        lock.acquire()
+        lives.callback(lock.release)
+        core, writer = await self._open_core(lives)
+        assert writer is not None
+        owner_id = await writer.run(lambda tx: _insert_owner(tx, self._path, lock, self._runtime))
+        lives.push_async_callback(_remove_lock, writer, lock)
+        runner = Runner(
+            writer,
+            self._registry,
+            owner_id=owner_id,
+            max_running=self._max_running,
+            cancel_grace=self._cancel_grace,
+            make_context=lambda body: TaskContext(body, writer),
+        )
+        core.owner_id, core.runner = owner_id, runner
+        recoverer = Recoverer(
+            self._path,
+            runtime=self._runtime or "",
+            owner_id=owner_id,
+            lock=lock,
+            reader=core.reader,
+            writer=writer,
+            registry=self._registry,
+            slots=runner.slots_reserved,
+        )
+        lives.push_async_callback(core.feed.close)
+        lives.push_async_callback(self._give_back, core, writer, runner, owner_id)
+        await recoverer.recover()
+        recoverer.watch()
+        lives.push_async_callback(recoverer.close)
+        core.feed.watch()
+        self._recoverer = recoverer
+        return core
+
+    async def _open_beside(self, lives: AsyncExitStack) -> Core:
+        """The same file without an owner: no migration, no lock, no recovery."""
+        await asyncio.to_thread(self._check_existing)
+        core, _ = await self._open_core(lives)
+        core.feed.watch()
+        lives.push_async_callback(core.feed.close)
+        return core
+
+    async def _open_core(self, lives: AsyncExitStack) -> tuple[Core, Writer | None]:
+        reader = Reader(self._path)
+        await reader.open()
+        lives.push_async_callback(reader.close)
+        writer = None
+        if self._access != "read":
+            writer = Writer(
+                self._path,
+                durability=self._durability,
+                patience=self._lock_timeout,
+                on_commit=lambda events: self._committed(core, events),
+                on_fatal=lambda error: self._failed(core, error),
+            )
+            await writer.open()
+            lives.push_async_callback(writer.close)
+        feed = Feed(
+            reader,
+            changed=reader.has_changed if writer is None else writer.foreign_commits,
+            on_foreign=lambda events: self._others_committed(core, events),
+        )
+        core = Core(self._path, self._runtime, self._registry, reader, feed, writer)
+        await feed.open()
+        return core, writer
+
+    def _check_existing(self) -> None:
+        """Refuse what cannot be used beside its owners: a file that is not there, or of another revision."""
+        if not guards.check_target(self._path, writing=self._access != "read"):
+            raise StorageError(f"{self._path} does not exist: check the path; a TaskStore makes a new file")
+        _check_head(database.probe(self._path), self._path)
+
+    async def _give_back(self, core: Core, writer: Writer, runner: Runner, owner_id: int) -> None:
+        """Stop the bodies and give back their rows, in the transaction that ends this owner."""
+        core.is_closing = True
+        alive = await runner.detach(self._close_timeout)
+        # on a file that is out of reach nothing can be given back: the lock falls, and the next owner recovers
+        with contextlib.suppress(StorageError, StoreClosed):
+            await writer.run(lambda tx: _end_owner(tx, owner_id))
+        if alive:
+            names = ", ".join(f"{task.scope}/{task.id}" for task in alive)
+            warnings.warn(
+                f"{len(alive)} bodies did not end within {self._close_timeout:g} s and were fenced out: {names}",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    # --- what commits bring about ---
+
+    def _committed(self, core: Core, events: Sequence[Committed]) -> None:
+        if core.runner is not None:
+            core.runner.react(events)
+        core.feed.publish(events)
+
+    def _failed(self, core: Core, error: StorageError) -> None:
+        if core.runner is not None:
+            core.runner.stop()
+        core.feed.stop(error)
+
+    async def _others_committed(self, core: Core, events: Sequence[Committed]) -> None:
+        """Compare what another process changed with what runs here, and take what it left."""
+        if core.runner is None or self._recoverer is None:
+            return
+        changed = {event.task_seq for event in events if event.task_seq is not None}.intersection(core.runner.held)
+        if changed:
+            rows = await core.reader.rows(queries.TASKS_BY_SEQ, {"task_seqs": queries.names(changed)})
+            core.runner.compare(map(Task._make, rows))
+        await self._recoverer.look_for_peers()
+        if any(event.type == EventType.RELEASED and event.scope.startswith(f"{self._runtime}:") for event in events):
+            await self._recoverer.recover()
+
+    # --- sessions ---
+
+    @property
+    def _open(self) -> Core:
+        if self._core is None:
+            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
+        return self._core
+
+    async def session(self, id: str) -> SessionTasks:  # noqa: A002  the design's word
+        """
+        Open a session of this runtime, or resume it.
+
+        A store that does not own creates none.
+
+        Raises:
+            UnknownSession: a reading or requesting store met a session the file has not.
+            InvalidId: the id cannot be stored.
+        """
+        core = self._open
+        if self._runtime is None:
+            raise StoreReadOnly("give open_readonly() a runtime= to name sessions by their id, or use get() and list()")
+        scope = Scope(self._runtime, id)
+        if self._access == "own":
+            writer, _ = core.to_create()
+            await writer.run(lambda tx: transitions.open_session(tx, scope))
+        else:
+            await core.check_session(scope)
+        return SessionTasks(core, scope)
+
+    async def sessions(self) -> Sequence[SessionRecord]:
+        """Return every session of the file, oldest first."""
+        return [queries.session_record(row) for row in await self._open.reader.rows(queries.SESSIONS, {})]
+
+    # --- the whole file ---
+
+    async def get(self, scope: Scope | str, id: str) -> TaskRecord:  # noqa: A002
+        """
+        Return the row of the live task of an id in any session, else of the newest.
+
+        Raises:
+            TaskNotFound, UnknownSession: not in this file.
+        """
+        return queries.task_record(await self._open.task_by_id(_scope(scope), id))
+
+    async def handle(self, scope: Scope | str, id: str) -> TaskHandle:  # noqa: A002
+        """
+        Return a handle on the live task of an id in any session, else on the newest.
+
+        Raises:
+            TaskNotFound, UnknownSession: not in this file.
+        """
+        core = self._open
+        return await core.handle_for(await core.task_by_id(_scope(scope), id))
+
+    async def list(self, filter: TaskFilter | None = None) -> Sequence[TaskRecord]:  # noqa: A002
+        """Return the tasks a filter wants, by ``task_seq``; the whole file, finished and hidden ones too, without one."""
+        return await self._open.list(filter or TaskFilter())
+
+    async def count(self, filter: TaskFilter | None = None) -> int:  # noqa: A002
+        """Return how many tasks a filter wants; its ``limit`` does not count."""
+        return int((await self._open.reader.rows(*queries.count_tasks(filter or TaskFilter())))[0][0])
+
+    def events(
+        self,
+        after: int | None = None,
+        *,
+        scope: Scope | str | None = None,
+        types: Iterable[EventType] | None = None,
+    ) -> Subscription:
+        """
+        Return every event committed after a cursor by any process, in ``seq`` order, then those to come, as they come.
+
+        ``after=0`` is from the beginning, None from now; go on later after the ``seq`` of the last one seen. No loss, no
+        duplicate, bounded memory. The iteration ends when the store closes.
+        """
+        return self._open.feed.subscribe(after, scope=None if scope is None else _scope(scope), types=types)
+
+    async def recover(self) -> RecoveryReport:
+        """
+        Take over what dead owners of this runtime left, as opening does; also after registering functions late.
+
+        One transaction. If there is nothing to take, nothing is written.
+
+        Raises:
+            StoreReadOnly: this store does not own.
+        """
+        self._open.to_create()
+        assert self._recoverer is not None
+        return await self._recoverer.recover()
+
+
+def _scope(scope: Scope | str) -> Scope:
+    return scope if isinstance(scope, Scope) else Scope.parse(scope)
+
+
+def _check_head(revision: str | None, path: os.PathLike[str]) -> None:
+    database.check_revision(revision, path)
+    if revision != HEAD:
+        raise SchemaTooOld(
+            f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: open it once with TaskStore to upgrade it"
+        )
+
+
+# --- the owner's own row --------------------------------------------------------------------------------------------
+
+
+def _insert_owner(tx: Transaction, path: Path, lock: OwnerLock, runtime: str | None) -> int:
+    # the revision once more, in this transaction: another process may have upgraded the file since it was looked at
+    _check_head(database.read_revision(tx.connection, path), path)
+    return queries.insert_owner(
+        tx, {"token": lock.token, "runtime": runtime, "version": __version__, **describe_process()}
+    )
+
+
+def _end_owner(tx: Transaction, owner_id: int) -> None:
+    owner = queries.owner_by_id(tx, owner_id)
+    transitions.end_owner(tx, owner_id, evidence_of(owner, OwnerEnd.CLOSED, tx.now))
+
+
+async def _remove_lock(writer: Writer, lock: OwnerLock) -> None:
+    def unit(tx: Transaction) -> None:
+        if not queries.owner_is_open(tx, lock.token):
+            lock.remove()
+
+    with contextlib.suppress(StorageError, StoreClosed):
+        await writer.run(unit)
