@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar, cast
 from urllib.parse import quote
@@ -382,7 +382,13 @@ class Transaction:
         self.events: list[Committed] = []
         self.bytes = 0
 
-    def one(self, sql: str, parameters: Mapping[str, Any]) -> Any | None:
+    def insert(self, sql: str, parameters: Sequence[Any]) -> int:
+        """Insert one row and return its rowid."""
+        row_id = self.connection.execute(sql, parameters).lastrowid
+        assert row_id is not None
+        return row_id
+
+    def one(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any]) -> Any | None:
         """Run a statement to its end and return its only row, or None."""
         rows = self.connection.execute(sql, parameters).fetchall()
         return rows[0] if rows else None

@@ -32,7 +32,8 @@ class Feed:
     """
     Wakes waiters and subscribers when something is committed, by this process or another.
 
-    *changed* says whether another connection committed since it was last asked; *on_foreign* is told what others wrote.
+    *changed* says whether another connection committed since it was last asked. *on_end* is told of each end in what others
+    wrote before any waiter is, *on_foreign* of all of it after.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Feed:
         reader: Reader,
         *,
         changed: Callable[[], Awaitable[bool]],
+        on_end: Callable[[int], None],
         on_foreign: Callable[[Sequence[Committed]], Awaitable[None]],
     ) -> None:
         self._reader = reader
         self._changed = changed
+        self._on_end = on_end
         self._on_foreign = on_foreign
         self._waiters: dict[int, set[asyncio.Future[Task | None]]] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
@@ -137,6 +140,9 @@ class Feed:
             page = await self.page(self._seen, {})
             if not page:
                 return found
+            for event in page:
+                if event.type in TERMINAL_EVENTS and event.task_seq is not None:
+                    self._on_end(event.task_seq)
             self.publish(page)
             self._seen = max(self._seen, page[-1].seq)
             found += page

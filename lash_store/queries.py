@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -52,6 +53,7 @@ __all__ = [
 ]
 
 _DIALECT = sqlite_dialect(paramstyle="named")
+_BY_POSITION = sqlite_dialect(paramstyle="qmark")
 
 
 def _sql(statement: ClauseElement) -> str:
@@ -59,6 +61,23 @@ def _sql(statement: ClauseElement) -> str:
     hidden = [name for name, value in compiled.params.items() if value is not None]
     assert not hidden, f"a value stands in the statement where a name should: {hidden}"
     return str(compiled)
+
+
+class Hot(NamedTuple):
+    """
+    A statement run for every task, with its parameters by position: binding them by name costs half as much as SQLite itself.
+
+    ``arrange`` takes them out of a mapping, in order.
+    """
+
+    sql: str
+    arrange: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+
+
+def _hot(statement: ClauseElement, prefix: str = "") -> Hot:
+    compiled = statement.compile(dialect=_BY_POSITION)
+    names = [name.removeprefix(prefix) for name in compiled.positiontup or ()]  # type: ignore[attr-defined]
+    return Hot(str(compiled), itemgetter(*names))
 
 
 def _word(word: str) -> ColumnElement[str]:
@@ -107,44 +126,43 @@ _LIVE_TASKS_LEFT = _sql(
     .order_by(tasks.c.task_seq)
 )
 
-_INSERT_TASK = _sql(
-    insert(tasks)
-    .values({column: bindparam(column.name) for column in tasks.c if column is not tasks.c.task_seq})
-    .returning(*tasks.c)
-)
+@functools.cache
+def _insert_task(columns: tuple[str, ...]) -> Hot:
+    return _hot(insert(tasks).values({column: bindparam(column) for column in columns}).inline())
 
 
 @functools.cache
-def _update_task(columns: frozenset[str]) -> str:
-    return _sql(
+def _update_task(columns: tuple[str, ...]) -> Hot:
+    return _hot(
         update(tasks)
         .where(
-            tasks.c.task_seq == bindparam("seen_task_seq"),
-            tasks.c.state == bindparam("seen_state"),
-            tasks.c.attempt == bindparam("seen_attempt"),
+            tasks.c.task_seq == bindparam("new_task_seq"),
+            tasks.c.state == bindparam("new_seen_state"),
+            tasks.c.attempt == bindparam("new_seen_attempt"),
         )
-        .values({column: bindparam(f"new_{column}") for column in sorted(columns)})
-        .returning(*tasks.c)
+        .values({column: bindparam(f"new_{column}") for column in columns})
+        .returning(tasks.c.task_seq),
+        prefix="new_",
     )
+
+
+_BLANK = Task._make([None] * len(Task._fields))
 
 
 def insert_task(tx: Transaction, columns: Mapping[str, Any]) -> Task:
     """Insert a task and return its row; columns not named are NULL."""
-    row = tx.one(_INSERT_TASK, {**_NO_TASK, **columns})
-    return Task._make(row)  # type: ignore[arg-type]
-
-
-_NO_TASK: Mapping[str, Any] = dict.fromkeys(Task._fields[1:])
+    statement = _insert_task(tuple(columns))
+    task_seq = tx.insert(statement.sql, statement.arrange(columns))
+    return _BLANK._replace(task_seq=task_seq, **columns)
 
 
 def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task | None:
     """Change a row that still has the state and attempt that were *seen*, and return it; None if it has not."""
-    parameters = {f"new_{column}": value for column, value in columns.items()}
-    parameters["seen_task_seq"] = seen.task_seq
-    parameters["seen_state"] = seen.state
-    parameters["seen_attempt"] = seen.attempt
-    row = tx.one(_update_task(frozenset(columns)), parameters)
-    return None if row is None else Task._make(row)
+    statement = _update_task(tuple(columns))
+    parameters = {**columns, "task_seq": seen.task_seq, "seen_state": seen.state, "seen_attempt": seen.attempt}
+    if tx.one(statement.sql, statement.arrange(parameters)) is None:
+        return None
+    return seen._replace(**columns)
 
 
 def task_by_seq(tx: Transaction, task_seq: int) -> Task | None:
@@ -274,14 +292,16 @@ _INSERT_SESSION = _sql(
         {name: bindparam(name) for name in ("scope", "runtime", "session_id", "opened_at")}  # type: ignore[arg-type]
     )
 )
-_INSERT_HANDLE = _sql(
-    insert(handles).values(
+_INSERT_HANDLE = _hot(
+    insert(handles)
+    .values(
         handle_id=bindparam("handle_id"),
         scope=bindparam("scope"),
         task_seq=bindparam("task_seq"),
         role=_word(HandleRole.OWNER),
         created_at=bindparam("created_at"),
     )
+    .inline()
 )
 OWNER_HANDLE = _sql(
     select(handles.c.handle_id).where(
@@ -313,10 +333,8 @@ def insert_session(tx: Transaction, scope: Scope) -> None:
 
 def insert_owner_handle(tx: Transaction, task: Task, handle_id: str) -> None:
     """Give the task's session the handle that may cancel it."""
-    tx.one(
-        _INSERT_HANDLE,
-        {"handle_id": handle_id, "scope": task.scope, "task_seq": task.task_seq, "created_at": tx.now},
-    )
+    columns = {"handle_id": handle_id, "scope": task.scope, "task_seq": task.task_seq, "created_at": tx.now}
+    tx.insert(_INSERT_HANDLE.sql, _INSERT_HANDLE.arrange(columns))
 
 
 # --- owners ---------------------------------------------------------------------------------------------------------
@@ -393,10 +411,8 @@ def owner_is_open(tx: Transaction, token: str) -> bool:
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
-_INSERT_EVENT = _sql(
-    insert(events)
-    .values({column: bindparam(column.name) for column in events.c if column is not events.c.seq})
-    .returning(events.c.seq)
+_INSERT_EVENT = _hot(
+    insert(events).values({column: bindparam(column.name) for column in events.c if column is not events.c.seq}).inline()
 )
 EVENT_BY_SEQ = _sql(_EVENT.where(events.c.seq == bindparam("seq")))
 LAST_SEQ = _sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
@@ -440,22 +456,29 @@ def insert_event(
         "at": tx.now,
         "data": data,
     }
-    row = tx.one(_INSERT_EVENT, columns)
-    assert row is not None
-    tx.events.append(Committed(row[0], *columns.values(), task, local))  # type: ignore[arg-type]
+    seq = tx.insert(_INSERT_EVENT.sql, _INSERT_EVENT.arrange(columns))
+    tx.events.append(Committed(seq, **columns, task=task, local=local))
 
 
 def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str, Any] | None) -> str:
     """Write an event's data: the changed columns but those `fold` takes from the event itself, then the detail."""
-    own = {"scope", "id", "attempt", *stamps(kind)}
-    parts = [
-        f'"{name}":{value if name in JSON_COLUMNS and value is not None else json.dumps(value, ensure_ascii=False)}'
-        for name, value in columns.items()
-        if name not in own
-    ]
+    own = _own_columns(kind)
+    plain = {name: value for name, value in columns.items() if name not in own and name not in JSON_COLUMNS}
     if detail:
-        parts += [f'"{name}":{json.dumps(value, ensure_ascii=False)}' for name, value in detail.items()]
-    return "{" + ",".join(parts) + "}"
+        plain.update(detail)
+    text = _encode(plain)
+    for name in JSON_COLUMNS & columns.keys():
+        if columns[name] is not None:
+            text = f'{text[:-1]}{"," if len(text) > 2 else ""}"{name}":{columns[name]}}}'
+    return text
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@functools.cache
+def _own_columns(kind: EventType) -> frozenset[str]:
+    return frozenset({"scope", "id", "attempt", *stamps(kind)})
 
 
 # --- rows to records ------------------------------------------------------------------------------------------------

@@ -33,10 +33,9 @@ def to_json(value: Any, what: str) -> str:
         ResultNotSerializable: not JSON (NaN and infinity are not), circular, nested deeper than 200, with keys that collide, or
             with text that is not Unicode.
     """
-    if value is None:
-        return "null"
     try:
-        _check_shape(value)
+        if isinstance(value, dict | list | tuple):
+            _check_shape(value)
         plain = to_jsonable_python(value, inf_nan_mode="constants")
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
@@ -140,18 +139,31 @@ class Function:
             InvalidArguments: the function has changed, and they do not fit any more.
         """
         try:
-            stored = json.loads(arguments)
+            values = {name: self._restored(name, value) for name, value in json.loads(arguments).items()}
+            if self._takes_names:
+                return self.body(context, **values)
             bound = self._signature.bind_partial()
-            for name, value in stored.items():
-                adapter = self._adapters[name]
-                bound.arguments[name] = value if adapter is None else adapter.validate_json(json.dumps(value))
-            # puts the names into the signature's order, and finds what is missing
-            bound = self._signature.bind(*bound.args, **bound.kwargs)
+            bound.arguments.update({name: values[name] for name in self._signature.parameters if name in values})
+            return self.body(context, *bound.args, **bound.kwargs)
         except (KeyError, TypeError, ValidationError) as error:
             raise InvalidArguments(
                 f"the stored arguments do not fit function {self.name!r} any more: {error}"
             ) from error
-        return self.body(context, *bound.args, **bound.kwargs)
+
+    def _restored(self, name: str, value: Any) -> Any:
+        adapter = self._adapters[name]
+        if adapter is None:
+            return value
+        # JSON's own rules for what is not JSON's own: a strict date may come as text here, not from Python
+        return adapter.validate_python(value) if type(value) in _SCALARS else adapter.validate_json(json.dumps(value))
+
+    @cached_property
+    def _takes_names(self) -> bool:
+        by_name = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+        return all(parameter.kind in by_name for parameter in self._signature.parameters.values())
+
+
+_SCALARS = frozenset({int, float, bool, type(None)})
 
 
 def _adapter(kind: inspect._ParameterKind, hint: Any) -> TypeAdapter[Any]:

@@ -12,8 +12,8 @@ import contextvars
 import logging
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from . import transitions
 from .database import Committed, Transaction
@@ -34,6 +34,7 @@ from .writer import Writer
 
 __all__ = ["Body", "Runner"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _TRACEBACK = 8_000
@@ -58,7 +59,7 @@ class Body:
         self.coroutine: asyncio.Task[Any] | None = None
         self.supervisor: asyncio.Task[None] | None = None
         self.has_slot = True
-        self.has_ended = False
+        self.is_live = True
         self._grace: asyncio.TimerHandle | None = None
 
     @property
@@ -142,7 +143,7 @@ class Runner:
             if body is None:
                 if lost:
                     self._forget(task.task_seq)
-            elif body.has_ended or task.attempt < body.fence.attempt:
+            elif task.attempt < body.fence.attempt:
                 continue
             elif lost or task.attempt > body.fence.attempt:
                 body.stop(StopReason.STALE)
@@ -154,10 +155,20 @@ class Runner:
         """What this process holds: bodies, and rows waiting for a slot."""
         return [*self._bodies, *self._queued]
 
-    def is_running(self, task_seq: int) -> bool:
-        """Whether a body of the task lives in this process: its row is live, then, and nobody need read it."""
+    def is_live(self, task_seq: int) -> bool:
+        """Whether a task is held here and has not ended: its row is live, then, and nobody need read it."""
         body = self._bodies.get(task_seq)
-        return body is not None and not body.has_ended
+        if body is not None:
+            return body.is_live
+        return task_seq in self._queued or task_seq in self._starting
+
+    def note_ended(self, task_seq: int) -> None:
+        """Learn that a task's terminal event is in the file; told before anybody who waits for it is."""
+        body = self._bodies.get(task_seq)
+        if body is None:
+            self._forget(task_seq)
+        else:
+            body.is_live = False
 
     def _react_to_own(self, event: Committed, task: Task) -> None:
         if task.state == TaskState.PENDING:
@@ -176,7 +187,7 @@ class Runner:
         if body is None:
             self._forget(task.task_seq)
         elif task.is_terminal and task.attempt == body.fence.attempt:
-            body.has_ended = True
+            body.is_live = False
         else:
             body.stop(StopReason.STALE)
 
@@ -255,18 +266,16 @@ class Runner:
         self._enqueue(task_seq, reattach=reattach)
         self._schedule()
 
-    @contextlib.asynccontextmanager
-    async def slot_given_back(self) -> AsyncIterator[None]:
-        """Give back the slot of the body that waits here, if one does, and take one again before it goes on."""
+    async def wait_without_slot(self, waiter: asyncio.Future[T]) -> T:
+        """Wait for a future; a body that waits gives its slot back, and takes one again before it goes on."""
         body = current_body.get()
         if body is None or not body.has_slot or self._bodies.get(body.task_seq) is not body:
-            yield
-            return
+            return await waiter
         body.has_slot = False
         self._free += 1
         self._schedule()
         try:
-            yield
+            return await waiter
         finally:
             await self._take_slot(body)
 
@@ -423,7 +432,9 @@ def _failure(error: BaseException) -> str:
         message = str(error)
     except Exception as broken:
         message = f"(its message raised {type(broken).__name__})"
-    lines = "".join(traceback.format_exception(error, limit=-20)) if error.__traceback__ is not None else None
+    # the first frame is the runner's own
+    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
     failure = Failure(
         type=type(error).__name__,
         message=_storable(message[:_MESSAGE]),

@@ -12,7 +12,6 @@ import platform
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,18 +133,17 @@ class Core:
         """Wait until a task has ended and return its row; gives back the slot of a body that waits."""
         waiter = self.feed.wait_for_end(task_seq)
         try:
-            if self.runner is None or not self.runner.is_running(task_seq):
+            if self.runner is None or not self.runner.is_live(task_seq):
                 task = await self.task(task_seq)
                 if task.is_terminal:
                     return task
-            async with self._slot_given_back():
+            if self.runner is None:
                 ended = await waiter
+            else:
+                ended = await self.runner.wait_without_slot(waiter)
         finally:
             self.feed.forget(task_seq, waiter)
         return await self.task(task_seq) if ended is None else ended
-
-    def _slot_given_back(self) -> AbstractAsyncContextManager[None]:
-        return contextlib.nullcontext() if self.runner is None else self.runner.slot_given_back()
 
     # --- cancelling ---
 
@@ -423,18 +421,18 @@ def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Futur
         coroutine.close()
 
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-"""Crockford's base 32, without the letters that are taken for others (crockford.com/base32.html)."""
-
-
 def _base32(size: int) -> str:
     return base64.b32encode(secrets.token_bytes(size)).decode().rstrip("=").lower()
 
 
 def _new_handle_id() -> str:
-    """Make a handle id: ``h-`` and a ULID (github.com/ulid/spec), whose time comes first, so that an index grows at its end."""
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return "h-" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    """
+    Make a handle id: ``h-`` and 26 characters, the time in milliseconds first and 80 random bits after it.
+
+    The order of ULIDs (github.com/ulid/spec), so that the index over a long history grows at its end.
+    """
+    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
+    return "h-" + base64.b32hexencode(number.to_bytes(16)).decode()[:26].lower()
 
 
 def _requester(runtime: str | None) -> str:

@@ -264,6 +264,7 @@ class TaskStore:
         feed = Feed(
             reader,
             changed=reader.has_changed if writer is None else writer.foreign_commits,
+            on_end=lambda task_seq: None if core.runner is None else core.runner.note_ended(task_seq),
             on_foreign=lambda events: self._others_committed(core, events),
         )
         core = Core(self._path, self._runtime, self._registry, reader, feed, writer)
