@@ -68,7 +68,7 @@ class TaskContext:
         """
         text = to_json(value, f"the checkpoint of task {self.id!r}")
         command = Save(self._body.fence, len(text.encode()))
-        await self._write(lambda tx: transitions.save(tx, self._body.task_seq, command, text))
+        await self._write(lambda tx: transitions.save(tx, self._body.task, command, text))
         self._checkpoint = json.loads(text)
 
     async def progress(self, message: str, fraction: float | None = None) -> None:
@@ -100,7 +100,7 @@ class TaskContext:
         await self._body.stopping.wait()
 
     def _transition(self, tx: Transaction, command: Command) -> Outcome:
-        return transitions.transition(tx, transitions.by_seq(tx, self._body.task_seq), command)
+        return transitions.transition(tx, self._body.task, command, fresh=False)
 
     async def _write(self, unit: Unit[Outcome]) -> None:
         outcome = await self._writer.run(unit)

@@ -126,6 +126,7 @@ _LIVE_TASKS_LEFT = _sql(
     .order_by(tasks.c.task_seq)
 )
 
+
 @functools.cache
 def _insert_task(columns: tuple[str, ...]) -> Hot:
     return _hot(insert(tasks).values({column: bindparam(column) for column in columns}).inline())
@@ -139,30 +140,41 @@ def _update_task(columns: tuple[str, ...]) -> Hot:
             tasks.c.task_seq == bindparam("new_task_seq"),
             tasks.c.state == bindparam("new_seen_state"),
             tasks.c.attempt == bindparam("new_seen_attempt"),
+            tasks.c.owner_id.is_not_distinct_from(bindparam("new_seen_owner_id")),
         )
         .values({column: bindparam(f"new_{column}") for column in columns})
-        .returning(tasks.c.task_seq),
+        .returning(*tasks.c),
         prefix="new_",
     )
 
 
-_BLANK = Task._make([None] * len(Task._fields))
+NO_TASK = Task._make([None] * len(Task._fields))
+"""A row before any of its columns is known."""
 
 
 def insert_task(tx: Transaction, columns: Mapping[str, Any]) -> Task:
     """Insert a task and return its row; columns not named are NULL."""
     statement = _insert_task(tuple(columns))
     task_seq = tx.insert(statement.sql, statement.arrange(columns))
-    return _BLANK._replace(task_seq=task_seq, **columns)
+    return NO_TASK._replace(task_seq=task_seq, **columns)
 
 
 def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task | None:
-    """Change a row that still has the state and attempt that were *seen*, and return it; None if it has not."""
+    """
+    Change a row that still has the state, attempt and owner that were *seen*, and return it; None if it has not.
+
+    Whatever `decide` looks at changes with one of the three; the rest is as the file has it.
+    """
     statement = _update_task(tuple(columns))
-    parameters = {**columns, "task_seq": seen.task_seq, "seen_state": seen.state, "seen_attempt": seen.attempt}
-    if tx.one(statement.sql, statement.arrange(parameters)) is None:
-        return None
-    return seen._replace(**columns)
+    parameters = {
+        **columns,
+        "task_seq": seen.task_seq,
+        "seen_state": seen.state,
+        "seen_attempt": seen.attempt,
+        "seen_owner_id": seen.owner_id,
+    }
+    row = tx.one(statement.sql, statement.arrange(parameters))
+    return None if row is None else Task._make(row)
 
 
 def task_by_seq(tx: Transaction, task_seq: int) -> Task | None:
@@ -412,7 +424,9 @@ def owner_is_open(tx: Transaction, token: str) -> bool:
 # --- events ---------------------------------------------------------------------------------------------------------
 
 _INSERT_EVENT = _hot(
-    insert(events).values({column: bindparam(column.name) for column in events.c if column is not events.c.seq}).inline()
+    insert(events)
+    .values({column: bindparam(column.name) for column in events.c if column is not events.c.seq})
+    .inline()
 )
 EVENT_BY_SEQ = _sql(_EVENT.where(events.c.seq == bindparam("seq")))
 LAST_SEQ = _sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
@@ -443,8 +457,13 @@ def insert_event(
     data: str = "{}",
     from_scope: str | None = None,
     local: Any = None,
+    is_last: bool = True,
 ) -> None:
-    """Write what happened, and keep it for those who act on the commit."""
+    """
+    Write what happened, and keep it for those who act on the commit.
+
+    Who acts sees the row only with the *last* of several events of one unit: in between, it was never in the file.
+    """
     tx.bytes += len(data)
     columns = {
         "task_seq": None if task is None else task.task_seq,
@@ -457,7 +476,7 @@ def insert_event(
         "data": data,
     }
     seq = tx.insert(_INSERT_EVENT.sql, _INSERT_EVENT.arrange(columns))
-    tx.events.append(Committed(seq, **columns, task=task, local=local))
+    tx.events.append(Committed(seq, **columns, task=task if is_last else None, local=local))
 
 
 def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str, Any] | None) -> str:

@@ -1,5 +1,5 @@
 """
-Owns the live bodies: one supervisor each, started and stopped by committed events alone.
+Owns the live bodies and how each ended, started and stopped by committed events alone.
 
 It compares rows and bodies, so order and repetition of what it is told do not matter.
 """
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from typing import Any, TypeVar
 
 from . import transitions
-from .database import Committed, Transaction
+from .database import Committed
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
@@ -30,7 +30,7 @@ from .lifecycle import Command, Complete, ConfirmCancel, Fail, Fence, Start, Tas
 from .models import CancelPolicy, EventType, Failure, StopReason, TaskState
 from .registry import Registry, to_json
 from .transitions import Outcome
-from .writer import Writer
+from .writer import Unit, Writer
 
 __all__ = ["Body", "Runner"]
 
@@ -57,7 +57,6 @@ class Body:
         self.stop_reason: StopReason | None = None
         self.stopping = asyncio.Event()
         self.coroutine: asyncio.Task[Any] | None = None
-        self.supervisor: asyncio.Task[None] | None = None
         self.has_slot = True
         self.is_live = True
         self._grace: asyncio.TimerHandle | None = None
@@ -113,12 +112,13 @@ class Runner:
         self._owner_id = owner_id
         self._make_context = make_context
         self._free = max_running
-        self._queue: deque[tuple[int, bool]] = deque()
-        self._queued: set[int] = set()
+        self._queue: deque[Task] = deque()
+        self._queued: dict[int, bool] = {}
         self._starting: set[int] = set()
         self._bodies: dict[int, Body] = {}
         self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
         self._returning: deque[asyncio.Future[None]] = deque()
+        self._idle = asyncio.Event()
         self._closing = False
 
     # --- reacting ---
@@ -127,6 +127,8 @@ class Runner:
         """Act on events this process committed, each with the row after it."""
         for event in events:
             task = event.task
+            if event.type == EventType.REGISTERED and event.local is not None and event.task_seq is not None:
+                self._coroutines[event.task_seq] = event.local
             if task is None:
                 continue
             if task.owner_id == self._owner_id and not task.is_terminal:
@@ -172,12 +174,11 @@ class Runner:
 
     def _react_to_own(self, event: Committed, task: Task) -> None:
         if task.state == TaskState.PENDING:
-            if event.type == EventType.REGISTERED and event.local is not None:
-                self._coroutines[task.task_seq] = event.local
-            self._enqueue(task.task_seq, reattach=event.type == EventType.CLAIMED)
+            self._enqueue(task, reattach=event.type == EventType.CLAIMED)
         elif task.state == TaskState.CANCEL_REQUESTED:
             body = self._bodies.get(task.task_seq)
             if body is not None:
+                body.task = task
                 self._cancel(body)
         elif event.type in {EventType.STARTED, EventType.REATTACHED}:
             self._launch(task, event.local)
@@ -192,7 +193,7 @@ class Runner:
             body.stop(StopReason.STALE)
 
     def _forget(self, task_seq: int) -> None:
-        self._queued.discard(task_seq)
+        self._queued.pop(task_seq, None)
         coroutine = self._coroutines.pop(task_seq, None)
         if coroutine is not None:
             coroutine.close()
@@ -213,10 +214,10 @@ class Runner:
             self._free += reserved
             self._schedule()
 
-    def _enqueue(self, task_seq: int, *, reattach: bool) -> None:
-        if task_seq not in self._queued:
-            self._queued.add(task_seq)
-            self._queue.append((task_seq, reattach))
+    def _enqueue(self, task: Task, *, reattach: bool) -> None:
+        if task.task_seq not in self._queued:
+            self._queued[task.task_seq] = reattach
+            self._queue.append(task)
 
     def _schedule(self) -> None:
         while self._free > 0 and not self._closing:
@@ -226,44 +227,59 @@ class Runner:
                     self._free -= 1
                     waiter.set_result(None)
             elif self._queue:
-                task_seq, reattach = self._queue.popleft()
-                if task_seq in self._queued:
-                    self._queued.remove(task_seq)
-                    self._free -= 1
-                    self._start(task_seq, reattach)
+                task = self._queue.popleft()
+                reattach = self._queued.pop(task.task_seq, None)
+                if reattach is not None:
+                    self._start(task, reattach)
             else:
                 return
 
-    def _start(self, task_seq: int, reattach: bool) -> None:
-        owner_id = self._owner_id
+    def create(self, create: Callable[[bool], Unit[Task]]) -> asyncio.Future[Task]:
+        """
+        Submit the unit that creates a task, with its start in the same commit if a slot is free; *create* is told whether.
 
-        def unit(tx: Transaction) -> Outcome:
-            task = transitions.by_seq(tx, task_seq)
-            return transitions.start(tx, task, Start(owner_id, owner_id, reattach=reattach))
+        Not to be cancelled: who may be, shields it.
+        """
+        start = self._free > 0 and not self._queue and not self._returning and not self._closing
+        created = self._writer.submit(create(start))
+        if start:
+            self._keep_slot_until(created)
+        return created
 
-        self._starting.add(task_seq)
-        try:
-            started = self._writer.submit(unit)
-        except StoreError:
-            self._starting.remove(task_seq)
-            self._free += 1
-            return
-        started.add_done_callback(lambda future: self._started(task_seq, reattach, future))
+    def _keep_slot_until(self, done: asyncio.Future[Any]) -> None:
+        # the body that the commit starts takes its own
+        self._free -= 1
+        done.add_done_callback(self._slot_kept)
 
-    def _started(self, task_seq: int, reattach: bool, future: asyncio.Future[Outcome]) -> None:
-        if task_seq not in self._starting:
-            return
-        self._starting.remove(task_seq)
+    def _slot_kept(self, _: object) -> None:
         self._free += 1
-        error = future.exception()
-        if error is not None:
-            log.warning("start_failed", extra={"task_seq": task_seq}, exc_info=error)
-            if not self._closing and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
-                asyncio.get_running_loop().call_later(_RETRY[1], self._try_again, task_seq, reattach)
         self._schedule()
 
-    def _try_again(self, task_seq: int, reattach: bool) -> None:
-        self._enqueue(task_seq, reattach=reattach)
+    def _start(self, task: Task, reattach: bool) -> None:
+        """Ask for a start, with a slot kept for it; the body begins when the event is committed."""
+        command = Start(self._owner_id, self._owner_id, reattach=reattach)
+        try:
+            started = self._writer.submit(lambda tx: transitions.start(tx, task, command, fresh=False))
+        except StoreError:
+            return
+        self._starting.add(task.task_seq)
+        started.add_done_callback(lambda future: self._started(task, reattach, future))
+        self._keep_slot_until(started)
+
+    def _started(self, task: Task, reattach: bool, future: asyncio.Future[Outcome]) -> None:
+        self._starting.discard(task.task_seq)
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            log.warning("start_failed", extra={"task_seq": task.task_seq}, exc_info=error)
+            if not self._closing and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+                asyncio.get_running_loop().call_later(_RETRY[1], self._try_again, task, reattach)
+        elif task.task_seq not in self._bodies:
+            # somebody else changed the row first
+            self._forget(task.task_seq)
+        self._look_whether_idle()
+
+    def _try_again(self, task: Task, reattach: bool) -> None:
+        self._enqueue(task, reattach=reattach)
         self._schedule()
 
     async def wait_without_slot(self, waiter: asyncio.Future[T]) -> T:
@@ -299,29 +315,55 @@ class Runner:
     # --- supervising ---
 
     def _launch(self, task: Task, checkpoint: str | None) -> None:
-        if task.task_seq in self._starting:
-            self._starting.remove(task.task_seq)
-        else:
-            self._free -= 1
-        body = Body(task, checkpoint)
-        self._bodies[task.task_seq] = body
-        body.supervisor = asyncio.create_task(self._supervise(body), name=f"lash_store supervisor {task.id}")
+        self._free -= 1
+        body = self._bodies[task.task_seq] = Body(task, checkpoint)
+        body.coroutine = asyncio.get_running_loop().create_task(self._run(body), name=f"lash_store body {task.id}")
+        body.coroutine.add_done_callback(lambda _: self._ended(body))
+        if self._closing:
+            body.stop(StopReason.DETACH)
 
-    async def _supervise(self, body: Body) -> None:
-        """Run one body and store how it ended; the one place that does."""
-        body.coroutine = asyncio.create_task(self._run(body), name=f"lash_store body {body.task.id}")
-        if body.stop_reason is not None and body._grace is None:
-            body.abort()
+    def _ended(self, body: Body) -> None:
+        """Store how a body ended; the one place that does."""
+        body.forget_grace()
+        assert body.coroutine is not None
+        command = self._outcome(body, body.coroutine)
+        if command is None:
+            self._forget_body(body)
+        else:
+            self._store(body, command, _RETRY[0])
+
+    def _store(self, body: Body, command: Command, pause: float) -> None:
         try:
-            await asyncio.wait({body.coroutine})
-            body.forget_grace()
-            await self._store(body, self._outcome(body, body.coroutine))
-        finally:
+            stored = self._writer.submit(lambda tx: transitions.transition(tx, body.task, command, fresh=False))
+        except StoreError:
+            self._forget_body(body)
+        else:
+            stored.add_done_callback(lambda future: self._stored(body, command, pause, future))
+
+    def _stored(self, body: Body, command: Command, pause: float, future: asyncio.Future[Outcome]) -> None:
+        """Forget the body, or try again for as long as the store is open: a full disk must not lose an outcome."""
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, StoreError) and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+            log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
+            longer = min(_RETRY[1], pause * 2)
+            asyncio.get_running_loop().call_later(pause, self._store, body, command, longer)
+            return
+        if error is not None:
+            log.error("outcome_lost", extra={"task_seq": body.task_seq}, exc_info=error)
+        self._forget_body(body)
+
+    def _forget_body(self, body: Body) -> None:
+        if self._bodies.get(body.task_seq) is body:
             del self._bodies[body.task_seq]
             self._forget(body.task_seq)
-            if body.has_slot:
-                self._free += 1
-            self._schedule()
+        if body.has_slot:
+            self._free += 1
+        self._schedule()
+        self._look_whether_idle()
+
+    def _look_whether_idle(self) -> None:
+        if self._closing and not self._bodies and not self._starting:
+            self._idle.set()
 
     async def _run(self, body: Body) -> Any:
         current_body.set(body)
@@ -366,35 +408,13 @@ class Runner:
         except ResultNotSerializable as not_json:
             return Fail(body.fence, _failure(not_json))
 
-    async def _store(self, body: Body, command: Command | None) -> None:
-        """Store an outcome, trying for as long as the store is open: a full disk must not lose it."""
-        pause, longest = _RETRY
-        while command is not None:
-            try:
-                await self._settle(body, command)
-                return
-            except (StoreClosed, CommitInDoubt, StorageMoved):
-                return
-            except StoreError:
-                log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=True)
-            await asyncio.sleep(pause)
-            pause = min(longest, pause * 2)
-
-    async def _settle(self, body: Body, command: Command) -> None:
-        def unit(tx: Transaction) -> Outcome:
-            return transitions.transition(tx, transitions.by_seq(tx, body.task_seq), command)
-
-        outcome = await self._writer.run(unit)
-        if outcome.stale:
-            log.debug("outcome_refused", extra={"task_seq": body.task_seq, "attempt": body.fence.attempt})
-
     # --- closing ---
 
     async def detach(self, timeout: float) -> list[Task]:
         """
         Stop every body with reason *detach*, and wait up to *timeout* seconds for them to end; return those that did not.
 
-        What ended meanwhile is stored; the rest of the rows is for `transitions.detach`.
+        What ended meanwhile is stored; the rest of the rows is for `transitions.end_owner`.
         """
         self._closing = True
         for body in list(self._bodies.values()):
@@ -402,9 +422,10 @@ class Runner:
                 body.abort()
             else:
                 body.stop(StopReason.DETACH)
-        supervisors = {body.supervisor for body in self._bodies.values() if body.supervisor is not None}
-        if supervisors:
-            await asyncio.wait(supervisors, timeout=timeout)
+        self._look_whether_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
         alive = list(self._bodies.values())
         for body in alive:
             body.stop(StopReason.STALE)

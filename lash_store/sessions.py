@@ -82,14 +82,12 @@ class Core:
             raise StoreReadOnly(f"{self.path} was opened read-only: open it with TaskStore.connect() to make requests")
         return self.writer
 
-    def to_create(self) -> tuple[Writer, int]:
-        """Return the writer and the owner id for new work; see `to_request`."""
-        writer = self.to_request()
-        if self.owner_id is None:
-            raise StoreReadOnly(
-                f"{self.path} was opened by TaskStore.connect(), to make requests: open a TaskStore to create"
-            )
-        return writer, self.owner_id
+    def to_create(self) -> tuple[Runner, int]:
+        """Return the runner and the owner id for new work; see `to_request`."""
+        self.to_request()
+        if self.runner is None or self.owner_id is None:
+            raise StoreReadOnly(f"{self.path} was opened by connect(), to make requests: open a TaskStore to create")
+        return self.runner, self.owner_id
 
     async def task(self, task_seq: int) -> Task:
         """Read one incarnation."""
@@ -305,19 +303,18 @@ class SessionTasks:
         """
         coroutine = fn if inspect.iscoroutine(fn) else None
         try:
-            writer, owner_id = self._core.to_create()
+            runner, owner_id = self._core.to_create()
             function = None if coroutine is not None else self._core.registry.by_body(fn)  # type: ignore[arg-type]
             new = self._new_task(owner_id, function, coroutine, args, kwargs, id, TaskKind(kind), cancel_policy)
-            stored = writer.submit(lambda tx: transitions.create(tx, new))
+            created = runner.create(lambda start: lambda tx: transitions.create(tx, new, start=start))
         except BaseException:
             if coroutine is not None:
                 coroutine.close()
             raise
-        if coroutine is None:
-            return TaskHandle(self._core, await stored, new.handle_id)
-        # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
-        stored.add_done_callback(lambda future: _close_if_refused(coroutine, future))
-        return TaskHandle(self._core, await asyncio.shield(stored), new.handle_id)
+        if coroutine is not None:
+            # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
+            created.add_done_callback(lambda future: _close_if_refused(coroutine, future))
+        return TaskHandle(self._core, await asyncio.shield(created), new.handle_id)
 
     def _new_task(
         self,

@@ -339,8 +339,7 @@ class TaskStore:
             raise StoreReadOnly("give open_readonly() a runtime= to name sessions by their id, or use get() and list()")
         scope = Scope(self._runtime, id)
         if self._access == "own":
-            writer, _ = core.to_create()
-            await writer.run(lambda tx: transitions.open_session(tx, scope))
+            await core.to_request().run(lambda tx: transitions.open_session(tx, scope))
         else:
             await core.check_session(scope)
         return SessionTasks(core, scope)

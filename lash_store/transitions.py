@@ -6,13 +6,26 @@ Everything here is synchronous and a function of ``tx`` and its arguments alone:
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
 from . import queries
 from .database import Transaction
 from .errors import StaleAttempt, TaskExists, TaskNotFound, UnknownSession
-from .lifecycle import Abandon, Command, ConfirmCancel, Refused, Release, RequestCancel, Save, Start, Task, decide
+from .lifecycle import (
+    Abandon,
+    Change,
+    Command,
+    ConfirmCancel,
+    Refused,
+    Release,
+    RequestCancel,
+    Save,
+    Start,
+    Task,
+    decide,
+)
 from .models import CancelPolicy, EventType, OwnerEnd, Recovery, Scope, TaskKind, TaskMode, TaskState, Verdict
 
 __all__ = [
@@ -58,17 +71,25 @@ class Outcome:
     stale: bool = False
 
 
-def transition(tx: Transaction, task: Task, command: Command, *, local: Any = None) -> Outcome:
-    """Decide, change the row under the state and attempt that were read, and write the event: all or nothing."""
+def transition(tx: Transaction, task: Task, command: Command, *, fresh: bool = True, local: Any = None) -> Outcome:
+    """
+    Decide, change the row under the state, attempt and owner that were seen, and write the event: all or nothing.
+
+    *task* was read in this transaction, or (not *fresh*) is what this process saw last: then the row is read only if it is no
+    longer so, or if the command would be refused.
+    """
     decision = decide(task, command, tx.now)
-    if isinstance(decision, Refused):
+    if isinstance(decision, Change):
+        after = queries.update_task(tx, task, decision.columns)
+        if after is not None:
+            data = queries.event_data(decision.type, decision.columns, decision.detail)
+            queries.insert_event(tx, decision.type, scope=after.scope, task=after, data=data, local=local)
+            return Outcome(after, Verdict.APPLIED)
+    elif fresh:
         return Outcome(task, decision.verdict, decision.stale)
-    after = queries.update_task(tx, task, decision.columns)
-    if after is None:
+    if fresh:
         raise RuntimeError(f"task {task.id!r} changed between two statements of one transaction")
-    data = queries.event_data(decision.type, decision.columns, decision.detail)
-    queries.insert_event(tx, decision.type, scope=after.scope, task=after, data=data, local=local)
-    return Outcome(after, Verdict.APPLIED)
+    return transition(tx, by_seq(tx, task.task_seq), command, local=local)
 
 
 def by_seq(tx: Transaction, task_seq: int) -> Task:
@@ -129,19 +150,14 @@ def open_session(tx: Transaction, scope: Scope) -> None:
         queries.insert_event(tx, EventType.SESSION_OPENED, scope=str(scope))
 
 
-def create(tx: Transaction, new: NewTask) -> Task:
+def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Task:
     """
-    Store a task with its first event and its session's handle.
+    Store a task with its first event and its session's handle, and with *start* its first start in the same commit.
 
     Raises:
         TaskExists: a live task has the id.
     """
-    if queries.live_task_by_id(tx, str(new.scope), new.id) is not None:
-        raise TaskExists(
-            f"task {new.id!r} is live in session {str(new.scope)!r}: await or cancel it, or choose another id",
-            task_id=new.id,
-        )
-    columns = {
+    columns: dict[str, Any] = {
         "scope": str(new.scope),
         "id": new.id,
         "kind": new.kind,
@@ -159,27 +175,44 @@ def create(tx: Transaction, new: NewTask) -> Task:
         "created_at": tx.now,
         "updated_at": tx.now,
     }
-    task = queries.insert_task(tx, columns)
+    born = queries.NO_TASK._replace(**columns)
+    started = decide(born, Start(new.owner_id, new.owner_id), tx.now) if start else None
+    assert not isinstance(started, Refused)
+    try:
+        task = queries.insert_task(tx, columns if started is None else {**columns, **started.columns})
+    except sqlite3.IntegrityError as error:
+        if queries.live_task_by_id(tx, str(new.scope), new.id) is None:
+            raise
+        raise TaskExists(
+            f"task {new.id!r} is live in session {str(new.scope)!r}: await or cancel it, or choose another id",
+            task_id=new.id,
+        ) from error
     queries.insert_owner_handle(tx, task, new.handle_id)
     data = queries.event_data(EventType.REGISTERED, columns, {"handle_id": new.handle_id})
-    queries.insert_event(tx, EventType.REGISTERED, scope=task.scope, task=task, data=data, local=new.body)
+    born = born._replace(task_seq=task.task_seq)
+    queries.insert_event(
+        tx, EventType.REGISTERED, scope=task.scope, task=born, data=data, local=new.body, is_last=started is None
+    )
+    if started is not None:
+        data = queries.event_data(started.type, started.columns, started.detail)
+        queries.insert_event(tx, started.type, scope=task.scope, task=task, data=data)
     return task
 
 
 # --- bodies ---------------------------------------------------------------------------------------------------------
 
 
-def start(tx: Transaction, task: Task, command: Start) -> Outcome:
+def start(tx: Transaction, task: Task, command: Start, *, fresh: bool = True) -> Outcome:
     """Start a body: the attempt rises here; the event carries the checkpoint the body begins with."""
     checkpoint = queries.checkpoint(tx, task.task_seq) if task.attempt else None
-    return transition(tx, task, command, local=checkpoint)
+    return transition(tx, task, command, fresh=fresh, local=checkpoint)
 
 
-def save(tx: Transaction, task_seq: int, command: Save, value: str) -> Outcome:
+def save(tx: Transaction, task: Task, command: Save, value: str) -> Outcome:
     """Replace a task's checkpoint, if the attempt that saves it is the current one."""
-    outcome = transition(tx, by_seq(tx, task_seq), command)
+    outcome = transition(tx, task, command, fresh=False)
     if outcome.verdict is Verdict.APPLIED:
-        queries.save_checkpoint(tx, task_seq, outcome.task.attempt, value)
+        queries.save_checkpoint(tx, task.task_seq, outcome.task.attempt, value)
     return outcome
 
 

@@ -1,1 +1,106 @@
-def main() -> None: ...
+"""Owns the command line: its commands, its exit codes, and how errors leave it; never imports a store to print help."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from .. import __version__
+from ..errors import StoreError
+from .options import db_option
+from .output import complain, safe
+
+__all__ = ["cli", "main"]
+
+_COMMANDS = {
+    "list": ("look:list_tasks", "List tasks: the live ones, or all."),
+    "show": ("look:show", "Show one task: its row, outcome and events."),
+    "events": ("look:events", "Print what happened, in order; --follow goes on."),
+    "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
+}
+
+_INTERRUPTED = 130
+_PIPE_CLOSED = 141
+
+
+class _Commands(click.Group):
+    """A group that imports the module of a command when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(f".{module}", __name__), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@db_option
+@click.version_option(__version__, "--version", prog_name="lash-store")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Look into a lash_store file, beside the programs that use it.
+
+    The file is given by --db, before or after the command, or by the environment variable LASH_STORE_DB. Nothing but
+    `demo` writes to a file.
+
+    \b
+    Examples:
+      lash-store demo                           the main job, a kill -9 included
+      lash-store --db agent.db list             what is going on
+      lash-store --db agent.db show '#12'       all about one task
+      lash-store --db agent.db events --follow  what happens, as it happens
+
+    \b
+    Exit codes:
+      0    done
+      1    the file or the task is not usable, or the demo lost something
+      2    wrong usage
+      130  interrupted; 141  the reader of the output went away
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code; every expected error is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        # what the terminal's encoding cannot say is shown as an escape, not raised
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = cli.main(
+            args=None if arguments is None else [*arguments], prog_name="lash-store", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.UsageError as error:
+        complain(error.format_message())
+        if error.ctx is not None:
+            click.echo(f"Try '{safe(error.ctx.command_path)} --help'.", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        complain(error.format_message())
+        return error.exit_code
+    except StoreError as error:
+        complain(str(error))
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more at exit, and would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    return status if isinstance(status, int) else 0

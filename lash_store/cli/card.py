@@ -1,0 +1,108 @@
+"""Owns how one task is laid out for a person: every column of its row that says something, its outcome last."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from .output import age, moment, one_line, safe, state_style, text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..models import TaskRecord
+
+__all__ = ["card"]
+
+
+def card(record: TaskRecord) -> RenderableType:
+    """Return the row as a heading and a list of names and values."""
+    from rich.console import Group
+
+    heading = text(f"{record.scope} {record.id}", "bold")
+    heading.append(f"  #{record.task_seq}", "dim")
+    heading.overflow = "fold"
+    return Group(heading, _rows(record))
+
+
+def _rows(record: TaskRecord) -> Table:
+    from rich.table import Table
+
+    rows = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(overflow="fold")
+    for name, value in (*_what(record), *_when(record), *_outcome(record)):
+        if value is not None:
+            rows.add_row(f"  {name}", value)
+    return rows
+
+
+def _what(record: TaskRecord) -> list[tuple[str, Text | None]]:
+    spent = f", {record.attempts_spent} ended by a crash" if record.attempts_spent else ""
+    far = " · ".join(
+        part for part in (None if record.fraction is None else f"{record.fraction:.0%}", record.progress) if part
+    )
+    return [
+        ("state", text(record.state, state_style(record.state))),
+        ("kind", text(f"{record.kind}, {record.mode}")),
+        ("function", _if(record.function)),
+        ("label", None if record.label == record.function else text(record.label)),
+        ("arguments", None if record.arguments is None else text(one_line(record.arguments))),
+        ("attempt", text(f"{record.attempt} of at most {record.max_attempts}{spent}")),
+        ("recovery", text(f"{record.recovery}; cancel {record.cancel_policy}")),
+        ("owner", _if(record.owner_id)),
+        ("progress", _if(far or None)),
+    ]
+
+
+def _when(record: TaskRecord) -> list[tuple[str, Text | None]]:
+    return [
+        ("created", text(f"{moment(record.created_at)}, {age(record.created_at)} ago")),
+        ("started", _time(record.started_at)),
+        ("updated", _time(record.updated_at)),
+        ("ended", _time(record.completed_at)),
+        ("took", None if record.completed_at is None else text(_span(record.created_at, record.completed_at))),
+    ]
+
+
+def _outcome(record: TaskRecord) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    if record.cancel_requested_at is not None:
+        by = record.cancel_requested_by or "unknown"
+        rows.append(("cancel asked", text(f"{moment(record.cancel_requested_at)} by {by}")))
+    if record.cancel_reason is not None:
+        rows.append(("reason", text(record.cancel_reason)))
+    if record.state == "completed":
+        rows.append(("result", text(one_line(record.result))))
+    if record.failure is not None:
+        rows.append(("failure", text(f"{record.failure.type}: {record.failure.message}", "red")))
+        if record.failure.traceback:
+            rows.append(("traceback", _block(record.failure.traceback)))
+    if record.evidence is not None:
+        seen = record.evidence
+        process = "" if seen.pid is None else f", pid {seen.pid} on {seen.host}"
+        rows.append(
+            ("evidence", text(f"owner {seen.owner_id}{process}: {seen.end}, found {moment(seen.found_at)}", "red"))
+        )
+    return rows
+
+
+def _block(value: str) -> Text:
+    """Keep the line breaks of a traceback, which stay in the column of values, and escape all else."""
+    from rich.text import Text
+
+    return Text("\n".join(safe(line) for line in value.rstrip("\n").split("\n")), "dim")
+
+
+def _if(value: object) -> Text | None:
+    return None if value is None else text(value)
+
+
+def _time(at: datetime | None) -> Text | None:
+    return None if at is None else text(moment(at))
+
+
+def _span(since: datetime, until: datetime) -> str:
+    return f"{(until - since).total_seconds():.3f} s, from its creation"

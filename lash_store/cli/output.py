@@ -1,0 +1,237 @@
+"""Owns everything printed: data is escaped here, and nowhere else does it meet a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from unicodedata import category
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..models import TaskEvent, TaskRecord
+
+__all__ = [
+    "EventLines",
+    "age",
+    "complain",
+    "console",
+    "cropped",
+    "event_json",
+    "moment",
+    "one_line",
+    "safe",
+    "seconds",
+    "state_style",
+    "table",
+    "task_json",
+    "text",
+    "write_json",
+    "write_json_array",
+]
+
+_UNBOUNDED = 100_000
+"""Columns of an output that is not a terminal: a row is one line there, however long."""
+
+_STYLES = {
+    "pending": "dim",
+    "running": "green",
+    "waiting": "yellow",
+    "cancel_requested": "magenta",
+    "completed": "cyan",
+    "failed": "red",
+    "cancelled": "magenta",
+    "abandoned": "red",
+}
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def safe(value: object) -> str:
+    r"""
+    Return *value* as text that a terminal only shows: one line, no control, bidi, format or private character.
+
+    Those are written as ``\n``, ``\x1b``, ``\u202e``. Spaces of every width and all that is printable stay.
+    """
+    raw = str(value)
+    if raw.isprintable():
+        return raw
+    return "".join(char if char.isprintable() or category(char) == "Zs" else _escaped(char) for char in raw)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def text(value: object, style: str = "") -> Text:
+    """Return *value* escaped, as rich text: never markup, never an emoji code."""
+    from rich.text import Text
+
+    return Text(safe(value), style)
+
+
+def cropped(value: str, width: int) -> str:
+    """Return *value* cut to *width* cells, the cut shown by an ellipsis."""
+    from rich.cells import cell_len, set_cell_size
+
+    return value if cell_len(value) <= width else set_cell_size(value, max(width - 1, 0)).rstrip() + "…"
+
+
+def one_line(value: Any) -> str:
+    """Write a JSON value on one line as a person would like to read it."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+
+
+# --- where it goes ---------------------------------------------------------------------------------------------------
+
+
+def complain(message: str) -> None:
+    """Print one clean line on stderr."""
+    click.echo(f"lash-store: {safe(message)}", err=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that interprets nothing; not a terminal, and no ``COLUMNS``: as wide as its lines."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not made.is_terminal and not os.environ.get("COLUMNS"):
+        made.width = _UNBOUNDED
+    return made
+
+
+def table(*columns: tuple[str, str]) -> Table:
+    """
+    Return an empty table without lines; a column is its header and how it behaves.
+
+    ``fold`` folds long cells and cuts none, ``right`` and ``fixed`` never fold.
+    """
+    from rich.table import Table
+
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for header, behaviour in columns:
+        made.add_column(
+            header,
+            overflow="fold",
+            no_wrap=behaviour != "fold",
+            justify="right" if behaviour == "right" else "left",
+            min_width=8 if behaviour == "fold" else None,
+        )
+    return made
+
+
+def write_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a JSON value in ASCII."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=True, indent=indent) + "\n")
+
+
+def write_json_array(values: Iterable[Any]) -> None:
+    """Print a JSON array in ASCII, one element a line."""
+    lines = ",\n".join(json.dumps(value, ensure_ascii=True) for value in values)
+    sys.stdout.write(f"[\n{lines}\n]\n" if lines else "[]\n")
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def task_json(record: TaskRecord) -> dict[str, Any]:
+    """Return a record as plain JSON, its scope as it is printed."""
+    return {**record.model_dump(mode="json"), "scope": str(record.scope)}
+
+
+def event_json(event: TaskEvent) -> dict[str, Any]:
+    """Return an event as plain JSON, its scopes as they are printed."""
+    from_scope = None if event.from_scope is None else str(event.from_scope)
+    return {**event.model_dump(mode="json"), "scope": str(event.scope), "from_scope": from_scope}
+
+
+def state_style(state: str) -> str:
+    """Return the colour of a state."""
+    return _STYLES.get(state, "")
+
+
+class EventLines:
+    """
+    Prints events as lines in columns, one by one, as they come: ids in full, and as much of the data as the width holds.
+
+    Under 100 columns the day has a line of its own.
+    """
+
+    def __init__(self, out: Console, *, with_task: bool = True) -> None:
+        self._out = out
+        self._with_task = with_task
+        self._is_narrow = out.width < 100
+        self._day = ""
+        at = f"{'at (UTC)':<{12 if self._is_narrow else 23}}"
+        head = f"{'seq':>6}  {at}  {'type':<12}  try  {'task, ' if with_task else ''}data"
+        self._head: str | None = head
+
+    def print(self, event: TaskEvent) -> None:
+        """Print one event; before the first, the names of the columns."""
+        if self._head is not None:
+            self._line(text(self._head, "bold"))
+            self._head = None
+        day = f"{event.at:%Y-%m-%d}"
+        if self._is_narrow and day != self._day:
+            self._line(text(f"        {day}", "dim"))
+            self._day = day
+        self._line(self._row(event, day))
+
+    def _line(self, line: Text) -> None:
+        self._out.print(line, soft_wrap=True)
+
+    def _row(self, event: TaskEvent, day: str) -> Text:
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        at = f"{event.at:%H:%M:%S}.{event.at.microsecond // 1000:03d}"
+        attempt = "-" if event.attempt is None else event.attempt
+        line = Text.assemble(
+            (f"{event.seq:>6}  {at if self._is_narrow else f'{day} {at}'}  ", "dim"),
+            (f"{event.type.value:<12}", state_style(event.type)),
+            f"  {attempt:>3}  ",
+        )
+        if self._with_task:
+            line.append_text(text(event.scope if event.task_id is None else f"{event.scope} {event.task_id}", "bold"))
+            line.append("  ")
+        room = min(max(self._out.width - cell_len(line.plain), _LEAST_DATA), _MOST_DATA)
+        line.append(cropped(_digest(event.data), room), "dim")
+        line.rstrip()
+        return line
+
+
+_LEAST_DATA, _MOST_DATA = 12, 300
+_TELLING = ("reason", "progress", "failure", "result", "evidence", "arguments")
+
+
+def _digest(data: dict[str, Any]) -> str:
+    """Write an event's data on one escaped line, what tells most first."""
+    names = sorted(data, key=lambda name: (name not in _TELLING, name == "state"))
+    return ", ".join(f"{safe(name)}={safe(one_line(data[name]))}" for name in names)
+
+
+def moment(at: datetime | None) -> str:
+    """Write a time as the file does."""
+    return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}Z"
+
+
+def age(since: datetime) -> str:
+    """Write how long ago something was, in at most four cells."""
+    return seconds(max(0.0, (datetime.now(UTC) - since).total_seconds()))
+
+
+def seconds(span: float) -> str:
+    """Write a span of time roughly: ``7s``, ``12m``, ``3h``, ``20d``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if span >= size:
+            return f"{int(span // size)}{unit}"
+    return f"{int(span)}s"
