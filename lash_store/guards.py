@@ -50,7 +50,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 def identify(path: Path) -> FileIdentity | None:
     """Return what *path* names now, or None if nothing; a `stat`, never an `open`."""
     try:
-        found = os.stat(path)
+        found = path.stat()
     except FileNotFoundError:
         return None
     return FileIdentity(found.st_dev, found.st_ino)
@@ -87,7 +87,7 @@ def check_target(path: Path, *, writing: bool) -> bool:
     except OSError as error:
         raise StorageError(f"{path} cannot be looked at: {error.strerror}") from error
     if stat.S_ISLNK(found.st_mode) and not writing:
-        found = os.stat(path)
+        found = path.stat()
     if stat.S_ISLNK(found.st_mode):
         raise StorageError(f"{path} is a symbolic link: open the file it names, {os.path.realpath(path)}")
     if not stat.S_ISREG(found.st_mode):
@@ -124,7 +124,7 @@ def make_private(path: Path) -> None:
     """Take the group's and others' permissions from *path*; its ``-wal`` and ``-shm`` inherit them."""
     mode = stat.S_IMODE(os.lstat(path).st_mode)
     if mode & 0o077:
-        os.chmod(path, mode & 0o700)
+        path.chmod(mode & 0o700)
 
 
 # --- the lock against stray closes ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import database
+from . import database, guards
 from .errors import SchemaError
 from .schema import HEAD, VERSION_TABLE
 
@@ -50,10 +50,10 @@ def prepare(path: Path) -> None:
     Raises:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
     """
-    exists = database.guards.check_target(path, writing=True)
+    exists = guards.check_target(path, writing=True)
     revision = database.probe(path) if exists else None
     if revision == HEAD:
-        database.guards.make_private(path)
+        guards.make_private(path)
         return
     database.born(path)
     upgrade(path)

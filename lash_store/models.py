@@ -185,7 +185,7 @@ class Scope(_Record):
         check_id("session id", session_id)
         if ":" in runtime:
             raise InvalidId(f"runtime {runtime!r} has a ':': the first ':' of a scope ends the runtime's name")
-        super().__init__(runtime=runtime, session_id=session_id)
+        BaseModel.__init__(self, runtime=runtime, session_id=session_id)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -96,7 +96,7 @@ class OwnerLock:
 
     def _is_named(self) -> bool:
         try:
-            named = os.stat(self.path, follow_symlinks=False)
+            named = self.path.lstat()
         except FileNotFoundError:
             return False
         held = os.fstat(self._descriptor)

@@ -300,9 +300,7 @@ def save_checkpoint(tx: Transaction, task_seq: int, attempt: int, value: str) ->
 
 SESSION = _sql(select(sessions.c.scope).where(sessions.c.scope == bindparam("scope")))
 _INSERT_SESSION = _sql(
-    insert(sessions).values(
-        {name: bindparam(name) for name in ("scope", "runtime", "session_id", "opened_at")}  # type: ignore[arg-type]
-    )
+    insert(sessions).values({name: bindparam(name) for name in ("scope", "runtime", "session_id", "opened_at")})
 )
 _INSERT_HANDLE = _hot(
     insert(handles)
@@ -357,7 +355,7 @@ _INSERT_OWNER = _sql(
         {
             name: bindparam(name)
             for name in ("token", "runtime", "pid", "process_start", "boot_id", "host", "version", "opened_at")
-        }  # type: ignore[arg-type]
+        }
     )
     .returning(owners.c.owner_id)
 )
@@ -465,7 +463,7 @@ def insert_event(
     Who acts sees the row only with the *last* of several events of one unit: in between, it was never in the file.
     """
     tx.bytes += len(data)
-    columns = {
+    columns: dict[str, Any] = {
         "task_seq": None if task is None else task.task_seq,
         "scope": scope,
         "from_scope": from_scope,

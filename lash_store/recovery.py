@@ -12,7 +12,7 @@ from . import lifecycle, owners, queries, transitions
 from .database import Reader, Transaction
 from .errors import StoreError
 from .lifecycle import Start, Task
-from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskMode, Verdict
+from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskMode, TaskRecord, Verdict
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
@@ -103,14 +103,12 @@ class Recoverer:
             if task.may_rerun and task.function not in known:
                 unknown.add(task.function or "")
             slots -= self._recover_task(tx, task, known, slots > 0)
-        changed: dict[str, list[Task]] = {name: [] for name in _LISTS.values()}
+        changed: dict[str, list[TaskRecord]] = {name: [] for name in _LISTS.values()}
         for event in tx.events[before:]:
             if event.task is not None:
-                changed[_LISTS[EventType(event.type)]].append(event.task)
-        return RecoveryReport(
-            dead_owners=tuple(owner.owner_id for owner in dead),
-            unknown_functions=tuple(sorted(unknown)),
-            **{name: tuple(map(queries.task_record, tasks)) for name, tasks in changed.items()},
+                changed[_LISTS[EventType(event.type)]].append(queries.task_record(event.task))
+        return RecoveryReport.model_validate(
+            {"dead_owners": [owner.owner_id for owner in dead], "unknown_functions": sorted(unknown), **changed}
         )
 
     def _recover_task(self, tx: Transaction, task: Task, known: frozenset[str], slot: bool) -> bool:

@@ -43,12 +43,13 @@ VERSION_TABLE = "lash_store_version"
 metadata = MetaData(naming_convention={"ck": "%(table_name)s_%(constraint_name)s"})
 
 
-def _words(values: Iterable[StrEnum]) -> str:
-    return ", ".join(f"'{value}'" for value in values)
+def _is_one_of(column: str, values: Iterable[StrEnum]) -> str:
+    # not IN (…): in a CHECK, SQLite builds a table of the words for every row, which once cost a fifth of all writing
+    return " OR ".join(f"{column} = '{value}'" for value in values)
 
 
 def _one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({_words(values)})", name=column)
+    return CheckConstraint(_is_one_of(column, values), name=column)
 
 
 def _json(column: str) -> CheckConstraint:
@@ -86,7 +87,7 @@ owners = Table(
     Column("ended_at", Text),
     Column("end", Text),
     UniqueConstraint("token", name="owners_token"),
-    CheckConstraint(f'"end" IN ({_words(OwnerEnd)})', name="end"),
+    CheckConstraint(_is_one_of('"end"', OwnerEnd), name="end"),
     CheckConstraint('(ended_at IS NULL) = ("end" IS NULL)', name="ended"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
@@ -132,13 +133,13 @@ tasks = Table(
     _json("result"),
     _json("failure"),
     _json("evidence"),
-    CheckConstraint(f"(completed_at IS NULL) = (state IN ({_words(LIVE_STATES)}))", name="live"),
+    CheckConstraint(f"(completed_at IS NULL) = ({_is_one_of('state', LIVE_STATES)})", name="live"),
     CheckConstraint("(state = 'completed') = (result IS NOT NULL)", name="completed_has_result"),
     CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="failed_has_failure"),
     CheckConstraint("(state = 'abandoned') = (evidence IS NOT NULL)", name="abandoned_has_evidence"),
     CheckConstraint("state <> 'cancel_requested' OR cancel_requested_at IS NOT NULL", name="cancel_is_dated"),
     CheckConstraint(
-        "mode = 'external' OR state NOT IN ('running', 'waiting') OR (owner_id IS NOT NULL AND attempt > 0)",
+        "mode = 'external' OR (state <> 'running' AND state <> 'waiting') OR (owner_id IS NOT NULL AND attempt > 0)",
         name="running_has_owner",
     ),
     CheckConstraint("(mode = 'external') = (recovery = 'external')", name="external"),
@@ -174,7 +175,7 @@ Index(
     "events_one_end",
     events.c.task_seq,
     unique=True,
-    sqlite_where=text(f"type IN ({_words(TERMINAL_EVENTS)})"),
+    sqlite_where=text(_is_one_of("type", TERMINAL_EVENTS)),
 )
 
 handles = Table(

@@ -410,7 +410,7 @@ def _scope(scope: Scope | str) -> Scope:
     return scope if isinstance(scope, Scope) else Scope.parse(scope)
 
 
-def _check_head(revision: str | None, path: os.PathLike[str]) -> None:
+def _check_head(revision: str | None, path: Path) -> None:
     database.check_revision(revision, path)
     if revision != HEAD:
         raise SchemaTooOld(

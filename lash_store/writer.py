@@ -296,9 +296,9 @@ class Writer:
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
         for index in chosen:
-            error = self._run_unit(tx, units[index], index, results)
-            if error is not None:
-                errors[index] = error
+            wrong = self._run_unit(tx, units[index], index, results)
+            if wrong is not None:
+                errors[index] = wrong
         refused = self._end(tx)
         if refused is None:
             try:
@@ -405,9 +405,11 @@ class Writer:
             return doubt
         if found == [last[: len(queries.EVENT_COLUMNS)]]:
             return None
-        named = translate(cause, self._path)
-        named.__cause__ = cause
-        return named
+        failed = StorageError(
+            f"{self._path}: COMMIT failed and nothing of it is in the file: {translate(cause, self._path)}"
+        )
+        failed.__cause__ = cause
+        return failed
 
     def _reopen(self) -> sqlite3.Connection:
         """Open the file again, on the connection's thread."""

@@ -103,4 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the interpreter flushes stdout once more at exit, and would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    except OSError as error:
+        complain(str(error))
+        return 1
     return status if isinstance(status, int) else 0

@@ -31,16 +31,16 @@ __all__ = ["demo"]
     "--db",
     metavar="FILE",
     type=click.Path(),
-    help="Work in this file, in a session of its own; else in a new one, in a temporary folder. LASH_STORE_DB is not used.",
+    help="Work in this file, in a session of its own; else in a new temporary one. LASH_STORE_DB is not used.",
 )
 @json_option("Print only the closing figures, as one JSON object.")
 @click.pass_context
 def demo(ctx: click.Context, tasks: int, kills: int, db: str | None, as_json: bool) -> None:
     """Kill a working process, start it again, lose nothing.
 
-    A worker process runs a session of background tasks, each of which fetches a text in pieces, counts its words, saves a
-    checkpoint after every piece, and sums it up. In the middle the worker is killed with SIGKILL and started again; its
-    tasks go on from their checkpoints. Ends with the figures, and leaves the file for you to look at.
+    A worker process runs a session of background tasks, each of which fetches a text in pieces, counts its words,
+    saves a checkpoint after every piece, and sums it up. In the middle the worker is killed with SIGKILL and started
+    again; its tasks go on from their checkpoints. Ends with the figures, and leaves the file for you to look at.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Owns the demo's run: starts the worker, watches the file beside it, kills it, starts it again, and takes the figures."""
+"""Owns the demo's run: starts the worker, watches the file beside it, kills it, starts it again, takes the figures."""
 
 from __future__ import annotations
 
@@ -117,9 +117,11 @@ class Watcher(Protocol):
 class Worker:
     """One life of the worker process, and what it told."""
 
-    def __init__(self, process: asyncio.subprocess.Process, plan: Plan, acknowledged: set[str]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, started_at: float, plan: Plan, acknowledged: set[str]
+    ) -> None:
         self.process = process
-        self.started_at = time.time()
+        self.started_at = started_at
         self.imported_at: float | None = None
         self.error: str | None = None
         self.ready = asyncio.Event()
@@ -131,6 +133,7 @@ class Worker:
     async def start(cls, plan: Plan, acknowledged: set[str]) -> Worker:
         """Start a process that dies when this one does: it reads a pipe which only we hold."""
         options = ["--latency", str(plan.latency), "--max-running", str(plan.max_running)]
+        started_at = time.time()
         with (plan.folder / "worker.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "lash_store.cli.demo_worker"),
@@ -141,7 +144,7 @@ class Worker:
                 # Ctrl-C is for us; the worker ends when we let go of it
                 start_new_session=True,
             )
-        return cls(process, plan, acknowledged)
+        return cls(process, started_at, plan, acknowledged)
 
     async def _listen(self) -> int:
         """Take in what it tells, to the last line it wrote before its death."""
@@ -303,7 +306,8 @@ async def _take(plan: Plan, figures: Figures, acknowledged: set[str], restarts: 
     async with TaskStore.open_readonly(plan.db) as store:
         records = await store.list(TaskFilter(scope=plan.scope))
         wanted = events_so_far(store, scope=plan.scope, types=[EventType.REATTACHED])
-        moments = [(event.at.timestamp(), event.task_id) async for event in wanted]
+        # a task that had only been waiting for its turn goes on too, but in its first attempt
+        moments = [(event.at.timestamp(), event.task_id) async for event in wanted if (event.attempt or 0) > 1]
     completed = {record.id for record in records if record.state is TaskState.COMPLETED}
     figures.completed = len(completed)
     figures.lost = len(acknowledged - completed)

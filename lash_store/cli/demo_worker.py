@@ -51,19 +51,19 @@ async def _work(chosen: argparse.Namespace) -> None:
     @store.task(recovery=Recovery.RERUN)
     async def summarise(task: TaskContext, path: str) -> dict[str, JsonValue]:
         source = Path(path)
-        size = source.stat().st_size
+        size = _size(source)
         state: Any = task.checkpoint or {"offset": 0, "counts": {}}
         offset, counts = int(state["offset"]), Counter(state["counts"])
         while offset < size:
             os.write(effects, f"{task.scope} {task.id} {offset} {task.attempt}\n".encode())
             await asyncio.sleep(chosen.latency)
-            fetched = _fetch(source, offset)
+            fetched = _fetch(source, offset, _CHUNK)
             words = whole_words(fetched, is_last=offset + len(fetched) >= size)
             counts += count_words(words.decode())
             offset += len(words)
             await task.save({"offset": offset, "counts": counts})
-            await task.progress(f"{offset} of {size} bytes, {counts.total()} words", offset / size)
-        return summary(source.read_text(encoding="ascii"), counts)
+            await task.progress(f"{counts.total()} words read", offset / size)
+        return summary(_fetch(source, 0, size).decode(), counts)
 
     async with store:
         session = await store.session(chosen.session)
@@ -79,10 +79,14 @@ async def _work(chosen: argparse.Namespace) -> None:
         await asyncio.gather(*(handle.wait() for handle in handles))
 
 
-def _fetch(path: Path, offset: int) -> bytes:
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _fetch(path: Path, offset: int, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
-        return file.read(_CHUNK)
+        return file.read(size)
 
 
 def _tell(**message: Any) -> None:
@@ -90,8 +94,8 @@ def _tell(**message: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    # the parent keeps the other end and writes nothing: when this returns, it is gone. Not sys.stdin: its lock would keep
-    # the interpreter from ending
+    # the parent keeps the other end and writes nothing: when the read returns, it is gone. Not through sys.stdin, whose
+    # lock would keep the interpreter from ending
     while os.read(0, 1):
         pass
     os._exit(3)

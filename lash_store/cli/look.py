@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ScopeType, Words, db_option, json_option, required_db
+from .options import db_option, json_option, required_db, scope_of, words
 from .output import (
     EventLines,
     age,
@@ -38,11 +38,11 @@ _MOST_PROGRESS = 120
 
 
 @click.command("list")
-@click.option("--session", "scope", type=ScopeType(), metavar="RUNTIME:SESSION", help="Only this session's tasks.")
+@click.option("--session", "scope", callback=scope_of, metavar="RUNTIME:SESSION", help="Only this session's tasks.")
 @click.option(
     "--kind",
     "kinds",
-    type=Words("TaskKind"),
+    callback=words("TaskKind"),
     multiple=True,
     metavar="KIND",
     help="monitor, subagent, observer or other; may be given again.",
@@ -50,7 +50,7 @@ _MOST_PROGRESS = 120
 @click.option(
     "--state",
     "states",
-    type=Words("TaskState"),
+    callback=words("TaskState"),
     multiple=True,
     metavar="STATE",
     help="pending, running, waiting, cancel_requested, completed, failed, cancelled or abandoned; may be given again.",
@@ -170,7 +170,7 @@ def show(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
     """
     if len(names) > 2:
         raise click.UsageError(f"show takes SCOPE and ID, or ID alone, not {len(names)} names", ctx)
-    scope = ScopeType().convert(names[0], None, ctx) if len(names) == 2 else None
+    scope = scope_of(ctx, None, names[0]) if len(names) == 2 else None
     _run(_show(required_db(ctx), scope, names[-1], as_json))
 
 
@@ -196,11 +196,11 @@ async def _show(path: str, scope: Scope | None, name: str, as_json: bool) -> Non
 
 @click.command()
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only what follows event SEQ.")
-@click.option("--session", "scope", type=ScopeType(), metavar="RUNTIME:SESSION", help="Only this session's events.")
+@click.option("--session", "scope", callback=scope_of, metavar="RUNTIME:SESSION", help="Only this session's events.")
 @click.option(
     "--type",
     "types",
-    type=Words("EventType"),
+    callback=words("EventType"),
     multiple=True,
     metavar="TYPE",
     help="started, reattached, progress, completed, failed, …; may be given again.",

@@ -1,4 +1,4 @@
-"""Owns what the commands share of their options: the file, and words of the domain; imports the domain when it is needed."""
+"""Owns what the commands share of their options: the file, and words of the domain, imported when they are needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from ..models import Scope
 
-__all__ = ["ScopeType", "Words", "chosen_db", "db_option", "json_option", "required_db"]
+__all__ = ["chosen_db", "db_option", "json_option", "required_db", "scope_of", "words"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -52,40 +52,31 @@ def required_db(ctx: click.Context) -> str:
     return path
 
 
-class Words(click.ParamType):
-    """One word of an enum of `lash_store.models`, named so that building a command does not import it."""
+def words(enum: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[StrEnum, ...]]:
+    """Return an option's callback that reads words of an enum of `lash_store.models`, which is imported only then."""
 
-    def __init__(self, enum: str) -> None:
-        self.name = enum
-
-    def _enum(self) -> type[StrEnum]:
+    def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[StrEnum, ...]:
+        if not values:
+            return ()
         from .. import models
 
-        found: type[StrEnum] = getattr(models, self.name)
-        return found
+        known: type[StrEnum] = getattr(models, enum)
+        for value in values:
+            if value not in [*known]:
+                raise click.BadParameter(f"{value!r} is not one of {', '.join(known)}", ctx, param)
+        return tuple(known(value) for value in values)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> StrEnum:
-        """Return the member of that word, or say which words there are."""
-        words = self._enum()
-        try:
-            return words(value)
-        except ValueError:
-            self.fail(f"{value!r} is not one of {', '.join(words)}", param, ctx)
+    return read
 
 
-class ScopeType(click.ParamType):
-    """A session, written ``runtime:session``."""
+def scope_of(ctx: click.Context, param: click.Parameter | None, value: str | None) -> Scope | None:
+    """Read a session, written ``runtime:session``; an option's callback."""
+    if value is None:
+        return None
+    from ..errors import InvalidId
+    from ..models import Scope
 
-    name = "scope"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Scope:
-        """Return the scope, or say how one is written."""
-        from ..errors import InvalidId
-        from ..models import Scope
-
-        if isinstance(value, Scope):
-            return value
-        try:
-            return Scope.parse(value)
-        except InvalidId as error:
-            self.fail(str(error), param, ctx)
+    try:
+        return Scope.parse(value)
+    except InvalidId as error:
+        raise click.BadParameter(str(error), ctx, param) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -28,13 +28,17 @@ async def check_session(store: TaskStore, scope: Scope) -> None:
     """
     known = [str(session.scope) for session in await store.sessions()]
     if str(scope) not in known:
-        there = "it has none" if not known else f"it has {', '.join(known[:5])}{' …' if len(known) > 5 else ''}"
+        there = f"it has {_some(known)}" if known else "it has none"
         raise UnknownSession(f"no session {str(scope)!r} in this file: {there}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 async def events_so_far(
     store: TaskStore, after: int = 0, *, scope: Scope | None = None, types: Iterable[EventType] | None = None
-) -> AsyncIterator[TaskEvent]:
+) -> AsyncGenerator[TaskEvent, None]:
     """Yield the events after a cursor up to the newest of the file when this begins, then end."""
     head = store.events().cursor
     events = store.events(after, scope=scope, types=types)
@@ -84,10 +88,8 @@ async def find_task(store: TaskStore, name: str) -> TaskRecord:
     task_seq = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
     found = [] if name.startswith("#") and task_seq is not None else await _tasks_of_id(store, name)
     if len(found) > 1:
-        scopes = ", ".join(str(record.scope) for record in found[:5])
-        raise click.ClickException(
-            f"task id {name!r} is in {len(found)} sessions: name one of them first: {scopes}{' …' if len(found) > 5 else ''}"
-        )
+        scopes = _some([str(record.scope) for record in found])
+        raise click.ClickException(f"task id {name!r} is in {len(found)} sessions: name one first: {scopes}")
     record = found[0] if found else None if task_seq is None else await task_by_seq(store, task_seq)
     if record is None:
         raise TaskNotFound(f"no task {name!r} in this file: see lash-store list --all", task_id=name)

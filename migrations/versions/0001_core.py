@@ -22,7 +22,7 @@ CREATE TABLE owners (
     ended_at TEXT,
     "end" TEXT,
     CONSTRAINT owners_token UNIQUE (token),
-    CONSTRAINT owners_end CHECK ("end" IN ('closed', 'died', 'abandoned')),
+    CONSTRAINT owners_end CHECK ("end" = 'closed' OR "end" = 'died' OR "end" = 'abandoned'),
     CONSTRAINT owners_ended CHECK ((ended_at IS NULL) = ("end" IS NULL))
 )
  STRICT
@@ -73,21 +73,21 @@ CREATE TABLE tasks (
     started_at TEXT,
     updated_at TEXT NOT NULL,
     completed_at TEXT,
-    CONSTRAINT tasks_kind CHECK (kind IN ('monitor', 'subagent', 'observer', 'other')),
-    CONSTRAINT tasks_mode CHECK (mode IN ('managed', 'external', 'hidden')),
-    CONSTRAINT tasks_state CHECK (state IN ('pending', 'running', 'waiting', 'cancel_requested', 'completed', 'failed', 'cancelled', 'abandoned')),
-    CONSTRAINT tasks_recovery CHECK (recovery IN ('rerun', 'owner_bound', 'external')),
-    CONSTRAINT tasks_cancel_policy CHECK (cancel_policy IN ('cooperative', 'abort_local')),
+    CONSTRAINT tasks_kind CHECK (kind = 'monitor' OR kind = 'subagent' OR kind = 'observer' OR kind = 'other'),
+    CONSTRAINT tasks_mode CHECK (mode = 'managed' OR mode = 'external' OR mode = 'hidden'),
+    CONSTRAINT tasks_state CHECK (state = 'pending' OR state = 'running' OR state = 'waiting' OR state = 'cancel_requested' OR state = 'completed' OR state = 'failed' OR state = 'cancelled' OR state = 'abandoned'),
+    CONSTRAINT tasks_recovery CHECK (recovery = 'rerun' OR recovery = 'owner_bound' OR recovery = 'external'),
+    CONSTRAINT tasks_cancel_policy CHECK (cancel_policy = 'cooperative' OR cancel_policy = 'abort_local'),
     CONSTRAINT tasks_arguments_json CHECK (arguments IS NULL OR json_valid(arguments)),
     CONSTRAINT tasks_result_json CHECK (result IS NULL OR json_valid(result)),
     CONSTRAINT tasks_failure_json CHECK (failure IS NULL OR json_valid(failure)),
     CONSTRAINT tasks_evidence_json CHECK (evidence IS NULL OR json_valid(evidence)),
-    CONSTRAINT tasks_live CHECK ((completed_at IS NULL) = (state IN ('pending', 'running', 'waiting', 'cancel_requested'))),
+    CONSTRAINT tasks_live CHECK ((completed_at IS NULL) = (state = 'pending' OR state = 'running' OR state = 'waiting' OR state = 'cancel_requested')),
     CONSTRAINT tasks_completed_has_result CHECK ((state = 'completed') = (result IS NOT NULL)),
     CONSTRAINT tasks_failed_has_failure CHECK ((state = 'failed') = (failure IS NOT NULL)),
     CONSTRAINT tasks_abandoned_has_evidence CHECK ((state = 'abandoned') = (evidence IS NOT NULL)),
     CONSTRAINT tasks_cancel_is_dated CHECK (state <> 'cancel_requested' OR cancel_requested_at IS NOT NULL),
-    CONSTRAINT tasks_running_has_owner CHECK (mode = 'external' OR state NOT IN ('running', 'waiting') OR (owner_id IS NOT NULL AND attempt > 0)),
+    CONSTRAINT tasks_running_has_owner CHECK (mode = 'external' OR (state <> 'running' AND state <> 'waiting') OR (owner_id IS NOT NULL AND attempt > 0)),
     CONSTRAINT tasks_external CHECK ((mode = 'external') = (recovery = 'external')),
     CONSTRAINT tasks_attempts CHECK (attempt >= 0 AND attempts_spent BETWEEN 0 AND attempt AND max_attempts > 0),
     CONSTRAINT tasks_fraction CHECK (fraction BETWEEN 0.0 AND 1.0),
@@ -116,7 +116,7 @@ CREATE TABLE events (
     type TEXT NOT NULL,
     at TEXT NOT NULL,
     data TEXT NOT NULL,
-    CONSTRAINT events_type CHECK (type IN ('registered', 'claimed', 'started', 'reattached', 'released', 'retry_scheduled', 'state_changed', 'progress', 'saved', 'signalled', 'cancel_requested', 'callback_failed', 'completed', 'failed', 'cancelled', 'abandoned', 'transferred', 'noted', 'pruned', 'session_opened', 'session_closed', 'handed_off')),
+    CONSTRAINT events_type CHECK (type = 'registered' OR type = 'claimed' OR type = 'started' OR type = 'reattached' OR type = 'released' OR type = 'retry_scheduled' OR type = 'state_changed' OR type = 'progress' OR type = 'saved' OR type = 'signalled' OR type = 'cancel_requested' OR type = 'callback_failed' OR type = 'completed' OR type = 'failed' OR type = 'cancelled' OR type = 'abandoned' OR type = 'transferred' OR type = 'noted' OR type = 'pruned' OR type = 'session_opened' OR type = 'session_closed' OR type = 'handed_off'),
     CONSTRAINT events_data_json CHECK (json_valid(data)),
     CONSTRAINT events_task CHECK ((task_seq IS NULL) = (task_id IS NULL)),
     FOREIGN KEY(task_seq) REFERENCES tasks (task_seq)
@@ -124,7 +124,7 @@ CREATE TABLE events (
  STRICT
     """,
     """
-CREATE UNIQUE INDEX events_one_end ON events (task_seq) WHERE type IN ('completed', 'failed', 'cancelled', 'abandoned')
+CREATE UNIQUE INDEX events_one_end ON events (task_seq) WHERE type = 'completed' OR type = 'failed' OR type = 'cancelled' OR type = 'abandoned'
     """,
     """
 CREATE INDEX events_task ON events (task_seq)
@@ -141,7 +141,7 @@ CREATE TABLE handles (
     created_at TEXT NOT NULL,
     read_at TEXT,
     CONSTRAINT handles_id UNIQUE (handle_id),
-    CONSTRAINT handles_role CHECK (role IN ('owner', 'observer')),
+    CONSTRAINT handles_role CHECK (role = 'owner' OR role = 'observer'),
     FOREIGN KEY(scope) REFERENCES sessions (scope),
     FOREIGN KEY(task_seq) REFERENCES tasks (task_seq)
 )
