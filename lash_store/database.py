@@ -32,7 +32,7 @@ __all__ = [
     "Connection",
     "Durability",
     "Transaction",
-    "born",
+    "bear",
     "connect",
     "open_sqlite",
     "probe",
@@ -46,6 +46,9 @@ Mode = Literal["write", "read"]
 _WAL_LIMIT: Final = 64 * 1024 * 1024
 _READ_PATIENCE: Final = 5_000
 """Milliseconds a reader waits for SQLite's rare exclusive moments."""
+
+_BIRTH_PATIENCE: Final = 10.0
+"""Seconds several openers of one new file wait for one another."""
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -310,9 +313,9 @@ def probe(path: Path) -> str | None:
     raise AssertionError("unreachable")
 
 
-def born(path: Path) -> bool:
+def bear(path: Path) -> None:
     """
-    Make sure *path* is a file of ours in WAL mode, and say whether it was made now; its schema is Alembic's to make.
+    Make sure *path* is a file of ours in WAL mode; its tables are Alembic's to make.
 
     The order is the file format's: ``auto_vacuum``, then ``application_id``, then WAL; later the first is silently ignored.
     Several processes may do this at once: the conversion to WAL, which no busy handler covers, is tried again.
@@ -320,8 +323,8 @@ def born(path: Path) -> bool:
     Raises:
         StorageError: the folder may not be written, or the file system has no WAL.
     """
-    made = guards.create_private(path)
-    deadline = time.monotonic() + 10.0
+    guards.create_private(path)
+    deadline = time.monotonic() + _BIRTH_PATIENCE
     while True:
         try:
             connection = open_sqlite(path, "write")
@@ -329,7 +332,7 @@ def born(path: Path) -> bool:
                 _give_birth(connection)
             finally:
                 connection.close()
-            return made
+            return
         except sqlite3.OperationalError as error:
             if primary_code(error) not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} or time.monotonic() > deadline:
                 raise translate(error, path) from error

@@ -129,7 +129,8 @@ class Feed:
             try:
                 if await self._changed():
                     await self._on_foreign(await self._catch_up())
-            except StoreError:
+            except Exception:
+                # a reader that cannot read now may do so later; waiting for it must not end here
                 log.warning("feed_failed", exc_info=True)
                 await asyncio.sleep(1.0)
 

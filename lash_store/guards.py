@@ -103,9 +103,9 @@ def check_target(path: Path, *, writing: bool) -> bool:
     return True
 
 
-def create_private(path: Path) -> bool:
+def create_private(path: Path) -> None:
     """
-    Create *path* as an empty file only its owner may read, and say whether it was this call that did.
+    Make sure *path* is a file only its owner may read, created empty if there was none.
 
     Raises:
         StorageError: the folder may not be written.
@@ -114,10 +114,9 @@ def create_private(path: Path) -> bool:
     try:
         os.close(os.open(path, flags, 0o600))
     except FileExistsError:
-        return False
+        make_private(path)
     except OSError as error:
         raise StorageError(f"{path} cannot be created: {error.strerror}") from error
-    return True
 
 
 def make_private(path: Path) -> None:

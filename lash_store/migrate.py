@@ -54,9 +54,9 @@ def prepare(path: Path) -> None:
     revision = database.probe(path) if exists else None
     if revision == HEAD:
         guards.make_private(path)
-        return
-    database.born(path)
-    upgrade(path)
+    else:
+        database.bear(path)
+        upgrade(path)
 
 
 def upgrade(path: Path, revision: str = "head") -> None:

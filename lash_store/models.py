@@ -28,7 +28,6 @@ __all__ = [
     "TaskMode",
     "TaskRecord",
     "TaskState",
-    "Transition",
     "Verdict",
     "check_id",
 ]
@@ -302,13 +301,6 @@ class TaskFilter(_Record):
     include_hidden: bool = True
     after_seq: int = 0
     limit: int | None = Field(default=None, ge=0)
-
-
-class Transition(_Record):
-    """A row as it stands after a request, and what became of the request."""
-
-    record: TaskRecord
-    verdict: Verdict
 
 
 class RecoveryReport(_Record):

@@ -76,10 +76,13 @@ class Recoverer:
         self._peers: list[OwnerRow] = []
         self._one_at_a_time = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def recover(self) -> RecoveryReport:
         """Take over what dead owners left, in one transaction; see `TaskStore.recover`."""
         async with self._one_at_a_time:
+            if self._closed:
+                return RecoveryReport()
             await self.look_for_peers()
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
@@ -148,7 +151,9 @@ class Recoverer:
         self._watch = asyncio.create_task(self._look(), name="lash_store recovery")
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop looking, and taking anything over."""
+        async with self._one_at_a_time:
+            self._closed = True
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})

@@ -195,6 +195,7 @@ class TaskStore:
                 self._closing = None
 
     async def _close(self) -> None:
+        self._open.is_closing = True
         try:
             await self._lives.aclose()
         finally:
@@ -203,13 +204,13 @@ class TaskStore:
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
         """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""
         await asyncio.to_thread(migrate.prepare, self._path)
+        core, writer = await self._open_core(lives)
+        assert writer is not None
         lock = OwnerLock(self._path)
         lock.acquire()
         lives.callback(lock.release)
-        core, writer = await self._open_core(lives)
-        assert writer is not None
-        owner_id = await writer.run(lambda tx: _insert_owner(tx, self._path, lock, self._runtime))
         lives.push_async_callback(_remove_lock, writer, lock)
+        owner_id = await writer.run(lambda tx: _insert_owner(tx, self._path, lock, self._runtime))
         runner = Runner(
             writer,
             self._registry,
@@ -230,7 +231,7 @@ class TaskStore:
             slots=runner.slots_reserved,
         )
         lives.push_async_callback(core.feed.close)
-        lives.push_async_callback(self._give_back, core, writer, runner, owner_id)
+        lives.push_async_callback(self._give_back, writer, runner, owner_id)
         await recoverer.recover()
         recoverer.watch()
         lives.push_async_callback(recoverer.close)
@@ -277,9 +278,8 @@ class TaskStore:
             raise StorageError(f"{self._path} does not exist: check the path; a TaskStore makes a new file")
         _check_head(database.probe(self._path), self._path)
 
-    async def _give_back(self, core: Core, writer: Writer, runner: Runner, owner_id: int) -> None:
+    async def _give_back(self, writer: Writer, runner: Runner, owner_id: int) -> None:
         """Stop the bodies and give back their rows, in the transaction that ends this owner."""
-        core.is_closing = True
         alive = await runner.detach(self._close_timeout)
         # on a file that is out of reach nothing can be given back: the lock falls, and the next owner recovers
         with contextlib.suppress(StorageError, StoreClosed):

@@ -34,7 +34,7 @@ def run_from_the_command_line() -> None:
     guards.check_target(path, writing=True)
     if path.exists():
         database.probe(path)
-    database.born(path)
+    database.bear(path)
     with migrate.transaction(path) as connection:
         run(connection)
 

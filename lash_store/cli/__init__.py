@@ -82,10 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = cli.main(
-            args=None if arguments is None else [*arguments], prog_name="lash-store", standalone_mode=False
-        )
+        # not cli.main(): it has its own words for an interrupt and a closed pipe
+        with cli.make_context("lash-store", [*(sys.argv[1:] if arguments is None else arguments)]) as ctx:
+            cli.invoke(ctx)
         sys.stdout.flush()
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
     except click.UsageError as error:
         complain(error.format_message())
         if error.ctx is not None:
@@ -106,4 +108,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         complain(str(error))
         return 1
-    return status if isinstance(status, int) else 0
+    return 0

@@ -284,6 +284,9 @@ class _OneLine(logging.Handler):
         complain(record.getMessage() if error is None else f"{record.getMessage()}: {error}")
 
 
+_COMPLAINTS = _OneLine(logging.WARNING)
+
+
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    logging.getLogger("lash_store").addHandler(_OneLine(logging.WARNING))
+    logging.getLogger("lash_store").addHandler(_COMPLAINTS)
     asyncio.run(work)

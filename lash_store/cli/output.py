@@ -105,7 +105,7 @@ def console(*, stderr: bool = False) -> Console:
 
     class Quiet(Console):
         def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704  rich would end the process from within
+            raise  # called while the error is handled; rich would end the process from within
 
     made = Quiet(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not made.is_terminal and not os.environ.get("COLUMNS"):
