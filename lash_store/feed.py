@@ -127,26 +127,25 @@ class Feed:
         while True:
             await asyncio.sleep(_TICK)
             try:
-                if await self._changed():
-                    await self._on_foreign(await self._catch_up())
+                # a commit of ours between others' leaves a hole behind, too
+                if await self._changed() or self._seen < self.head:
+                    await self._catch_up()
             except Exception:
                 # a reader that cannot read now may do so later; waiting for it must not end here
                 log.warning("feed_failed", exc_info=True)
                 await asyncio.sleep(1.0)
 
-    async def _catch_up(self) -> list[Committed]:
-        """Publish what is in the table beyond what was seen, and return it."""
-        found: list[Committed] = []
-        while True:
-            page = await self.page(self._seen, {})
-            if not page:
-                return found
+    async def _catch_up(self) -> None:
+        """Publish what is in the table beyond what was seen, a page at a time."""
+        while page := await self.page(self._seen, {}):
             for event in page:
                 if event.type in TERMINAL_EVENTS and event.task_seq is not None:
                     self._on_end(event.task_seq)
-            self.publish(page)
             self._seen = max(self._seen, page[-1].seq)
-            found += page
+            self.publish(page)
+            await self._on_foreign(page)
+        # an owner's row has no event
+        await self._on_foreign(())
 
     # --- reading the table ---
 
