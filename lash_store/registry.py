@@ -50,7 +50,7 @@ def _check_shape(value: Any) -> None:
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                if len({str(key) for key in item}) != len(item):
+                if len({_key(key) for key in item}) != len(item):
                     raise ValueError("two keys of an object are the same text")
                 below += item.values()
             elif isinstance(item, list | tuple):
@@ -59,6 +59,10 @@ def _check_shape(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"nested deeper than {_DEEPEST} levels, or within itself")
+
+
+def _key(key: Any) -> Any:
+    return key if type(key) is str else next(iter(to_jsonable_python({key: None})))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..models import TaskRecord, TaskState
+from .demo_texts import text_id
 from .output import console, text
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class View:
         self._out = console()
         self._live: Live | None = None
         self._tenths = -1
+        self._example = text_id(1)
         self._say(f"{plan.tasks} tasks, {plan.max_running} at a time, in {plan.db}")
 
     # --- what happens ---
@@ -57,6 +59,7 @@ class View:
         """Say what goes on, from where."""
         if seconds is not None:
             self._say(f"{len(records)} tasks reattached after {_span(seconds, process_start)}", "bold green")
+        self._example = records[0].id
         for record in records[:_NAMED]:
             self._say(f"  {record.id}: attempt {record.attempt}, from its checkpoint at {record.fraction or 0.0:.0%}")
         if len(records) > _NAMED:
@@ -147,15 +150,16 @@ class View:
 
     def _how_to_look(self) -> list[str]:
         db = shlex.quote(str(self._plan.db))
-        reattached = "SELECT at, id, attempt, type FROM task_history WHERE type = 'reattached'"
-        one = "SELECT at, attempt, type, data FROM task_history WHERE id = 'text-01'"
+        scope = self._plan.scope
+        again = f"SELECT at, id, attempt FROM task_history WHERE scope = '{scope}' AND type = 'reattached'"
+        one = f"SELECT at, attempt, type, data FROM task_history WHERE scope = '{scope}' AND id = '{self._example}'"
         return [
             "Look at the file:",
             f"  sqlite3 -box {db} 'SELECT * FROM session_summary'",
-            f'  sqlite3 -box {db} "{reattached}"',
+            f'  sqlite3 -box {db} "{again}"',
             f'  sqlite3 -box {db} "{one}"',
-            f"  lash-store list --db {db} --session {self._plan.scope} --all",
-            f"  lash-store show --db {db} {self._plan.scope} text-01",
+            f"  lash-store list --db {db} --session {scope} --all",
+            f"  lash-store show --db {db} {scope} {self._example}",
         ]
 
 

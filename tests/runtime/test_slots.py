@@ -1,0 +1,211 @@
+"""Slots: how many bodies run at once, in which order they start, and that none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lash_store import Recovery, TaskContext, TaskFilter, TaskState, TaskStore
+from tests.runtime.support import hold
+
+
+async def assert_slots(store: TaskStore, count: int) -> None:
+    """Hold that *count* bodies can run at once, and no more."""
+    session = await store.session("slots")
+    all_in, release = asyncio.Barrier(count + 1), asyncio.Event()
+
+    async def occupy() -> None:
+        await all_in.wait()
+        await release.wait()
+
+    tasks = [await session.spawn(occupy()) for _ in range(count)]
+    async with asyncio.timeout(5):
+        await all_in.wait()
+    one_more = await session.spawn(asyncio.sleep(0))
+    assert (await one_more.record()).state is TaskState.PENDING
+    release.set()
+    await asyncio.gather(*tasks, one_more)
+
+
+async def test_no_more_bodies_run_at_once_than_max_running(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=3)
+    session = await store.session("s1")
+    running, most, full = 0, 0, asyncio.Event()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await full.wait()
+        await task.progress("here")
+        running -= 1
+
+    tasks = [await session.spawn(work) for _ in range(20)]
+    assert await store.count(TaskFilter(states=frozenset({TaskState.RUNNING}))) == 3
+    full.set()
+    await asyncio.gather(*tasks)
+
+    assert most == 3
+
+
+async def test_bodies_start_first_in_first_out(
+    opened: Callable[..., Any], started: asyncio.Event, release: asyncio.Event
+) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    order: list[int] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext, number: int) -> None:
+        order.append(number)
+
+    first = await session.spawn(hold(started, release))
+    await started.wait()
+    tasks = [await session.spawn(work, number) for number in range(20)]
+    assert {record.state for record in await session.list(after_seq=first.task_seq)} == {TaskState.PENDING}
+
+    release.set()
+    await asyncio.gather(*tasks)
+
+    assert order == list(range(20))
+
+
+async def test_a_body_that_awaits_a_task_gives_its_slot_back(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def nested(task: TaskContext, depth: int) -> int:
+        if depth == 0:
+            return 1
+        below: Any = await (await session.spawn(nested, depth - 1))
+        return below + 1
+
+    task = await session.spawn(nested, 3)
+
+    assert await task.result(timeout=10) == 4
+    await assert_slots(store, 1)
+
+
+@pytest.mark.parametrize("how", ["wait", "gather", "cancel", "timeout"])
+async def test_every_wait_in_a_body_gives_the_slot_back(opened: Callable[..., Any], how: str) -> None:
+    store = await opened(max_running=1, cancel_grace=0)
+    session = await store.session("s1")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def leaf(task: TaskContext) -> int:
+        if how in {"cancel", "timeout"}:
+            await task.cancelled()
+            await asyncio.Event().wait()
+        return 1
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> Any:
+        child = await session.spawn(leaf, id="leaf")
+        match how:
+            case "wait":
+                return (await child.wait()).state
+            case "gather":
+                return await asyncio.gather(child, *[await session.spawn(leaf) for _ in range(5)])
+            case "timeout":
+                state = (await child.wait(timeout=0.05)).state
+                await child.cancel()
+                return state
+            case _:
+                return (await child.cancel()).state
+
+    expected = {"wait": "completed", "gather": [1] * 6, "cancel": "cancelled", "timeout": "running"}[how]
+    assert await (await session.spawn(parent)).result(timeout=10) == expected
+    await assert_slots(store, 1)
+
+
+async def test_two_parents_and_their_children_share_one_slot(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    running, most = 0, 0
+
+    @store.task(recovery=Recovery.RERUN)
+    async def leaf(task: TaskContext, number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await task.progress("x")
+        running -= 1
+        return number
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> int:
+        nonlocal running, most
+        children = [await session.spawn(leaf, number) for number in range(3)]
+        total = 0
+        for child in children:
+            got: Any = await child
+            total += got
+            running += 1
+            most = max(most, running)
+            await task.progress("between")
+            running -= 1
+        return total
+
+    parents = [await session.spawn(parent) for _ in range(4)]
+
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*parents) == [3, 3, 3, 3]
+    assert most == 1
+
+
+async def test_slots_come_back_however_a_body_ends(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=4, cancel_grace=0)
+    session = await store.session("s1")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext, how: str) -> Any:
+        match how:
+            case "fail":
+                raise ValueError("x")
+            case "escape":
+                raise KeyboardInterrupt
+            case "bad result":
+                return object()
+            case "forever":
+                await asyncio.Event().wait()
+        return None
+
+    tasks = []
+    for number in range(80):
+        how = ("fail", "escape", "bad result", "forever", "fine")[number % 5]
+        tasks.append((how, await session.spawn(work, how)))
+    for how, task in tasks:
+        await (task.cancel() if how == "forever" else task.wait())
+
+    states = [record.state for record in await session.list(include_terminal=True)]
+    assert states == ["failed", "failed", "failed", "cancelled", "completed"] * 16
+    await assert_slots(store, 4)
+
+
+async def test_a_body_that_is_cancelled_while_it_waits_gives_no_slot_twice(
+    opened: Callable[..., Any], started: asyncio.Event
+) -> None:
+    store = await opened(max_running=2, cancel_grace=0)
+    session = await store.session("s1")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def leaf(task: TaskContext) -> None:
+        await hold(started, asyncio.Event())
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext, number: int) -> None:
+        await (await session.spawn(leaf, id=f"leaf {number}"))
+
+    for number in range(10):
+        started.clear()
+        task = await session.spawn(parent, number)
+        await started.wait()
+        await task.cancel()
+        await session.cancel(f"leaf {number}")
+
+    await assert_slots(store, 2)

@@ -1,0 +1,542 @@
+"""Rules of a task's life: every command in every state, by a table written by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lash_store import lifecycle
+from lash_store.lifecycle import (
+    Abandon,
+    Change,
+    Claim,
+    Command,
+    Complete,
+    ConfirmCancel,
+    Fail,
+    Fence,
+    Progress,
+    Refused,
+    Release,
+    RequestCancel,
+    Save,
+    Start,
+    Task,
+    decide,
+    fold,
+)
+from lash_store.models import EventType, TaskState, Verdict
+
+BEFORE, NOW = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z"
+MINE = Fence(attempt=1, owner_id=1)
+FAILURE = '{"type":"ValueError","message":"no","traceback":null}'
+EVIDENCE = '{"owner_id":1,"end":"died"}'
+
+STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
+LIVE, TERMINAL = STATES[:4], STATES[4:]
+
+
+def row(state: str, **changed: Any) -> Task:
+    """A task of owner 1 in its first attempt, none of which a crash has ended."""
+    task = Task(
+        task_seq=7,
+        scope="desktop:s1",
+        id="index",
+        kind="other",
+        mode="managed",
+        state=state,
+        label="index_repo",
+        function="index_repo",
+        recovery="rerun",
+        cancel_policy="cooperative",
+        arguments="{}",
+        attempt=1,
+        attempts_spent=0,
+        max_attempts=3,
+        owner_id=1,
+        progress=None,
+        fraction=None,
+        result="1" if state == "completed" else None,
+        failure=FAILURE if state == "failed" else None,
+        evidence=EVIDENCE if state == "abandoned" else None,
+        cancel_reason=None,
+        cancel_requested_by=None,
+        cancel_requested_at=BEFORE if state == "cancel_requested" else None,
+        created_at=BEFORE,
+        started_at=BEFORE,
+        updated_at=BEFORE,
+        completed_at=BEFORE if state in TERMINAL else None,
+    )
+    return task._replace(**changed)
+
+
+COMMANDS: dict[str, Command] = {
+    "start": Start(owner_id=1, from_owner=1),
+    "start from another owner": Start(owner_id=2, from_owner=3),
+    "reattach what was pending": Start(owner_id=2, from_owner=1, reattach=True),
+    "reattach after a crash": Start(owner_id=2, from_owner=1, reattach=True, crashed=True),
+    "claim what was pending": Claim(owner_id=2, crashed=False),
+    "claim after a crash": Claim(owner_id=2, crashed=True),
+    "release": Release("closed"),
+    "release after a crash": Release("unknown_function", crashed=True),
+    "request cancel": RequestCancel("enough", "a person"),
+    "confirm cancel": ConfirmCancel(MINE),
+    "confirm cancel of a dead owner": ConfirmCancel(None),
+    "complete": Complete(MINE, '{"files":3}'),
+    "fail": Fail(MINE, FAILURE),
+    "give up": Fail(None, FAILURE),
+    "give up after a crash": Fail(None, FAILURE, crashed=True),
+    "abandon": Abandon(EVIDENCE),
+    "progress": Progress(MINE, "half", 0.5),
+    "save": Save(MINE, 12),
+}
+
+# What each command does to each state. A change is `event > state attempt/owner/spent`; the rows above begin at 1/1/0, and
+# owner - is NULL. `stale`: refused because the writer is not the one whose body is on the row. `?`: cannot be asked, for a
+# crash ends an execution and a pending row has none, and what runs is only taken from the dead.
+TABLE = """
+command                        | pending                       | running                       | waiting                       | cancel_requested                      | completed  | failed     | cancelled  | abandoned
+start                          | started > running 2/1/0       | superseded                    | superseded                    | superseded                            | superseded | superseded | superseded | superseded
+start from another owner       | superseded                    | superseded                    | superseded                    | superseded                            | superseded | superseded | superseded | superseded
+reattach what was pending      | reattached > running 2/2/0    | superseded                    | superseded                    | superseded                            | superseded | superseded | superseded | superseded
+reattach after a crash         | ?                             | reattached > running 2/2/1    | reattached > running 2/2/1    | superseded                            | superseded | superseded | superseded | superseded
+claim what was pending         | claimed > pending 1/2/0       | ?                             | ?                             | superseded                            | superseded | superseded | superseded | superseded
+claim after a crash            | ?                             | claimed > pending 1/2/1       | claimed > pending 1/2/1       | superseded                            | superseded | superseded | superseded | superseded
+release                        | released > pending 1/-/0      | released > pending 1/-/0      | released > pending 1/-/0      | superseded                            | superseded | superseded | superseded | superseded
+release after a crash          | ?                             | released > pending 1/-/1      | released > pending 1/-/1      | superseded                            | superseded | superseded | superseded | superseded
+request cancel                 | cancelled > cancelled 1/1/0   | cancel_requested > cancel_requested 1/1/0 | cancel_requested > cancel_requested 1/1/0 | unchanged     | superseded | superseded | unchanged  | superseded
+confirm cancel                 | stale                         | superseded                    | superseded                    | cancelled > cancelled 1/1/0           | superseded | superseded | unchanged  | superseded
+confirm cancel of a dead owner | superseded                    | superseded                    | superseded                    | cancelled > cancelled 1/1/0           | superseded | superseded | unchanged  | superseded
+complete                       | stale                         | completed > completed 1/1/0   | completed > completed 1/1/0   | completed > completed 1/1/0           | unchanged  | superseded | superseded | superseded
+fail                           | stale                         | failed > failed 1/1/0         | failed > failed 1/1/0         | failed > failed 1/1/0                 | superseded | unchanged  | superseded | superseded
+give up                        | failed > failed 1/1/0         | failed > failed 1/1/0         | failed > failed 1/1/0         | failed > failed 1/1/0                 | superseded | unchanged  | superseded | superseded
+give up after a crash          | ?                             | failed > failed 1/1/1         | failed > failed 1/1/1         | failed > failed 1/1/1                 | superseded | unchanged  | superseded | superseded
+abandon                        | abandoned > abandoned 1/1/0   | abandoned > abandoned 1/1/0   | abandoned > abandoned 1/1/0   | abandoned > abandoned 1/1/0           | superseded | superseded | superseded | unchanged
+progress                       | stale                         | progress > running 1/1/0      | progress > waiting 1/1/0      | progress > cancel_requested 1/1/0     | superseded | superseded | superseded | superseded
+save                           | stale                         | saved > running 1/1/0         | saved > waiting 1/1/0         | saved > cancel_requested 1/1/0        | superseded | superseded | superseded | superseded
+"""  # noqa: E501  a table is read across
+
+
+def _cells() -> list[tuple[str, str, str]]:
+    head, *lines = ([cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines())
+    assert tuple(head[1:]) == STATES
+    assert [line[0] for line in lines] == list(COMMANDS)
+    return [(line[0], state, cell) for line in lines for state, cell in zip(STATES, line[1:], strict=True)]
+
+
+CELLS = [cell for cell in _cells() if cell[2] != "?"]
+CHANGES = [cell for cell in CELLS if ">" in cell[2]]
+
+
+def _shown(decision: Change | Refused, task: Task) -> str:
+    if isinstance(decision, Refused):
+        return "stale" if decision.stale else str(decision.verdict)
+    after = task._replace(**decision.columns)
+    owner = "-" if after.owner_id is None else after.owner_id
+    return f"{decision.type} > {after.state} {after.attempt}/{owner}/{after.attempts_spent}"
+
+
+@pytest.mark.parametrize(("command", "state", "expected"), CELLS)
+def test_every_command_does_in_every_state_what_the_table_says(command: str, state: str, expected: str) -> None:
+    task = row(state)
+
+    assert _shown(decide(task, COMMANDS[command], NOW), task) == expected
+
+
+def test_the_table_has_every_command() -> None:
+    assert {type(command) for command in COMMANDS.values()} == set(lifecycle.Command.__args__)
+
+
+@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+def test_a_change_is_dated_and_a_terminal_one_has_its_end(command: str, state: str, expected: str) -> None:
+    decision = decide(row(state), COMMANDS[command], NOW)
+
+    assert isinstance(decision, Change)
+    assert decision.columns["updated_at"] == NOW
+    ends = expected.split(" > ")[1].split()[0] in TERMINAL
+    assert decision.columns.get("completed_at") == (NOW if ends else None)
+
+
+DETAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
+    (
+        "start",
+        "pending",
+        {"state": "running", "attempt": 2, "owner_id": 1, "started_at": NOW, "updated_at": NOW},
+        None,
+    ),
+    (
+        "reattach after a crash",
+        "running",
+        {
+            "state": "running",
+            "attempt": 2,
+            "owner_id": 2,
+            "attempts_spent": 1,
+            "started_at": NOW,
+            "updated_at": NOW,
+        },
+        {"previous_owner_id": 1},
+    ),
+    ("release", "running", {"state": "pending", "owner_id": None, "updated_at": NOW}, {"reason": "closed"}),
+    (
+        "request cancel",
+        "running",
+        {
+            "state": "cancel_requested",
+            "cancel_reason": "enough",
+            "cancel_requested_by": "a person",
+            "cancel_requested_at": NOW,
+            "updated_at": NOW,
+        },
+        None,
+    ),
+    (
+        "request cancel",
+        "pending",
+        {
+            "state": "cancelled",
+            "cancel_reason": "enough",
+            "cancel_requested_by": "a person",
+            "cancel_requested_at": NOW,
+            "updated_at": NOW,
+            "completed_at": NOW,
+        },
+        None,
+    ),
+    ("confirm cancel", "cancel_requested", {"state": "cancelled", "updated_at": NOW, "completed_at": NOW}, None),
+    (
+        "complete",
+        "running",
+        {"state": "completed", "result": '{"files":3}', "updated_at": NOW, "completed_at": NOW},
+        None,
+    ),
+    ("fail", "running", {"state": "failed", "failure": FAILURE, "updated_at": NOW, "completed_at": NOW}, None),
+    ("abandon", "running", {"state": "abandoned", "evidence": EVIDENCE, "updated_at": NOW, "completed_at": NOW}, None),
+    ("progress", "running", {"progress": "half", "fraction": 0.5, "updated_at": NOW}, None),
+    ("save", "running", {"updated_at": NOW}, {"bytes": 12}),
+]
+
+
+@pytest.mark.parametrize(("command", "state", "columns", "detail"), DETAILS)
+def test_a_change_names_its_columns_and_no_others(
+    command: str, state: str, columns: dict[str, Any], detail: dict[str, Any] | None
+) -> None:
+    decision = decide(row(state), COMMANDS[command], NOW)
+
+    assert isinstance(decision, Change)
+    assert decision.columns == columns
+    if detail is not None:
+        assert decision.detail is not None
+        assert detail.items() <= decision.detail.items()
+
+
+# --- the fence ------------------------------------------------------------------------------------------------------
+
+
+def fenced(attempt: int, owner_id: int) -> list[Command]:
+    fence = Fence(attempt, owner_id)
+    return [
+        ConfirmCancel(fence),
+        Complete(fence, "1"),
+        Fail(fence, FAILURE),
+        Progress(fence, "half", None),
+        Save(fence, 1),
+    ]
+
+
+EXECUTING = ("running", "waiting", "cancel_requested")
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+def test_a_stale_attempt_cannot_write_to_its_successor(command: Command, state: str) -> None:
+    assert decide(row(state, attempt=2), command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+def test_a_stale_owner_cannot_write_in_the_same_attempt(command: Command, state: str) -> None:
+    assert decide(row(state, owner_id=2), command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
+
+
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+def test_a_body_cannot_write_once_its_row_was_released(command: Command) -> None:
+    decision = decide(row("pending", owner_id=None), command, NOW)
+
+    assert decision == Refused(Verdict.SUPERSEDED, stale=True)
+
+
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+def test_a_body_cannot_write_once_its_row_is_only_claimed(command: Command) -> None:
+    assert decide(row("pending"), command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
+
+
+@pytest.mark.parametrize("state", EXECUTING)
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1)[1:], ids=lambda command: type(command).__name__)
+def test_the_current_attempt_may_write(command: Command, state: str) -> None:
+    assert isinstance(decide(row(state), command, NOW), Change)
+
+
+@pytest.mark.parametrize("state", TERMINAL)
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+def test_no_write_is_taken_after_the_end_even_from_the_attempt_that_ended_it(command: Command, state: str) -> None:
+    assert isinstance(decide(row(state), command, NOW), Refused)
+
+
+# --- rules across the table -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", TERMINAL)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_terminal_state_wins(command: str, state: str) -> None:
+    assert isinstance(decide(row(state), COMMANDS[command], NOW), Refused)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Start(1, 1),
+        Start(2, 1, reattach=True, crashed=True),
+        Claim(1, crashed=False),
+        Claim(2, crashed=True),
+        Release("closed"),
+        Release("unknown_function", crashed=True),
+    ],
+    ids=repr,
+)
+def test_a_cancel_request_is_never_erased(command: Command) -> None:
+    assert decide(row("cancel_requested"), command, NOW) == Refused(Verdict.SUPERSEDED)
+
+
+def test_a_body_that_finishes_wins_over_a_cancel_request() -> None:
+    decision = decide(row("cancel_requested"), Complete(MINE, "42"), NOW)
+
+    assert isinstance(decision, Change)
+    assert (decision.type, decision.columns["state"]) == (EventType.COMPLETED, TaskState.COMPLETED)
+    assert not {"cancel_reason", "cancel_requested_at", "cancel_requested_by"} & decision.columns.keys()
+
+
+def test_a_second_cancel_request_keeps_the_first_ones_reason() -> None:
+    assert decide(row("cancel_requested"), RequestCancel("later", "b"), NOW) == Refused(Verdict.UNCHANGED)
+
+
+def test_nothing_is_cancelled_that_nobody_asked_to_cancel() -> None:
+    assert decide(row("running"), ConfirmCancel(MINE), NOW) == Refused(Verdict.SUPERSEDED)
+
+
+def test_releasing_what_is_free_writes_nothing() -> None:
+    assert decide(row("pending", owner_id=None), Release("closed"), NOW) == Refused(Verdict.UNCHANGED)
+
+
+def test_claiming_what_one_holds_already_writes_nothing() -> None:
+    assert decide(row("pending", owner_id=1), Claim(1, crashed=False), NOW) == Refused(Verdict.UNCHANGED)
+
+
+def test_a_free_row_is_started_by_who_takes_it_from_nobody() -> None:
+    decision = decide(row("pending", owner_id=None, attempt=0), Start(2, None, reattach=True), NOW)
+
+    assert isinstance(decision, Change)
+    assert (decision.columns["owner_id"], decision.columns["attempt"]) == (2, 1)
+
+
+def test_only_a_start_raises_the_attempt() -> None:
+    raised = {name for name, state, cell in CHANGES if " 2/" in cell}
+
+    assert raised == {"start", "reattach what was pending", "reattach after a crash"}
+    for name, state, _ in CHANGES:
+        decision = decide(row(state), COMMANDS[name], NOW)
+        assert isinstance(decision, Change)
+        assert ("attempt" in decision.columns) == (name in raised)
+
+
+@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+def test_only_a_crash_spends_an_attempt(command: str, state: str, expected: str) -> None:
+    decision = decide(row(state), COMMANDS[command], NOW)
+
+    assert isinstance(decision, Change)
+    assert decision.columns.get("attempts_spent", 0) == (1 if "after a crash" in command else 0)
+
+
+# --- recovery: the managed rows of the table, first match wins ------------------------------------------------------
+
+
+def recovered(task: Task, *, known: bool = True, slot: bool = True) -> Command:
+    return lifecycle.recover(task, owner_id=2, known=known, slot=slot, evidence=EVIDENCE)
+
+
+COROUTINE = {"function": None, "recovery": "owner_bound", "arguments": None, "max_attempts": 1}
+BOUND = {"recovery": "owner_bound"}
+LAST = {"attempts_spent": 2, "attempt": 3}
+NEVER = {"attempt": 0, "started_at": None}
+
+RECOVERY: list[tuple[str, Task, dict[str, bool], Command | type[Command]]] = [
+    ("cancel requested", row("cancel_requested"), {}, ConfirmCancel(None)),
+    ("cancel requested, known to nobody", row("cancel_requested"), {"known": False}, ConfirmCancel(None)),
+    ("cancel requested, attempts spent", row("cancel_requested", **LAST), {}, ConfirmCancel(None)),
+    ("cancel requested, owner bound", row("cancel_requested", **BOUND), {}, ConfirmCancel(None)),
+    ("cancel requested, a coroutine", row("cancel_requested", **COROUTINE), {}, ConfirmCancel(None)),
+    ("rerun, spent by this crash", row("running", **LAST), {}, Fail),
+    ("rerun, spent by this crash while waiting", row("waiting", **LAST), {}, Fail),
+    ("rerun, spent before", row("pending", attempt=3, attempts_spent=3), {}, Fail),
+    ("rerun, spent, function unknown", row("running", **LAST), {"known": False}, Fail),
+    ("rerun, running, slot", row("running"), {}, Start(2, 1, reattach=True, crashed=True)),
+    ("rerun, waiting, slot", row("waiting"), {}, Start(2, 1, reattach=True, crashed=True)),
+    ("rerun, pending, slot", row("pending", **NEVER), {}, Start(2, 1, reattach=True, crashed=False)),
+    ("rerun, free, slot", row("pending", owner_id=None), {}, Start(2, None, reattach=True, crashed=False)),
+    ("rerun, running, no slot", row("running"), {"slot": False}, Claim(2, crashed=True)),
+    ("rerun, pending, no slot", row("pending"), {"slot": False}, Claim(2, crashed=False)),
+    ("rerun, running, unknown", row("running"), {"known": False}, Release("unknown_function", crashed=True)),
+    ("rerun, pending, unknown", row("pending"), {"known": False}, Release("unknown_function", crashed=False)),
+    ("rerun, unknown, no slot", row("running"), {"known": False, "slot": False}, Release("unknown_function", True)),
+    ("bound, never started, slot", row("pending", **BOUND, **NEVER), {}, Start(2, 1, reattach=True)),
+    ("bound, never started, no slot", row("pending", **BOUND, **NEVER), {"slot": False}, Claim(2, crashed=False)),
+    ("bound, never started, unknown", row("pending", **BOUND, **NEVER), {"known": False}, Release("unknown_function")),
+    ("bound, running", row("running", **BOUND), {}, Abandon(EVIDENCE)),
+    ("bound, waiting", row("waiting", **BOUND), {}, Abandon(EVIDENCE)),
+    ("bound, started once, pending again", row("pending", **BOUND), {}, Abandon(EVIDENCE)),
+    ("bound, running, unknown", row("running", **BOUND), {"known": False}, Abandon(EVIDENCE)),
+    ("a coroutine, running", row("running", **COROUTINE), {}, Abandon(EVIDENCE)),
+    ("a coroutine, never started", row("pending", **COROUTINE, **NEVER), {}, Abandon(EVIDENCE)),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "expected"), [case[1:] for case in RECOVERY], ids=[case[0] for case in RECOVERY]
+)
+def test_recovery_follows_its_table(task: Task, asked: dict[str, bool], expected: Command | type[Command]) -> None:
+    command = recovered(task, **asked)
+
+    if isinstance(expected, type):
+        assert isinstance(command, expected)
+    else:
+        assert command == expected
+
+
+@pytest.mark.parametrize("task", [case[1] for case in RECOVERY], ids=[case[0] for case in RECOVERY])
+def test_what_recovery_chooses_is_never_refused_but_for_a_row_that_is_free_already(task: Task) -> None:
+    for known in (True, False):
+        for slot in (True, False):
+            decision = decide(task, recovered(task, known=known, slot=slot), NOW)
+
+            free = task.owner_id is None and not known
+            assert decision == Refused(Verdict.UNCHANGED) if free else isinstance(decision, Change)
+
+
+def test_a_task_out_of_attempts_fails_by_the_name_of_it() -> None:
+    command = recovered(row("running", attempt=5, attempts_spent=2))
+
+    assert isinstance(command, Fail)
+    assert (command.fence, command.crashed) == (None, True)
+    assert json.loads(command.failure)["type"] == "AttemptsExhausted"
+
+
+def test_attempts_ended_by_a_clean_close_do_not_count_against_the_maximum() -> None:
+    command = recovered(row("running", attempt=50, attempts_spent=1))
+
+    assert command == Start(2, 1, reattach=True, crashed=True)
+
+
+def test_a_recovery_repeated_on_its_own_claim_finds_nothing_to_write() -> None:
+    claimed = row("pending", owner_id=2)
+
+    assert decide(claimed, recovered(claimed, slot=False), NOW) == Refused(Verdict.UNCHANGED)
+
+
+# --- fold -----------------------------------------------------------------------------------------------------------
+
+
+def _event(seq: int, kind: str, attempt: int, data: dict[str, Any], scope: str = "desktop:s1") -> dict[str, Any]:
+    return {
+        "seq": seq,
+        "task_seq": 7,
+        "scope": scope,
+        "from_scope": None,
+        "task_id": "index",
+        "attempt": attempt,
+        "type": kind,
+        "at": f"2024-05-01T10:00:{seq:02}.000Z",
+        "data": data,
+    }
+
+
+HISTORY = [
+    _event(
+        1,
+        "registered",
+        0,
+        {
+            "kind": "observer",
+            "mode": "managed",
+            "state": "pending",
+            "label": "index_repo",
+            "function": "index_repo",
+            "recovery": "rerun",
+            "cancel_policy": "cooperative",
+            "arguments": {"path": "/src"},
+            "attempts_spent": 0,
+            "max_attempts": 100,
+            "owner_id": 1,
+            "handle_id": "h-1",
+        },
+    ),
+    _event(2, "started", 1, {"state": "running", "owner_id": 1}),
+    _event(3, "progress", 1, {"progress": "half", "fraction": 0.5}),
+    _event(4, "saved", 1, {"bytes": 12}),
+    _event(5, "reattached", 2, {"state": "running", "owner_id": 2, "attempts_spent": 1, "previous_owner_id": 1}),
+    _event(
+        6,
+        "cancel_requested",
+        2,
+        {"state": "cancel_requested", "cancel_reason": "enough", "cancel_requested_by": "a person"},
+    ),
+    _event(7, "completed", 2, {"state": "completed", "result": {"files": 3}}),
+    _event(8, "transferred", 2, {}, scope="desktop:s2"),
+]
+
+
+def test_folding_a_history_gives_the_row() -> None:
+    assert fold(HISTORY) == {
+        "task_seq": 7,
+        "scope": "desktop:s2",
+        "id": "index",
+        "kind": "observer",
+        "mode": "managed",
+        "state": "completed",
+        "label": "index_repo",
+        "function": "index_repo",
+        "recovery": "rerun",
+        "cancel_policy": "cooperative",
+        "arguments": {"path": "/src"},
+        "attempt": 2,
+        "attempts_spent": 1,
+        "max_attempts": 100,
+        "owner_id": 2,
+        "progress": "half",
+        "fraction": 0.5,
+        "result": {"files": 3},
+        "failure": None,
+        "evidence": None,
+        "cancel_reason": "enough",
+        "cancel_requested_by": "a person",
+        "cancel_requested_at": "2024-05-01T10:00:06.000Z",
+        "created_at": "2024-05-01T10:00:01.000Z",
+        "started_at": "2024-05-01T10:00:05.000Z",
+        "updated_at": "2024-05-01T10:00:08.000Z",
+        "completed_at": "2024-05-01T10:00:07.000Z",
+    }
+
+
+def test_folding_the_beginning_of_a_history_gives_the_row_of_that_moment() -> None:
+    task = fold(HISTORY[:1])
+
+    assert (task["state"], task["attempt"], task["started_at"], task["owner_id"]) == ("pending", 0, None, 1)
+
+
+def test_folding_a_release_frees_the_row() -> None:
+    released = _event(3, "released", 1, {"state": "pending", "owner_id": None, "reason": "closed"})
+
+    task = fold([*HISTORY[:2], released])
+
+    assert (task["state"], task["attempt"], task["owner_id"]) == ("pending", 1, None)

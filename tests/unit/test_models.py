@@ -1,0 +1,198 @@
+"""Rules of ids, scopes and records, and of the names this package exports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+import lash_store
+from lash_store.errors import InvalidId
+from lash_store.models import (
+    EventType,
+    Failure,
+    Recovery,
+    Scope,
+    SessionRecord,
+    StopReason,
+    TaskFilter,
+    TaskKind,
+    TaskMode,
+    TaskState,
+    Verdict,
+    check_id,
+)
+
+# --- ids ------------------------------------------------------------------------------------------------------------
+
+BAD_IDS = {
+    "empty": "",
+    "too long": "x" * 257,
+    "NUL": "a\0b",
+    "newline": "a\nb",
+    "escape": "a\x1b[31m",
+    "delete": "a\x7f",
+    "C1 control": "a\x9b",
+    "lone surrogate": "a\ud800",
+    "not text": 7,
+    "bytes": b"a",
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
+def test_an_id_that_cannot_be_stored_is_refused_by_what_it_is(value: str) -> None:
+    with pytest.raises(InvalidId, match="task id"):
+        check_id("task id", value)
+
+
+@pytest.mark.parametrize("value", ["a", "x" * 256, "monitor:build", "été", "日本", "a b", "\U0001f600", "a/b\\c'\"--"])
+def test_an_id_is_any_printable_text(value: str) -> None:
+    assert check_id("task id", value) == value
+
+
+# --- scopes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("session_id", ["s1", "a:b", ":", "été", "x" * 256])
+def test_a_printed_scope_is_read_back(session_id: str) -> None:
+    scope = Scope("desktop", session_id)
+
+    assert str(scope) == f"desktop:{session_id}"
+    assert Scope.parse(str(scope)) == scope
+
+
+def test_a_runtime_has_no_colon() -> None:
+    with pytest.raises(InvalidId, match=":"):
+        Scope("desk:top", "s1")
+
+
+@pytest.mark.parametrize("text", ["", "desktop", ":s1", "desktop:", "desk\0top:s1"])
+def test_text_that_is_no_scope_is_refused(text: str) -> None:
+    with pytest.raises(InvalidId):
+        Scope.parse(text)
+
+
+@pytest.mark.parametrize("value", [bad for bad in BAD_IDS.values() if isinstance(bad, str)])
+def test_both_parts_of_a_scope_are_ids(value: str) -> None:
+    with pytest.raises(InvalidId, match="runtime"):
+        Scope(value, "s1")
+    with pytest.raises(InvalidId, match="session id"):
+        Scope("desktop", value)
+
+
+def test_equal_scopes_are_one_key() -> None:
+    assert len({Scope("desktop", "s1"), Scope("desktop", "s1"), Scope("desktop", "s2")}) == 2
+
+
+def test_a_scope_within_a_record_survives_json() -> None:
+    wanted = TaskFilter(scope=Scope("desktop", "a:b"), states=frozenset({TaskState.RUNNING}))
+
+    assert TaskFilter.model_validate_json(wanted.model_dump_json()) == wanted
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [(Scope("desktop", "s1"), "runtime"), (Failure(type="E", message="m"), "message"), (TaskFilter(), "limit")],
+)
+def test_a_record_is_frozen(record: Scope | Failure | TaskFilter, field: str) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(record, field, "other")
+
+
+def test_a_record_has_no_field_the_design_does_not_name() -> None:
+    with pytest.raises(ValidationError, match="extra"):
+        SessionRecord.model_validate(
+            {
+                "scope": Scope("desktop", "s1"),
+                "opened_at": "2024-05-01T10:00:00.000Z",
+                "closed_at": None,
+                "live_tasks": 0,
+                "surprise": 1,
+            }
+        )
+
+
+def test_a_limit_is_not_negative() -> None:
+    with pytest.raises(ValidationError):
+        TaskFilter(limit=-1)
+
+
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "abandoned"])
+def test_four_states_are_terminal(state: str) -> None:
+    assert TaskState(state).is_terminal
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "waiting", "cancel_requested"])
+def test_four_states_are_live(state: str) -> None:
+    assert not TaskState(state).is_terminal
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (TaskState, "pending running waiting cancel_requested completed failed cancelled abandoned"),
+        (TaskKind, "monitor subagent observer other"),
+        (TaskMode, "managed external hidden"),
+        (Recovery, "rerun owner_bound external"),
+        (Verdict, "applied unchanged superseded"),
+        (StopReason, "cancel detach timeout stale"),
+        (
+            EventType,
+            "registered claimed started reattached released retry_scheduled state_changed progress saved signalled "
+            "cancel_requested callback_failed completed failed cancelled abandoned transferred noted pruned "
+            "session_opened session_closed handed_off",
+        ),
+    ],
+)
+def test_the_words_are_those_of_the_contract(words: type[TaskState], expected: str) -> None:
+    assert [str(word) for word in words] == expected.split()
+
+
+# --- the package ----------------------------------------------------------------------------------------------------
+
+
+def test_all_names_are_sorted_and_given_once() -> None:
+    assert lash_store.__all__ == sorted(set(lash_store.__all__))
+
+
+@pytest.mark.parametrize("name", lash_store.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    assert getattr(lash_store, name).__name__ == name
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="Nonesuch"):
+        _ = lash_store.Nonesuch  # type: ignore[attr-defined]
+
+
+def test_every_error_is_public() -> None:
+    errors = {
+        name
+        for name, value in vars(lash_store.errors).items()
+        if isinstance(value, type) and issubclass(value, lash_store.StoreError)
+    }
+
+    assert errors <= set(lash_store.__all__)
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert lash_store.__version__ == importlib.metadata.version("lash-store")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = "sqlalchemy", "alembic", "pydantic", "aiosqlite"
+    script = f"import sys, lash_store; print([name for name in {heavy!r} if name in sys.modules])"
+
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert shown.stdout.strip() == "[]"
