@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
+import pydantic_core
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from .errors import DuplicateFunction, FunctionError, InvalidArguments, ResultNotSerializable, UnknownFunction
 from .models import Recovery, check_id
@@ -21,48 +22,33 @@ __all__ = ["Function", "Registry", "to_json"]
 
 Body = Callable[..., Awaitable[Any]]
 
-_DEEPEST = 200
-"""Levels of nesting a stored value may have; SQLite's own limit for JSON is 1,000, Python's recursion not far off."""
-
 
 def to_json(value: Any, what: str) -> str:
     """
     Write a value as the JSON text that is stored, through pydantic.
 
     Raises:
-        ResultNotSerializable: not JSON (NaN and infinity are not), circular, nested deeper than 200, with keys that collide, or
-            with text that is not Unicode.
+        ResultNotSerializable: not JSON (NaN and infinity are not), circular or nested deeper than pydantic goes (some 250 levels),
+            with keys that are the same text, or with text that is not Unicode.
     """
     try:
-        if isinstance(value, dict | list | tuple):
-            _check_shape(value)
-        plain = to_jsonable_python(value, inf_nan_mode="constants")
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()
-    except (ValueError, TypeError, RecursionError, PydanticSerializationError) as error:
+        text = pydantic_core.to_json(value, inf_nan_mode="constants").decode()
+        # read back what will be read: NaN, and keys that only Python tells apart, pass the way out
+        json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (ValueError, TypeError, RecursionError, pydantic_core.PydanticSerializationError) as error:
         raise ResultNotSerializable(f"{what} is not JSON: {error}") from error
     return text
 
 
-def _check_shape(value: Any) -> None:
-    level = [value]
-    for _ in range(_DEEPEST):
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                if len({_key(key) for key in item}) != len(item):
-                    raise ValueError("two keys of an object are the same text")
-                below += item.values()
-            elif isinstance(item, list | tuple):
-                below += item
-        level = [item for item in below if isinstance(item, dict | list | tuple)]
-        if not level:
-            return
-    raise ValueError(f"nested deeper than {_DEEPEST} levels, or within itself")
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("two keys of an object are the same text")
+    return found
 
 
-def _key(key: Any) -> Any:
-    return key if type(key) is str else next(iter(to_jsonable_python({key: None})))
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 @dataclass(frozen=True)
@@ -94,17 +80,21 @@ class Function:
             for name, parameter in self._signature.parameters.items()
             if parameter.annotation is not inspect.Parameter.empty
         }
-        closure = inspect.getclosurevars(inspect.unwrap(self.body)).nonlocals
+        original = inspect.unwrap(self.body)
         try:
             hints = typing.get_type_hints(
-                SimpleNamespace(__annotations__=written), self.body.__globals__, dict(closure), include_extras=True
+                SimpleNamespace(__annotations__=written),
+                original.__globals__,  # type: ignore[attr-defined]
+                _closure(original),
+                include_extras=True,
             )
-        except NameError as error:
-            raise FunctionError(f"function {self.name!r}: an annotation cannot be resolved: {error}") from error
-        return {
-            name: _adapter(parameter.kind, hints[name]) if name in hints else None
-            for name, parameter in self._signature.parameters.items()
-        }
+            return {
+                name: None if hints.get(name, Any) is Any else _adapter(parameter.kind, hints[name])
+                for name, parameter in self._signature.parameters.items()
+            }
+        except Exception as error:
+            # whatever an annotation may raise: it is said where the function is registered, not when a task of it starts
+            raise FunctionError(f"function {self.name!r}: pydantic cannot read its annotations: {error}") from error
 
     def check(self) -> None:
         """
@@ -128,7 +118,7 @@ class Function:
             given = self._by_name(args, kwargs) or self._signature.bind(*args, **kwargs).arguments
             plain = {name: self._checked(name, value) for name, value in given.items()}
             return to_json(plain, f"an argument of {self.name!r}")
-        except (TypeError, ValidationError, PydanticSerializationError, ValueError, ResultNotSerializable) as error:
+        except (TypeError, ValidationError, ResultNotSerializable) as error:
             raise InvalidArguments(f"the arguments do not fit function {self.name!r}: {error}") from error
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -148,7 +138,7 @@ class Function:
 
     def _checked(self, name: str, value: Any) -> Any:
         adapter = self._adapters[name]
-        return value if adapter is None else adapter.dump_python(adapter.validate_python(value), mode="json")
+        return value if adapter is None else adapter.validate_python(value)
 
     def call(self, context: Any, arguments: str) -> Awaitable[Any]:
         """
@@ -173,8 +163,8 @@ class Function:
         adapter = self._adapters[name]
         if adapter is None:
             return value
-        # JSON's own rules for what is not JSON's own: a strict date may come as text here, not from Python
-        return adapter.validate_python(value) if type(value) in _SCALARS else adapter.validate_json(json.dumps(value))
+        # by JSON's rules: a strict date may come as text from there, not from Python
+        return adapter.validate_json(json.dumps(value))
 
     @cached_property
     def _takes_names(self) -> bool:
@@ -182,7 +172,13 @@ class Function:
         return all(parameter.kind in by_name for parameter in self._signature.parameters.values())
 
 
-_SCALARS = frozenset({int, float, bool, type(None)})
+def _closure(body: Body) -> dict[str, Any]:
+    """Return what the function's closure holds by now: a name may be given its value later."""
+    found = {}
+    for name, cell in zip(body.__code__.co_freevars, body.__closure__ or (), strict=True):  # type: ignore[attr-defined]
+        with contextlib.suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
 
 
 def _adapter(kind: inspect._ParameterKind, hint: Any) -> TypeAdapter[Any]:
@@ -215,7 +211,7 @@ class Registry:
             )
         if max_attempts < 1:
             raise FunctionError(f"max_attempts must be at least 1, not {max_attempts}")
-        name = check_id("function name", name if name is not None else body.__name__)
+        name = check_id("function name", name if name is not None else getattr(body, "__name__", ""))
         if name in self._by_name:
             raise DuplicateFunction(f"function {name!r} is registered already: give one of them another name=")
         function = Function(name, body, recovery, max_attempts)
@@ -231,7 +227,7 @@ class Registry:
         Raises:
             UnknownFunction: it was not.
         """
-        function = self._by_body.get(body)
+        function = self._by_body.get(body) if isinstance(body, Hashable) else None
         if function is None:
             name = getattr(body, "__name__", body)
             raise UnknownFunction(

@@ -58,6 +58,7 @@ class Body:
         self.stopping = asyncio.Event()
         self.coroutine: asyncio.Task[Any] | None = None
         self.has_slot = True
+        self.waits = 0
         self.is_live = True
         self._grace: asyncio.TimerHandle | None = None
 
@@ -283,17 +284,28 @@ class Runner:
         self._schedule()
 
     async def wait_without_slot(self, waiter: asyncio.Future[T]) -> T:
-        """Wait for a future; a body that waits gives its slot back, and takes one again before it goes on."""
+        """Wait for a future; a body that waits gives its slot back until the last of its waits is over."""
         body = current_body.get()
-        if body is None or not body.has_slot or self._bodies.get(body.task_seq) is not body:
+        if body is None or self._bodies.get(body.task_seq) is not body:
             return await waiter
-        body.has_slot = False
-        self._free += 1
-        self._schedule()
+        body.waits += 1
+        if body.has_slot:
+            body.has_slot = False
+            self._free += 1
+            self._schedule()
         try:
-            return await waiter
-        finally:
+            result = await waiter
+        except BaseException:
+            # a wait given up: its body goes on at once, beyond the limit if need be, for who holds the slot may wait for it
+            body.waits -= 1
+            if body.waits == 0:
+                self._free -= 1
+                body.has_slot = True
+            raise
+        body.waits -= 1
+        if body.waits == 0:
             await self._take_slot(body)
+        return result
 
     async def _take_slot(self, body: Body) -> None:
         if self._free > 0:
@@ -305,7 +317,6 @@ class Runner:
         try:
             await waiter
         except asyncio.CancelledError:
-            # a body that is being stopped needs no slot to end
             if waiter.done() and not waiter.cancelled():
                 self._free += 1
                 self._schedule()
@@ -400,6 +411,8 @@ class Runner:
         if isinstance(error, _Escaped):
             error = error.error
         if isinstance(error, StaleAttempt) and error.task_id == body.task.id:
+            return None
+        if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
             return None
         if error is not None:
             return Fail(body.fence, _failure(error))

@@ -165,10 +165,11 @@ class TaskStore:
         if self._closing is not None:
             await asyncio.shield(self._closing)
             self._closing = None
-        async with AsyncExitStack() as lives:
-            core = await (self._open_to_own(lives) if self._access == "own" else self._open_beside(lives))
-            self._lives = lives.pop_all()
-            self._core = core
+        try:
+            await _whole(asyncio.create_task(self._open_all(), name="lash_store open"))
+        except asyncio.CancelledError:
+            await self.close()
+            raise
 
     async def close(self, timeout: float = 10.0) -> None:
         """
@@ -185,14 +186,16 @@ class TaskStore:
             self._closing = asyncio.create_task(self._close(), name="lash_store close")
         closing = self._closing
         try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            # half closed would be neither: finish, then let the cancellation pass
-            await asyncio.wait({closing})
-            raise
+            await _whole(closing)
         finally:
-            if closing.done() and self._closing is closing:
+            if self._closing is closing:
                 self._closing = None
+
+    async def _open_all(self) -> None:
+        async with AsyncExitStack() as lives:
+            core = await (self._open_to_own(lives) if self._access == "own" else self._open_beside(lives))
+            self._lives = lives.pop_all()
+            self._core = core
 
     async def _close(self) -> None:
         self._open.is_closing = True
@@ -404,6 +407,20 @@ class TaskStore:
         self._open.to_create()
         assert self._recoverer is not None
         return await self._recoverer.recover()
+
+
+async def _whole(task: asyncio.Task[None]) -> None:
+    """Wait for a task to its end, whatever happens to the caller meanwhile: half open or half closed would be neither."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        _ = task.cancelled() or task.exception()
+        raise cancelled
+    await task
 
 
 def _scope(scope: Scope | str) -> Scope:

@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import select
 import signal
-import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -37,10 +37,12 @@ Main = Callable[..., Coroutine[Any, Any, None]]
 
 def _enter(main: Main, connection: Any, arguments: tuple[Any, ...]) -> None:
     # the file is not the harness's to open: the worker gets a path, and a pipe to speak on
+    report = Report(connection.fileno())
     try:
-        asyncio.run(main(Report(connection.fileno()), *arguments))
-    finally:
-        sys.stderr.flush()
+        asyncio.run(main(report, *arguments))
+    except BaseException as error:
+        report("died", repr(error)[:1000], traceback.format_exc()[-1500:])
+        raise
 
 
 class Worker:

@@ -24,15 +24,20 @@ def steady(path: str, report: Report, *, pause: float = 0.02, **options: Any) ->
         done: Any = task.checkpoint or 0
         first = done
         report("body", task.id, task.attempt, done)
-        while done < until:
-            await asyncio.sleep(pause)
-            done += 1
-            try:
+        try:
+            while done < until:
+                await asyncio.sleep(pause)
+                done += 1
                 await task.save(done)
-            except StaleAttempt as error:
-                report("refused", task.id, type(error).__name__)
-                raise
-            report("saved", task.id, done, task.attempt)
+                report("saved", task.id, done, task.attempt)
+        except (StaleAttempt, asyncio.CancelledError):
+            if task.stop_reason == "stale":
+                # nothing of it may reach the file any more, however hard it tries
+                try:
+                    await task.save(-1)
+                except StaleAttempt as error:
+                    report("refused", task.id, type(error).__name__)
+            raise
         return [first, done]
 
     @store.task(recovery=Recovery.RERUN)
@@ -103,7 +108,8 @@ async def finish_with(report: Report, store: TaskStore) -> None:
     async with store:
         report("ready")
         for task in await store.list():
-            record = await (await store.handle(task.scope, task.id)).wait()
+            handle = await store.handle(task.scope, task.id)
+            record = await (handle.cancel("left over") if task.function == "forever" else handle.wait())
             report("ended", task.id, str(record.state), record.attempt)
     report("closed")
 

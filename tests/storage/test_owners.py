@@ -57,10 +57,13 @@ HOLDS = """
     known = describe_process()
     forked = 0
     if len(sys.argv) > 2:
+        ready, child = os.pipe()
         forked = os.fork()
         if forked == 0:
+            os.write(child, b"1")
             sys.stdin.readline()
             os._exit(0)
+        os.read(ready, 1)
     print(lock.token, known["process_start"], known["boot_id"], known["host"], forked, flush=True)
     sys.stdin.readline()
     loop.close()
