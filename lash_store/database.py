@@ -166,11 +166,12 @@ class Connection(aiosqlite.Connection):
         return self._conn
 
     def reopen(self) -> sqlite3.Connection:
-        """Close and open again; call it on the connection's own thread only."""
+        """Open again and close what was open; if that fails, all is as it was. On the connection's own thread only."""
+        opened: sqlite3.Connection = self._connector()
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._connector()
-        return self._connection
+        self._connection = opened
+        return opened
 
 
 async def connect(path: Path, mode: Mode, durability: Durability = "full") -> Connection:
@@ -187,11 +188,17 @@ async def connect(path: Path, mode: Mode, durability: Durability = "full") -> Co
 
 
 class Reader:
-    """A connection that only reads. A passing disk error, which can look like corruption, is met by opening again once."""
+    """
+    A connection that only reads, and keeps the file's guard as long as it is open.
+
+    A passing disk error, which can look like corruption, is met by opening again once; text that is not UTF-8, in a row edited by
+    hand, by reading it with replacement characters.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: Connection | None = None
+        self._identity: guards.FileIdentity | None = None
         self._version = -1
 
     async def open(self) -> None:
@@ -202,12 +209,20 @@ class Reader:
             StorageError: it cannot be opened.
         """
         self._connection = await connect(self._path, "read")
+        try:
+            self._identity = guards.hold(self._path)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Close the connection; what was asked for before is answered."""
         connection, self._connection = self._connection, None
+        identity, self._identity = self._identity, None
         if connection is not None:
             await connection.close()
+        if identity is not None:
+            guards.let_go(identity)
 
     async def rows(self, sql: str, parameters: Mapping[str, Any]) -> list[Any]:
         """
@@ -229,6 +244,8 @@ class Reader:
             try:
                 return function(raw)
             except sqlite3.Error as error:
+                if "decode to UTF-8" in str(error):
+                    return _with_replacements(raw, function)
                 if primary_code(error) not in PASSING:
                     raise
                 return function(connection.reopen())
@@ -243,6 +260,14 @@ class Reader:
         version = await self.run(data_version)
         changed, self._version = version != self._version, version
         return changed
+
+
+def _with_replacements(raw: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    raw.text_factory = lambda text: text.decode("utf-8", "replace")
+    try:
+        return function(raw)
+    finally:
+        raw.text_factory = str
 
 
 def data_version(raw: sqlite3.Connection) -> int:

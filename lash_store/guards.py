@@ -158,7 +158,7 @@ def hold(path: Path) -> FileIdentity:
             return identity
         descriptor = -1
         if sys.platform == "linux":
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             wanted = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
         _held[identity] = _Held(descriptor)

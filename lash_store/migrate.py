@@ -74,6 +74,8 @@ def downgrade(path: Path, revision: str) -> None:
 
 
 def _run(path: Path, action: Callable[[Config], object]) -> None:
+    from alembic.util import CommandError
+
     config = _config()
     logger = logging.getLogger("alembic")
     with _alembic:
@@ -83,6 +85,8 @@ def _run(path: Path, action: Callable[[Config], object]) -> None:
             with transaction(path) as connection:
                 config.attributes["connection"] = connection
                 action(config)
+        except CommandError as error:
+            raise SchemaError(f"{path}: {error}: install the lash_store that made it; nothing was changed") from error
         finally:
             logger.setLevel(level)
 
@@ -104,7 +108,7 @@ def transaction(path: Path) -> Iterator[Connection]:
         SchemaError: the revisions left rows without their parents; nothing is committed.
         SchemaTooNew, NotAStore: the file is not one this package may change.
     """
-    import sqlalchemy
+    import sqlalchemy.exc
     from sqlalchemy.pool import StaticPool
 
     raw = database.open_sqlite(path, "write")
@@ -130,6 +134,8 @@ def transaction(path: Path) -> Iterator[Connection]:
                     )
     except sqlite3.Error as error:
         database.raise_translated(error, path)
+    except sqlalchemy.exc.DBAPIError as error:
+        raise database.translate(error.orig or error, path) from error
     finally:
         if raw.in_transaction:
             raw.execute("ROLLBACK")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     Text,
     and_,
     bindparam,
@@ -111,11 +112,15 @@ _OF_RUNTIME = and_(
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 TASK_BY_SEQ = _sql(_TASK.where(tasks.c.task_seq == bindparam("task_seq")))
+_OF_ID = and_(tasks.c.scope == bindparam("scope"), tasks.c.id == bindparam("id"))
 TASK_BY_ID = _sql(
-    _TASK.where(tasks.c.scope == bindparam("scope"), tasks.c.id == bindparam("id"))
-    .order_by(tasks.c.completed_at.is_not(None), tasks.c.task_seq.desc())
-    .limit(literal_column("1"))
-    .offset(_NO_OFFSET)
+    _TASK.where(
+        tasks.c.task_seq
+        == func.coalesce(
+            select(tasks.c.task_seq).where(_OF_ID, _LIVE).correlate(None).scalar_subquery(),
+            select(func.max(tasks.c.task_seq)).where(_OF_ID).correlate(None).scalar_subquery(),
+        )
+    )
 )
 TASKS_BY_SEQ = _sql(_TASK.where(_values(tasks.c.task_seq, "task_seqs")).order_by(tasks.c.task_seq))
 LIVE_TASK_BY_ID = _sql(_TASK.where(tasks.c.scope == bindparam("scope"), tasks.c.id == bindparam("id"), _LIVE))
@@ -205,8 +210,11 @@ def live_tasks_left(tx: Transaction, runtime: str) -> list[Task]:
     return [Task._make(row) for row in tx.all(_LIVE_TASKS_LEFT, {"runtime": runtime})]
 
 
+_UNINDEXED_SEQ: ColumnElement[int] = literal_column("+tasks.task_seq", Integer)
+
 _CHOICES: Mapping[str, ColumnElement[bool]] = {
     "after_seq": tasks.c.task_seq > bindparam("after_seq"),
+    "live_after_seq": bindparam("live_after_seq") < _UNINDEXED_SEQ,
     "states": _values(tasks.c.state, "states"),
     "kinds": _values(tasks.c.kind, "kinds"),
     "scope": tasks.c.scope == bindparam("scope"),
@@ -224,6 +232,8 @@ def _chosen(wanted: TaskFilter) -> dict[str, Any]:
     # naming a terminal state includes it
     if not any(state.is_terminal for state in wanted.states) if wanted.states else not wanted.include_terminal:
         chosen["live"] = None
+    if "live" in chosen:
+        chosen["live_after_seq"] = chosen.pop("after_seq")
     if not wanted.include_hidden:
         chosen["listed"] = None
     if wanted.kinds is not None:
@@ -238,7 +248,9 @@ def _chosen(wanted: TaskFilter) -> dict[str, Any]:
 @functools.cache
 def _list_tasks(chosen: frozenset[str]) -> str:
     where = [_CHOICES[name] for name in sorted(chosen)]
-    return _sql(_TASK.where(*where).order_by(tasks.c.task_seq).limit(bindparam("limit")).offset(_NO_OFFSET))
+    # live rows are few beside a long history: their own index first, then the order
+    order = _UNINDEXED_SEQ if "live" in chosen else tasks.c.task_seq
+    return _sql(_TASK.where(*where).order_by(order).limit(bindparam("limit")).offset(_NO_OFFSET))
 
 
 @functools.cache

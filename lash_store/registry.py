@@ -28,7 +28,7 @@ def to_json(value: Any, what: str) -> str:
     Write a value as the JSON text that is stored, through pydantic.
 
     Raises:
-        ResultNotSerializable: not JSON (NaN and infinity are not), circular or nested deeper than pydantic goes (some 250 levels),
+        ResultNotSerializable: not JSON (NaN and infinity are not), circular or nested deeper than pydantic goes (250 levels),
             with keys that are the same text, or with text that is not Unicode.
     """
     try:
@@ -84,7 +84,7 @@ class Function:
         try:
             hints = typing.get_type_hints(
                 SimpleNamespace(__annotations__=written),
-                original.__globals__,  # type: ignore[attr-defined]
+                original.__globals__,
                 _closure(original),
                 include_extras=True,
             )
@@ -175,7 +175,7 @@ class Function:
 def _closure(body: Body) -> dict[str, Any]:
     """Return what the function's closure holds by now: a name may be given its value later."""
     found = {}
-    for name, cell in zip(body.__code__.co_freevars, body.__closure__ or (), strict=True):  # type: ignore[attr-defined]
+    for name, cell in zip(body.__code__.co_freevars, body.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):
             found[name] = cell.cell_contents
     return found

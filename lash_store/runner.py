@@ -175,7 +175,7 @@ class Runner:
 
     def _react_to_own(self, event: Committed, task: Task) -> None:
         if task.state == TaskState.PENDING:
-            self._enqueue(task, reattach=event.type == EventType.CLAIMED)
+            self._enqueue(task, reattach=event.type == EventType.CLAIMED and task.attempt > 0)
         elif task.state == TaskState.CANCEL_REQUESTED:
             body = self._bodies.get(task.task_seq)
             if body is not None:

@@ -221,7 +221,7 @@ BEFORE UPDATE ON tasks
 WHEN OLD.completed_at IS NOT NULL AND (
   NEW.state IS NOT OLD.state OR NEW.completed_at IS NOT OLD.completed_at OR NEW.attempt IS NOT OLD.attempt
   OR NEW.result IS NOT OLD.result OR NEW.failure IS NOT OLD.failure OR NEW.evidence IS NOT OLD.evidence
-  OR NEW.task_seq IS NOT OLD.task_seq OR NEW.id IS NOT OLD.id
+  OR NEW.task_seq IS NOT OLD.task_seq OR NEW.id IS NOT OLD.id OR NEW.cancel_reason IS NOT OLD.cancel_reason
 )
 BEGIN
   SELECT RAISE(ABORT, 'a finished task keeps its outcome');
@@ -256,7 +256,7 @@ SELECT t.scope, t.id, t.kind, t.state, t.attempt,
   o.pid, t.owner_id, t.label, t.mode, t.recovery, t.task_seq
 FROM tasks AS t LEFT JOIN owners AS o ON o.owner_id = t.owner_id
 WHERE t.completed_at IS NULL
-ORDER BY t.task_seq
+ORDER BY +t.task_seq
 """,
     "task_history": """
 CREATE VIEW task_history AS

@@ -251,9 +251,6 @@ class TaskStore:
         return core
 
     async def _open_core(self, lives: AsyncExitStack) -> tuple[Core, Writer | None]:
-        reader = Reader(self._path)
-        await reader.open()
-        lives.push_async_callback(reader.close)
         writer = None
         if self._access != "read":
             writer = Writer(
@@ -265,6 +262,9 @@ class TaskStore:
             )
             await writer.open()
             lives.push_async_callback(writer.close)
+        reader = Reader(self._path)
+        await reader.open()
+        lives.push_async_callback(reader.close)
         feed = Feed(
             reader,
             changed=reader.has_changed if writer is None else writer.foreign_commits,
@@ -278,7 +278,7 @@ class TaskStore:
     def _check_existing(self) -> None:
         """Refuse what cannot be used beside its owners: a file that is not there, or of another revision."""
         if not guards.check_target(self._path, writing=self._access != "read"):
-            raise StorageError(f"{self._path} does not exist: check the path; a TaskStore makes a new file")
+            raise StorageError(f"{self._path} does not exist: check the path")
         _check_head(database.probe(self._path), self._path)
 
     async def _give_back(self, writer: Writer, runner: Runner, owner_id: int) -> None:

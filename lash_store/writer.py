@@ -44,9 +44,11 @@ _MOST = 256
 """Units in one commit: enough to hide the fsync, few enough that nobody waits long for the lock."""
 
 _CHECKPOINT_PAGES = 4_000
-"""About how many pages may pile up in the ``-wal`` before they are copied into the file."""
+"""About how many pages may pile up in the ``-wal`` before they are copied into the file (16 MB)."""
 
 _PAGE = 4_096
+_PAGES_A_COMMIT = 12
+"""About how many pages a commit writes beside one a unit and its payload: the leaves of tables and indexes at their ends."""
 
 _CLOSING_PATIENCE = 1.0
 """Seconds a closing store waits for the lock of its last checkpoint; the next opener can do it as well."""
@@ -69,11 +71,16 @@ class _Batch:
 
 
 class _Lost(Exception):
-    """The whole transaction is gone: *guilty* is the unit that did it, *cause* what SQLite said."""
+    """
+    The whole transaction is gone: *guilty* is the unit that did it, *cause* what SQLite said.
 
-    def __init__(self, guilty: int, cause: Exception) -> None:
+    *landed* if it was committed, not rolled back, and what the units before it did is in the file.
+    """
+
+    def __init__(self, guilty: int, cause: Exception, *, landed: bool) -> None:
         self.guilty = guilty
         self.cause = cause
+        self.landed = landed
 
 
 class Writer:
@@ -139,28 +146,29 @@ class Writer:
 
     async def _close_connection(self) -> None:
         connection, identity = self._connection, self._identity
-        self._identity = None
         if connection is not None:
             try:
-                if identity is not None and self._fatal is None and guards.identify(self._path) == identity:
-                    await connection.run(lambda raw: self._last_checkpoint(raw, identity))
+                await connection.run(lambda raw: self._last_checkpoint(raw, identity))
             except (sqlite3.Error, StoreError):
                 log.warning("checkpoint_failed", exc_info=True)
             finally:
                 self._connection = None
                 await connection.close()
         if identity is not None:
+            self._identity = None
             guards.let_go(identity)
 
-    def _last_checkpoint(self, raw: sqlite3.Connection, identity: guards.FileIdentity) -> None:
+    def _last_checkpoint(self, raw: sqlite3.Connection, identity: guards.FileIdentity | None) -> None:
+        in_place = identity is not None and self._fatal is None and guards.identify(self._path) == identity
         try:
-            self._checkpoint(_CLOSING_PATIENCE)
+            if in_place:
+                self._checkpoint(_CLOSING_PATIENCE)
         finally:
             if self._checkpointer is not None:
                 self._checkpointer.close()
                 self._checkpointer = None
         # under the guard nobody can remove the -wal at the last close of this process: leave it empty
-        if guards.is_last(identity):
+        if in_place and identity is not None and guards.is_last(identity):
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # --- asking ---
@@ -227,6 +235,9 @@ class Writer:
                 batch = await connection.run(lambda _, units=units: self._commit(units))  # type: ignore[misc]
                 self._is_busy = False
                 self._answer(jobs, batch)
+                jobs = []
+                if self._unchecked_pages >= _CHECKPOINT_PAGES and self._fatal is None:
+                    await connection.run(lambda _: self._checkpoint_if_free())
         except BaseException as error:
             # only a loop that is being torn down, or a bug of ours, gets here: nobody may be left waiting
             stopped = CommitInDoubt(f"{self._path}: the writer stopped ({error!r}): open the store again and look")
@@ -273,18 +284,17 @@ class Writer:
             self._commit_together(units, everything, batch)
         except _Lost as lost:
             self._commit_apart(units, lost, batch)
-        if self._unchecked_pages >= _CHECKPOINT_PAGES and batch.fatal is None:
-            try:
-                self._checkpoint(self._patience)
-            except (sqlite3.Error, StoreError):
-                log.warning("checkpoint_failed", exc_info=True)
         return batch
 
     def _commit_apart(self, units: Sequence[Unit[Any]], lost: _Lost, batch: _Batch) -> None:
         """One transaction a unit, from the start; the guilty one fails, unless opening the file again may cure it."""
-        again = set(range(len(units)))
+        again = set(range(lost.guilty if lost.landed else 0, len(units)))
         if primary_code(lost.cause) in PASSING:
-            self._reopen()
+            try:
+                self._reopen()
+            except (sqlite3.Error, StoreError) as error:
+                self._refuse(sorted(again), _named(error, self._path), batch)
+                return
         else:
             again.remove(lost.guilty)
             batch.errors[lost.guilty] = _named(lost.cause, self._path)
@@ -315,13 +325,20 @@ class Writer:
             self._refuse(chosen, _named(error, self._path), batch)
             return
         tx = Transaction(self._raw, utc_text(time.time()))
+        before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
-        for index in chosen:
-            wrong = self._run_unit(tx, units[index], index, results)
+        for position, index in enumerate(chosen):
+            written = len(tx.events)
+            try:
+                wrong = self._run_unit(tx, units[index], index, results)
+            except _Lost as lost:
+                if lost.landed:
+                    self._land(chosen[:position], results, errors, tx.events[:written], batch)
+                raise
             if wrong is not None:
                 errors[index] = wrong
-        refused = self._end(tx)
+        refused = self._end(tx, wrote=tx.connection.total_changes != before)
         if refused is None:
             try:
                 guards.check_same(self._path, identity)
@@ -330,11 +347,21 @@ class Writer:
         if refused is not None:
             self._refuse(chosen, refused, batch)
             return
+        self._land(chosen, results, errors, tx.events, batch)
+        self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
+
+    @staticmethod
+    def _land(
+        chosen: Sequence[int],
+        results: dict[int, Any],
+        errors: dict[int, BaseException],
+        events: Sequence[Committed],
+        batch: _Batch,
+    ) -> None:
         for index in chosen:
             batch.results[index] = results.get(index)
         batch.errors.update(errors)
-        batch.events += tx.events
-        self._unchecked_pages += len(chosen) + tx.bytes / _PAGE
+        batch.events += events
 
     def _run_unit(self, tx: Transaction, unit: Unit[Any], index: int, results: dict[int, Any]) -> BaseException | None:
         """
@@ -351,29 +378,37 @@ class Writer:
             raw.execute("RELEASE unit").fetchall()
         except Exception as error:
             if not raw.in_transaction or primary_code(error) in PASSING:
-                _roll_back(raw)
-                raise _Lost(index, error) from error
+                raise self._lost(tx, index, error, written) from error
             try:
                 raw.execute("ROLLBACK TO unit").fetchall()
                 raw.execute("RELEASE unit").fetchall()
             except sqlite3.Error as second:
-                _roll_back(raw)
-                raise _Lost(index, error) from second
+                raise self._lost(tx, index, error, written) from second
             del tx.events[written:]
             return _named(error, self._path)
         if not raw.in_transaction:
-            raise _Lost(
-                index, StorageError(f"{self._path}: a unit ended the writer's transaction; nothing was written")
-            )
+            ended = StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
+            raise self._lost(tx, index, ended, written)
         results[index] = result
         return None
 
-    def _end(self, tx: Transaction) -> StorageError | None:
+    def _lost(self, tx: Transaction, index: int, cause: Exception, written: int) -> _Lost:
+        """Say what became of a transaction that is not ours any more: almost always it was rolled back."""
+        _roll_back(tx.connection)
+        landed = written > 0 and self._is_in_file(tx.connection, tx.events[written - 1])
+        return _Lost(index, cause, landed=landed)
+
+    @staticmethod
+    def _is_in_file(raw: sqlite3.Connection, event: Committed) -> bool:
+        found = raw.execute(queries.EVENT_BY_SEQ, {"seq": event.seq}).fetchall()
+        return found == [event[: len(queries.EVENT_COLUMNS)]]
+
+    def _end(self, tx: Transaction, *, wrote: bool) -> StorageError | None:
         """Commit; if COMMIT raises, ask the file. None: the batch is there."""
         try:
             tx.connection.execute("COMMIT").fetchall()
         except sqlite3.Error as error:
-            return self._ask_the_file(tx, error)
+            return self._ask_the_file(tx, error) if wrote else self._not_applied(error)
         return None
 
     def _refuse(self, chosen: Sequence[int], error: BaseException, batch: _Batch) -> None:
@@ -418,20 +453,33 @@ class Writer:
         doubt.__cause__ = cause
         if not tx.events:
             return doubt
-        last = tx.events[-1]
         try:
             _roll_back(tx.connection)
-            found = self._reopen().execute(queries.EVENT_BY_SEQ, {"seq": last.seq}).fetchall()
+            is_there = self._is_in_file(self._reopen(), tx.events[-1])
         except sqlite3.Error:
             log.exception("commit_in_doubt")
             return doubt
-        if found == [last[: len(queries.EVENT_COLUMNS)]]:
+        if is_there:
             return None
-        failed = StorageError(
-            f"{self._path}: COMMIT failed and nothing of it is in the file: {translate(cause, self._path)}"
-        )
+        return self._not_applied(cause)
+
+    def _not_applied(self, cause: sqlite3.Error) -> StorageError:
+        _roll_back(self._raw)
+        named = translate(cause, self._path)
+        failed = named if isinstance(named, StorageError) else StorageError(str(named))
+        failed.add_note("COMMIT failed, and nothing of it is in the file")
         failed.__cause__ = cause
         return failed
+
+    def _checkpoint_if_free(self) -> None:
+        try:
+            self._checkpoint(0.0)
+        except StorageBusy:
+            # somebody else is writing: the next batch tries again
+            return
+        except (sqlite3.Error, StoreError):
+            self._unchecked_pages = 0.0
+            log.warning("checkpoint_failed", exc_info=True)
 
     def _reopen(self) -> sqlite3.Connection:
         """Open the file again, on the connection's thread."""
@@ -448,8 +496,10 @@ class Writer:
         That is the guard against the WAL-reset bug (sqlite.org/wal.html, section 11), which needs a commit of one connection
         during a checkpoint of another.
         """
+        assert self._identity is not None
         self._begin(patience)
         try:
+            guards.check_same(self._path, self._identity)
             if self._checkpointer is None:
                 self._checkpointer = open_sqlite(self._path, "write", self._durability)
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

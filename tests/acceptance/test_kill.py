@@ -94,7 +94,9 @@ def test_no_acknowledged_operation_is_lost_over_50_kills(start: Callable[..., Wo
         f"{len(tasks)} tasks, at most {max(row['attempt'] for row in tasks.values())} attempts"
     )
     assert acked.odd == []
-    assert {task_id: seq for task_id, seq in acked.spawned.items() if tasks.get(task_id, {}).get("task_seq") != seq} == {}
+    assert {
+        task_id: seq for task_id, seq in acked.spawned.items() if tasks.get(task_id, {}).get("task_seq") != seq
+    } == {}
     assert {seq for seq in acked.completed if by_seq[seq]["state"] != "completed"} == set()
     assert {seq for seq in acked.cancelled if by_seq[seq]["state"] != "cancelled"} == set()
     checkpoints = {row["id"]: int(row["value"]) for row in rows(path, _CHECKPOINTS)}

@@ -80,7 +80,9 @@ async def test_live_tasks_reads_well_while_the_store_is_writing_and_does_not_blo
         before = time.monotonic()
         # a read transaction that is open for a while, as of one who thinks about what is shown
         text = await shell(
-            "-header", str(path), "BEGIN; SELECT * FROM live_tasks WHERE id = 'index'; SELECT count(*) FROM tasks; COMMIT"
+            "-header",
+            str(path),
+            "BEGIN; SELECT * FROM live_tasks WHERE id = 'index'; SELECT count(*) FROM tasks; COMMIT",
         )
     stop.set()
     await measuring
@@ -180,8 +182,11 @@ async def test_a_hand_edit_that_would_undo_history_is_refused(writing: TaskStore
     )
 
     assert done.returncode != 0
-    assert "constraint" in done.stderr.lower() or "finished task" in done.stderr or "history" in done.stderr or (
-        "never changed" in done.stderr or "live task" in done.stderr
+    assert (
+        "constraint" in done.stderr.lower()
+        or "finished task" in done.stderr
+        or "history" in done.stderr
+        or ("never changed" in done.stderr or "live task" in done.stderr)
     ), done.stderr
     assert (await writing.get("desktop:s1", "bad")).state is TaskState.FAILED
     assert (await writing.get("desktop:s1", "index")).state is TaskState.RUNNING

@@ -137,9 +137,7 @@ async def test_spawn_of_a_coroutine_object_that_is_refused(
 
 
 @pytest.mark.parametrize("policy", ["abort_local", "cooperative"])
-async def test_cancel_of_a_running_task(
-    opened: Callable[..., Any], late: bool, policy: str, path: Path
-) -> None:
+async def test_cancel_of_a_running_task(opened: Callable[..., Any], late: bool, policy: str, path: Path) -> None:
     store = await opened(cancel_grace=0.01)
     session = await store.session("s1")
     running: set[str] = set()
@@ -247,9 +245,7 @@ async def test_waiting_for_a_task(store: TaskStore, session: SessionTasks, late:
 
 
 @pytest.mark.parametrize("write", ["save", "progress"])
-async def test_a_write_of_a_body(
-    store: TaskStore, session: SessionTasks, path: Path, late: bool, write: str
-) -> None:
+async def test_a_write_of_a_body(store: TaskStore, session: SessionTasks, path: Path, late: bool, write: str) -> None:
     points: list[Stepped] = []
 
     @store.task(recovery=Recovery.RERUN)
@@ -260,7 +256,9 @@ async def test_a_write_of_a_body(
             points.append(stepped)
             assert stepped.error is None or stepped.was_cancelled, stepped.error
             await store.session("behind it in the queue")
-            found = rows(path, "SELECT value FROM steps") if write == "save" else rows(path, "SELECT progress FROM tasks")
+            found = (
+                rows(path, "SELECT value FROM steps") if write == "save" else rows(path, "SELECT progress FROM tasks")
+            )
             [stored] = [int(next(iter(row.values())) or 0) for row in found] or [0]
             # it took or it did not; and one the caller saw succeed did
             assert stored in ({at} if not stepped.was_cancelled else {at, at - 1})

@@ -170,9 +170,7 @@ async def test_rerun_work_whose_attempts_are_spent_fails(
         # as if it had been registered with max_attempts=1; the event too, as the two must agree
         connection.execute("UPDATE tasks SET max_attempts = 1")
         connection.execute("DROP TRIGGER events_are_history")
-        connection.execute(
-            "UPDATE events SET data = json_set(data, '$.max_attempts', 1) WHERE type = 'registered'"
-        )
+        connection.execute("UPDATE events SET data = json_set(data, '$.max_attempts', 1) WHERE type = 'registered'")
     connection.close()
 
     async with store:

@@ -125,9 +125,7 @@ async def test_a_function_belongs_to_the_store_that_registered_it(opened: Callab
     assert await (await (await one.session("s1")).spawn(work)) == "one"
 
 
-async def test_a_store_that_was_closed_opens_again_as_a_new_owner(
-    new: Callable[..., TaskStore], path: Path
-) -> None:
+async def test_a_store_that_was_closed_opens_again_as_a_new_owner(new: Callable[..., TaskStore], path: Path) -> None:
     store = new()
     for number in range(1, 4):
         async with store:
@@ -268,9 +266,7 @@ async def test_a_request_cancels_the_task_of_a_live_owner_in_this_process(
 async def test_a_request_cancels_the_task_of_a_live_owner_in_another_process(
     start: Callable[..., Worker], path: Path
 ) -> None:
-    worker = start(
-        programs.spawn_and_stay, str(path), [["forever", "t", {"cancel_policy": "abort_local"}, []]], {}
-    )
+    worker = start(programs.spawn_and_stay, str(path), [["forever", "t", {"cancel_policy": "abort_local"}, []]], {})
     await worker.says("body", "t")
 
     async with TaskStore.connect(path, runtime=RUNTIME) as requests:
@@ -292,9 +288,7 @@ async def test_a_request_ends_the_task_of_a_dead_owner(start: Callable[..., Work
 
 
 async def test_a_request_is_finished_when_the_owner_dies_meanwhile(start: Callable[..., Worker], path: Path) -> None:
-    worker = start(
-        programs.spawn_and_stay, str(path), [["stubborn", "t", {"cancel_policy": "abort_local"}, []]], {}
-    )
+    worker = start(programs.spawn_and_stay, str(path), [["stubborn", "t", {"cancel_policy": "abort_local"}, []]], {})
     await worker.says("body", "t")
 
     async with TaskStore.connect(path, runtime=RUNTIME) as requests:

@@ -166,7 +166,13 @@ async def test_a_body_may_spawn_in_its_own_session(store: TaskStore, session: Se
 
 async def test_a_result_is_the_stored_json_here_and_after_reopening(new: Callable[..., TaskStore]) -> None:
     async def work() -> Any:
-        return {"page": Page(url="u"), "day": date(2026, 1, 2), "pair": (1, 2.5), "text": "ä\u2028\U0001f600", "none": None}
+        return {
+            "page": Page(url="u"),
+            "day": date(2026, 1, 2),
+            "pair": (1, 2.5),
+            "text": "ä\u2028\U0001f600",
+            "none": None,
+        }
 
     stored = {
         "page": {"url": "u", "depth": 1},

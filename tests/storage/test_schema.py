@@ -550,18 +550,6 @@ def test_a_finished_task_can_be_deleted(filled: sqlite3.Connection, insert: Inse
     assert filled.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("state", ["running", "completed"])
-def test_a_task_is_not_replaced_by_another_of_its_number(
-    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], state: str
-) -> None:
-    ended = {} if state == "running" else {**ENDINGS[state], "completed_at": AT}
-    task_seq = insert(filled, "tasks", {**task_row, **ended})
-
-    # REPLACE deletes without the triggers of a DELETE
-    with pytest.raises(sqlite3.IntegrityError):
-        insert(filled, "tasks", {"task_seq": task_seq, **task_row}, "INSERT OR REPLACE")
-
-
 def test_a_task_has_one_owning_handle(filled: sqlite3.Connection, insert: Insert, task_seq: int) -> None:
     handle = {"scope": "desktop:s1", "task_seq": task_seq, "created_at": AT}
     insert(filled, "handles", {**handle, "handle_id": "h-1", "role": "owner"})
