@@ -60,6 +60,7 @@ class Body:
         self.has_slot = True
         self.waits = 0
         self.is_live = True
+        self.is_gone = False
         self._grace: asyncio.TimerHandle | None = None
 
     @property
@@ -298,7 +299,7 @@ class Runner:
         except BaseException:
             # a wait given up: its body goes on at once, beyond the limit if need be, for who holds the slot may wait for it
             body.waits -= 1
-            if body.waits == 0:
+            if body.waits == 0 and not body.is_gone:
                 self._free -= 1
                 body.has_slot = True
             raise
@@ -308,6 +309,9 @@ class Runner:
         return result
 
     async def _take_slot(self, body: Body) -> None:
+        # a task that the body left behind may outlive it
+        if body.is_gone:
+            return
         if self._free > 0:
             self._free -= 1
             body.has_slot = True
@@ -321,7 +325,11 @@ class Runner:
                 self._free += 1
                 self._schedule()
             raise
-        body.has_slot = True
+        if body.is_gone:
+            self._free += 1
+            self._schedule()
+        else:
+            body.has_slot = True
 
     # --- supervising ---
 
@@ -364,6 +372,7 @@ class Runner:
         self._forget_body(body)
 
     def _forget_body(self, body: Body) -> None:
+        body.is_gone = True
         if self._bodies.get(body.task_seq) is body:
             del self._bodies[body.task_seq]
             self._forget(body.task_seq)

@@ -123,9 +123,7 @@ def find(tx: Transaction, scope: Scope, task_id: str) -> Task:
 
 def unknown_session(scope: Scope) -> UnknownSession:
     """Say that a session is not in the file."""
-    return UnknownSession(
-        f"session {str(scope)!r} is not in this file: open it with store.session({scope.session_id!r})"
-    )
+    return UnknownSession(f"session {str(scope)!r} is not in this file: sessions() lists those that are")
 
 
 def task_not_found_by_seq(task_seq: int) -> TaskNotFound:

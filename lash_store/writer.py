@@ -233,11 +233,11 @@ class Writer:
                 units = [job.unit for job in jobs]
                 self._is_busy = True
                 batch = await connection.run(lambda _, units=units: self._commit(units))  # type: ignore[misc]
-                self._is_busy = False
                 self._answer(jobs, batch)
                 jobs = []
                 if self._unchecked_pages >= _CHECKPOINT_PAGES and self._fatal is None:
                     await connection.run(lambda _: self._checkpoint_if_free())
+                self._is_busy = False
         except BaseException as error:
             # only a loop that is being torn down, or a bug of ours, gets here: nobody may be left waiting
             stopped = CommitInDoubt(f"{self._path}: the writer stopped ({error!r}): open the store again and look")

@@ -35,8 +35,9 @@ def steady(path: str, report: Report, *, pause: float = 0.02, **options: Any) ->
                 # nothing of it may reach the file any more, however hard it tries
                 try:
                     await task.save(-1)
-                except StaleAttempt as error:
+                except BaseException as error:
                     report("refused", task.id, type(error).__name__)
+                    raise
             raise
         return [first, done]
 

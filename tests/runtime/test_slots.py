@@ -209,3 +209,32 @@ async def test_a_body_that_is_cancelled_while_it_waits_gives_no_slot_twice(
         await session.cancel(f"leaf {number}")
 
     await assert_slots(store, 2)
+
+
+async def test_a_wait_that_outlives_its_body_takes_no_slot(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=2)
+    session = await store.session("s1")
+    release = asyncio.Event()
+    left: list[asyncio.Task[Any]] = []
+
+    async def held() -> None:
+        await release.wait()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def leaver(task: TaskContext) -> None:
+        other = await session.handle("held")
+        waiting = asyncio.Event()
+
+        async def wait() -> Any:
+            waiting.set()
+            return await other.wait()
+
+        left.append(asyncio.create_task(wait()))
+        await waiting.wait()
+
+    await session.spawn(held(), id="held")
+    await (await session.spawn(leaver)).result(timeout=10)
+    release.set()
+    await asyncio.gather(*left)
+
+    await assert_slots(store, 2)
