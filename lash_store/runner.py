@@ -390,7 +390,7 @@ class Runner:
         # what the loop would otherwise take for its own: SystemExit and KeyboardInterrupt of a body are the body's
         try:
             return await self._call(body)
-        except (asyncio.CancelledError, Exception):
+        except (asyncio.CancelledError, GeneratorExit, Exception):
             raise
         except BaseException as error:
             raise _Escaped(error) from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
+import sqlite3
 from typing import Any
 
-from lash_store import Recovery, StaleAttempt, TaskContext, TaskState, TaskStore
-from lash_store import owners
+from lash_store import Recovery, StaleAttempt, TaskContext, TaskState, TaskStore, owners
 from tests.acceptance.processes import Report
 
 RUNTIME = "desktop"
@@ -30,7 +31,10 @@ def steady(path: str, report: Report, *, pause: float = 0.02, **options: Any) ->
                 done += 1
                 await task.save(done)
                 report("saved", task.id, done, task.attempt)
-        except (StaleAttempt, asyncio.CancelledError):
+        except StaleAttempt as error:
+            report("refused", task.id, type(error).__name__)
+            raise
+        except asyncio.CancelledError:
             if task.stop_reason == "stale":
                 # nothing of it may reach the file any more, however hard it tries
                 try:
@@ -154,6 +158,52 @@ async def life(report: Report, path: str, seed: int) -> None:
                 live = await session.list()
             assert not follower.done(), follower
             await asyncio.sleep(0)
+
+
+async def two_loops(report: Report, path: str) -> None:
+    """Leave a task behind in an event loop that is closed without its store, and wait for it in this one."""
+
+    def make() -> tuple[TaskStore, Any]:
+        store = TaskStore(path, runtime=RUNTIME)
+
+        @store.task(recovery=Recovery.RERUN)
+        async def work(task: TaskContext) -> int:
+            if task.attempt == 1:
+                started.set()
+                await asyncio.Event().wait()
+            return task.attempt
+
+        return store, work
+
+    async def leave() -> None:
+        store, work = make()
+        await store.open()
+        await (await store.session("s1")).spawn(work, id="t")
+        await started.wait()
+
+    def run() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+        loop.close()
+
+    started = asyncio.Event()
+    await asyncio.to_thread(run)
+    store, _ = make()
+    async with store:
+        report("result", await (await store.handle(f"{RUNTIME}:s1", "t")).result(timeout=10))
+
+
+async def half_made(report: Report, path: str, application_id: int) -> None:
+    """Die while the file is being made: before it is in WAL mode, with a transaction half in the file."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA auto_vacuum=2").fetchall()
+    connection.execute(f"PRAGMA application_id={application_id}").fetchall()
+    connection.execute("PRAGMA cache_size=1").fetchall()
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE unfinished (value)")
+    connection.executemany("INSERT INTO unfinished VALUES (randomblob(4000))", [()] * 50)
+    report("half made")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def ask(report: Report, path: str, operation: str, task_id: str) -> None:

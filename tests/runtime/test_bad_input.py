@@ -86,7 +86,7 @@ async def test_an_unknown_task_is_not_found(session: SessionTasks, operation: st
 async def test_an_unknown_task_or_session_of_the_file_is_not_found(store: TaskStore, operation: str) -> None:
     with pytest.raises(TaskNotFound, match="'nobody'"):
         await getattr(store, operation)(Scope(RUNTIME, "s1"), "nobody")
-    with pytest.raises(UnknownSession, match=r"'desktop:s404'.*store\.session"):
+    with pytest.raises(UnknownSession, match=r"'desktop:s404' is not in this file.*sessions?\("):
         await getattr(store, operation)(Scope(RUNTIME, "s404"), "nobody")
     with pytest.raises(UnknownSession, match="'other:s1'"):
         await getattr(store, operation)("other:s1", "nobody")
@@ -195,7 +195,6 @@ async def test_what_cannot_be_a_task_is_refused(store: TaskStore) -> None:
         with pytest.raises(FunctionError, match=why):
             store.task(recovery="rerun")(bad)  # type: ignore[type-var]
     with pytest.raises(FunctionError, match="max_attempts"):
-        store.task(recovery="rerun", max_attempts=0)
         store.task(recovery="rerun", max_attempts=0)(_fine)
     with pytest.raises(ValueError):
         store.task(recovery="sometimes")(_fine)  # type: ignore[arg-type]

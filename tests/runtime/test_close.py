@@ -397,10 +397,14 @@ async def test_nothing_is_left_in_the_process_after_many_lives(
 
 async def test_an_error_in_the_block_closes_the_store_and_passes(new: Callable[..., TaskStore], path: Path) -> None:
     before = threads()
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with new() as store:
             await store.session("s1")
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
 
     assert await left_over(path, before) == []
 

@@ -19,8 +19,8 @@ from lash_store import (
     TaskContext,
     TaskState,
     TaskStore,
+    transitions,
 )
-from lash_store import transitions
 from lash_store.lifecycle import Start
 from tests.runtime.support import event_types, rows
 

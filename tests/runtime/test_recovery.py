@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sqlite3
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -319,40 +317,12 @@ async def test_a_live_peer_takes_what_a_closing_owner_releases(opened: Callable[
         assert await (await peer.handle("desktop:s1", "t")).result(timeout=5) == "peer"
 
 
-async def test_an_owner_of_this_process_whose_loop_is_closed_is_dead(new: Callable[..., TaskStore], path: Path) -> None:
-    def leave_behind() -> None:
-        async def main() -> None:
-            store = new()
+def test_an_owner_of_this_process_whose_loop_is_closed_is_dead(start: Callable[..., Worker], path: Path) -> None:
+    worker = start(programs.two_loops, str(path))
 
-            @store.task(recovery=Recovery.RERUN)
-            async def work(task: TaskContext) -> None:
-                started.set()
-                await asyncio.Event().wait()
-
-            await store.open()
-            await (await store.session("s1")).spawn(work, id="t")
-            await started.wait()
-
-        started = asyncio.Event()
-        loop = asyncio.new_event_loop()
-        loop.set_exception_handler(lambda *_: None)
-        try:
-            loop.run_until_complete(main())
-        finally:
-            loop.close()
-
-    store = new()
-
-    @store.task(recovery=Recovery.RERUN)
-    async def work(task: TaskContext) -> int:
-        return task.attempt
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        await asyncio.to_thread(leave_behind)
-        async with store:
-            assert await (await store.handle("desktop:s1", "t")).result(timeout=5) == 2
-        gc.collect()
+    assert worker.wait_for("result") == ["result", 2]
+    worker.join()
+    assert [found["end"] for found in rows(path, 'SELECT "end" FROM owners')] == ["died", "closed"]
 
 
 # --- slots ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import guards, queries, writer
+from lash_store import commit, guards, queries, writer
 from lash_store.database import Committed, Reader, Transaction, open_sqlite
 from lash_store.errors import (
     CommitInDoubt,
@@ -710,7 +710,7 @@ async def test_the_guard_stands_until_the_last_store_of_the_process_closes(
     await left.writer.run(note("after"))
     assert shell(path, "SELECT count(*) FROM events") == "3"
     await left.writer.close()
-    assert not guards._held
+    assert guards.identify(path) not in guards._held
 
 
 WRITES = """
@@ -746,15 +746,18 @@ async def test_a_reader_sees_others_commits_after_its_processes_owner_has_closed
 
 
 async def test_no_checkpoint_runs_beside_a_commit(path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_CHECKPOINT_PAGES", 5)
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 5)
     checkpoints: list[bool] = []
+    committers: list[commit.Committer] = []
 
     def look(connection: Watched, sql: str) -> None:
         if "wal_checkpoint(PASSIVE)" in sql:
-            holder = harness.writer._raw
+            holder = committers[0]._raw
             checkpoints.append(holder is not connection and holder.in_transaction)
 
     async with opened(path) as harness:
+        assert harness.writer._committer is not None
+        committers.append(harness.writer._committer)
         watch.step_in = look
         for number in range(50):
             await harness.writer.run(note(f"n{number}"))
@@ -766,7 +769,7 @@ async def test_no_checkpoint_runs_beside_a_commit(path: Path, watch: Watch, monk
 async def test_no_connection_that_writes_checkpoints_by_itself(
     path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_CHECKPOINT_PAGES", 5)
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 5)
     async with opened(path) as harness:
         for number in range(20):
             await harness.writer.run(note(f"n{number}"))
@@ -780,7 +783,7 @@ async def test_no_connection_that_writes_checkpoints_by_itself(
 
 
 async def test_the_wal_stays_bounded_over_many_commits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_CHECKPOINT_PAGES", 100)
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 100)
     biggest = 0
     async with opened(path) as harness:
         for number in range(1_000):
@@ -794,7 +797,7 @@ async def test_the_wal_stays_bounded_over_many_commits(path: Path, monkeypatch: 
 async def test_a_checkpoint_that_cannot_be_taken_costs_nobody_an_answer(
     path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writer, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 1)
 
     def refuse(connection: Watched, sql: str) -> None:
         if "wal_checkpoint" in sql:
@@ -837,9 +840,10 @@ def nothing(path: Path) -> None:
 async def test_every_connection_and_thread_is_gone_after_the_close(
     path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Path], None]
 ) -> None:
-    monkeypatch.setattr(writer, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 1)
     threads = set(threading.enumerate())
     before = descriptors()
+    held = set(guards._held)
 
     async with opened(path) as harness:
         await harness.writer.run(note("a"))
@@ -852,16 +856,17 @@ async def test_every_connection_and_thread_is_gone_after_the_close(
         thread.join(timeout=10)
     assert set(threading.enumerate()) <= threads
     assert descriptors() == before
-    assert not guards._held
+    assert set(guards._held) == held
 
 
 async def test_every_connection_is_gone_after_a_commit_in_doubt(path: Path, watch: Watch) -> None:
+    held = set(guards._held)
     async with opened(path) as harness:
         watch.step_in = FailingCommit(watch, took=True, unreadable=True)
         await outcomes(harness.writer.submit(note("a")))
 
     assert [connection for connection in watch.opened if is_open(connection)] == []
-    assert not guards._held
+    assert set(guards._held) == held
 
 
 async def test_what_was_asked_before_the_close_is_committed(path: Path) -> None:
@@ -890,9 +895,10 @@ async def test_a_writer_that_was_never_opened_refuses(path: Path) -> None:
 
 async def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     missing = tmp_path / "nonesuch.db"
+    held = set(guards._held)
 
     with pytest.raises(StorageError):
         await Harness(missing, 1.0).writer.open()
 
     assert guards.identify(missing) is None
-    assert not guards._held
+    assert set(guards._held) == held
