@@ -12,7 +12,7 @@ import contextvars
 import logging
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from . import transitions
@@ -29,6 +29,7 @@ from .errors import (
 from .lifecycle import Command, Complete, ConfirmCancel, Fail, Fence, Start, Task
 from .models import CancelPolicy, EventType, Failure, StopReason, TaskState
 from .registry import Registry, to_json
+from .slots import Slot, Slots
 from .transitions import Outcome
 from .writer import Unit, Writer
 
@@ -50,17 +51,15 @@ current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash
 class Body:
     """One execution of a task in this process: its fence, and how it is being stopped."""
 
-    def __init__(self, task: Task, checkpoint: str | None) -> None:
+    def __init__(self, task: Task, checkpoint: str | None, slot: Slot) -> None:
         self.task = task
+        self.slot = slot
         self.checkpoint = checkpoint
         self.fence = Fence(task.attempt, task.owner_id or 0)
         self.stop_reason: StopReason | None = None
         self.stopping = asyncio.Event()
         self.coroutine: asyncio.Task[Any] | None = None
-        self.has_slot = True
-        self.waits = 0
         self.is_live = True
-        self.is_gone = False
         self._grace: asyncio.TimerHandle | None = None
 
     @property
@@ -113,13 +112,12 @@ class Runner:
         self._grace = cancel_grace
         self._owner_id = owner_id
         self._make_context = make_context
-        self._free = max_running
+        self.slots = Slots(max_running, self._schedule)
         self._queue: deque[Task] = deque()
         self._queued: dict[int, bool] = {}
         self._starting: set[int] = set()
         self._bodies: dict[int, Body] = {}
         self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
-        self._returning: deque[asyncio.Future[None]] = deque()
         self._idle = asyncio.Event()
         self._closing = False
 
@@ -204,37 +202,7 @@ class Runner:
         cooperative = body.task.cancel_policy == CancelPolicy.COOPERATIVE
         body.stop(StopReason.CANCEL, grace=self._grace if cooperative else 0.0)
 
-    # --- slots ---
-
-    @contextlib.contextmanager
-    def slots_reserved(self) -> Iterator[int]:
-        """Keep every free slot for the bodies that one unit will start, and say how many there are."""
-        reserved, self._free = max(0, self._free), min(0, self._free)
-        try:
-            yield reserved
-        finally:
-            self._free += reserved
-            self._schedule()
-
-    def _enqueue(self, task: Task, *, reattach: bool) -> None:
-        if task.task_seq not in self._queued:
-            self._queued[task.task_seq] = reattach
-            self._queue.append(task)
-
-    def _schedule(self) -> None:
-        while self._free > 0 and not self._closing:
-            if self._returning:
-                waiter = self._returning.popleft()
-                if not waiter.done():
-                    self._free -= 1
-                    waiter.set_result(None)
-            elif self._queue:
-                task = self._queue.popleft()
-                reattach = self._queued.pop(task.task_seq, None)
-                if reattach is not None:
-                    self._start(task, reattach)
-            else:
-                return
+    # --- starting ---
 
     def create(self, create: Callable[[bool], Unit[Task]]) -> asyncio.Future[Task]:
         """
@@ -242,20 +210,23 @@ class Runner:
 
         Not to be cancelled: who may be, shields it.
         """
-        start = self._free > 0 and not self._queue and not self._returning and not self._closing
+        start = self.slots.is_free and not self._queue and not self._closing
         created = self._writer.submit(create(start))
         if start:
-            self._keep_slot_until(created)
+            self.slots.keep_until(created)
         return created
 
-    def _keep_slot_until(self, done: asyncio.Future[Any]) -> None:
-        # the body that the commit starts takes its own
-        self._free -= 1
-        done.add_done_callback(self._slot_kept)
+    def _enqueue(self, task: Task, *, reattach: bool) -> None:
+        if task.task_seq not in self._queued:
+            self._queued[task.task_seq] = reattach
+            self._queue.append(task)
 
-    def _slot_kept(self, _: object) -> None:
-        self._free += 1
-        self._schedule()
+    def _schedule(self) -> None:
+        while self.slots.is_free and self._queue and not self._closing:
+            task = self._queue.popleft()
+            reattach = self._queued.pop(task.task_seq, None)
+            if reattach is not None:
+                self._start(task, reattach)
 
     def _start(self, task: Task, reattach: bool) -> None:
         """Ask for a start, with a slot kept for it; the body begins when the event is committed."""
@@ -266,7 +237,7 @@ class Runner:
             return
         self._starting.add(task.task_seq)
         started.add_done_callback(lambda future: self._started(task, reattach, future))
-        self._keep_slot_until(started)
+        self.slots.keep_until(started)
 
     def _started(self, task: Task, reattach: bool, future: asyncio.Future[Outcome]) -> None:
         self._starting.discard(task.task_seq)
@@ -285,57 +256,16 @@ class Runner:
         self._schedule()
 
     async def wait_without_slot(self, waiter: asyncio.Future[T]) -> T:
-        """Wait for a future; a body that waits gives its slot back until the last of its waits is over."""
+        """Wait for a future; if a body waits here, another may run meanwhile."""
         body = current_body.get()
         if body is None or self._bodies.get(body.task_seq) is not body:
             return await waiter
-        body.waits += 1
-        if body.has_slot:
-            body.has_slot = False
-            self._free += 1
-            self._schedule()
-        try:
-            result = await waiter
-        except BaseException:
-            # a wait given up: its body goes on at once, beyond the limit if need be, for who holds the slot may wait for it
-            body.waits -= 1
-            if body.waits == 0 and not body.is_gone:
-                self._free -= 1
-                body.has_slot = True
-            raise
-        body.waits -= 1
-        if body.waits == 0:
-            await self._take_slot(body)
-        return result
-
-    async def _take_slot(self, body: Body) -> None:
-        # a task that the body left behind may outlive it
-        if body.is_gone:
-            return
-        if self._free > 0:
-            self._free -= 1
-            body.has_slot = True
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._returning.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._free += 1
-                self._schedule()
-            raise
-        if body.is_gone:
-            self._free += 1
-            self._schedule()
-        else:
-            body.has_slot = True
+        return await body.slot.wait(waiter)
 
     # --- supervising ---
 
     def _launch(self, task: Task, checkpoint: str | None) -> None:
-        self._free -= 1
-        body = self._bodies[task.task_seq] = Body(task, checkpoint)
+        body = self._bodies[task.task_seq] = Body(task, checkpoint, Slot(self.slots))
         body.coroutine = asyncio.get_running_loop().create_task(self._run(body), name=f"lash_store body {task.id}")
         body.coroutine.add_done_callback(lambda _: self._ended(body))
         if self._closing:
@@ -372,13 +302,10 @@ class Runner:
         self._forget_body(body)
 
     def _forget_body(self, body: Body) -> None:
-        body.is_gone = True
         if self._bodies.get(body.task_seq) is body:
             del self._bodies[body.task_seq]
             self._forget(body.task_seq)
-        if body.has_slot:
-            self._free += 1
-        self._schedule()
+        body.slot.end()
         self._look_whether_idle()
 
     def _look_whether_idle(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from . import __version__, database, guards, migrate, queries, transitions
 from .context import TaskContext
+from .core import Core
 from .database import Committed, Durability, Reader, Transaction
 from .errors import SchemaTooOld, StorageError, StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed, Subscription
@@ -33,7 +34,7 @@ from .recovery import Recoverer, evidence_of
 from .registry import Registry
 from .runner import Runner
 from .schema import HEAD
-from .sessions import Core, SessionTasks, TaskHandle
+from .sessions import SessionTasks, TaskHandle, owner_handle
 from .writer import Writer
 
 __all__ = ["TaskStore"]
@@ -231,7 +232,7 @@ class TaskStore:
             reader=core.reader,
             writer=writer,
             registry=self._registry,
-            slots=runner.slots_reserved,
+            slots=runner.slots.reserved,
         )
         lives.push_async_callback(core.feed.close)
         lives.push_async_callback(self._give_back, writer, runner, owner_id)
@@ -370,7 +371,7 @@ class TaskStore:
             TaskNotFound, UnknownSession: not in this file.
         """
         core = self._open
-        return await core.handle_for(await core.task_by_id(_scope(scope), id))
+        return await owner_handle(core, await core.task_by_id(_scope(scope), id))
 
     async def list(self, filter: TaskFilter | None = None) -> Sequence[TaskRecord]:  # noqa: A002
         """Return the tasks a filter wants, by ``task_seq``; the whole file, finished and hidden ones too, without one."""

@@ -19,20 +19,31 @@ RUNTIME = "desktop"
 
 def rows(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """Read with plain `sqlite3`, through a connection that cannot write."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    return _read(path, (sql, parameters))[0]
+
+
+def _read(path: Path, *queries: tuple[str, Sequence[Any]]) -> list[list[dict[str, Any]]]:
+    """Read several answers from one state of the file, which may be changing."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)
     connection.row_factory = sqlite3.Row
     try:
-        return [dict(row) for row in connection.execute(sql, parameters)]
+        connection.execute("BEGIN")
+        return [[dict(row) for row in connection.execute(sql, parameters)] for sql, parameters in queries]
     finally:
         connection.close()
 
 
 def check_file(path: Path) -> None:
     """Hold what is true of every store file: it is whole, events give each row, and each end stands once and last."""
-    assert [row["integrity_check"] for row in rows(path, "PRAGMA integrity_check")] == ["ok"]
+    [whole, tasks, story_lines] = _read(
+        path,
+        ("PRAGMA integrity_check", ()),
+        ("SELECT * FROM tasks ORDER BY task_seq", ()),
+        ("SELECT * FROM events WHERE task_seq IS NOT NULL ORDER BY seq", ()),
+    )
+    assert [row["integrity_check"] for row in whole] == ["ok"]
     events: dict[int, list[dict[str, Any]]] = {}
-    tasks = rows(path, "SELECT * FROM tasks ORDER BY task_seq")
-    for event in rows(path, "SELECT * FROM events WHERE task_seq IS NOT NULL ORDER BY seq"):
+    for event in story_lines:
         event["data"] = json.loads(event["data"])
         events.setdefault(event["task_seq"], []).append(event)
     assert events.keys() <= {task["task_seq"] for task in tasks}
