@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import inspect
 import json
-import secrets
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any
@@ -211,7 +210,7 @@ class SessionTasks:
             assert function is not None
             label = function.name
         if task_id is None:
-            task_id = f"{label[:200]}-{_base32(8)[:12]}"
+            task_id = f"{label[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12)}"
         elif check_id("task id", task_id).startswith("h-"):
             raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
         default = CancelPolicy.ABORT_LOCAL if function is None else CancelPolicy.COOPERATIVE
@@ -294,8 +293,14 @@ def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Futur
         coroutine.close()
 
 
-def _base32(size: int) -> str:
-    return base64.b32encode(secrets.token_bytes(size)).decode().rstrip("=").lower()
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
+"""Base 32 whose text sorts as its numbers do (RFC 4648, section 7)."""
+
+_PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
+
+
+def _base32(number: int, digits: int) -> str:
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(5 * digits - 10, -1, -10)])
 
 
 def _new_handle_id() -> str:
@@ -304,5 +309,5 @@ def _new_handle_id() -> str:
 
     The order of ULIDs (github.com/ulid/spec), so that the index over a long history grows at its end.
     """
-    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return "h-" + base64.b32hexencode(number.to_bytes(16)).decode()[:26].lower()
+    number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
+    return f"h-{_base32(number, 26)}"
