@@ -496,9 +496,9 @@ def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str,
     if detail:
         plain.update(detail)
     text = _encode(plain)
-    for name in JSON_COLUMNS & columns.keys():
-        if columns[name] is not None:
-            text = f'{text[:-1]}{"," if len(text) > 2 else ""}"{name}":{columns[name]}}}'
+    for name, value in columns.items():
+        if name in JSON_COLUMNS and value is not None:
+            text = f'{text[:-1]}{"," if len(text) > 2 else ""}"{name}":{value}}}'
     return text
 
 

@@ -155,9 +155,9 @@ class View:
         one = f"SELECT at, attempt, type, data FROM task_history WHERE scope = '{scope}' AND id = '{self._example}'"
         return [
             "Look at the file:",
-            f"  sqlite3 -box {db} 'SELECT * FROM session_summary'",
-            f'  sqlite3 -box {db} "{again}"',
-            f'  sqlite3 -box {db} "{one}"',
+            f"  sqlite3 -readonly -box {db} 'SELECT * FROM session_summary'",
+            f'  sqlite3 -readonly -box {db} "{again}"',
+            f'  sqlite3 -readonly -box {db} "{one}"',
             f"  lash-store list --db {db} --session {scope} --all",
             f"  lash-store show --db {db} {scope} {self._example}",
         ]
