@@ -47,9 +47,6 @@ _WAL_LIMIT: Final = 64 * 1024 * 1024
 _READ_PATIENCE: Final = 5_000
 """Milliseconds a reader waits for SQLite's rare exclusive moments."""
 
-_BIRTH_PATIENCE: Final = 10.0
-"""Seconds several openers of one new file wait for one another."""
-
 
 # --- errors ---------------------------------------------------------------------------------------------------------
 
@@ -280,7 +277,7 @@ def data_version(raw: sqlite3.Connection) -> int:
 
 def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
     """
-    Return the revision of the file under *connection*, or None for a file in which nothing has been made yet.
+    Return the revision of the file under *connection*, or None for one of ours without tables.
 
     Raises:
         NotAStore: it is some other application's file.
@@ -288,8 +285,6 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
     found = connection.execute("PRAGMA application_id").fetchone()[0]
     names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
     if found != APPLICATION_ID:
-        if found == 0 and not names:
-            return None
         raise NotAStore(f"{path} is another application's database (application_id {found}): nothing was changed")
     if VERSION_TABLE not in names:
         return None
@@ -312,16 +307,15 @@ def check_revision(revision: str | None, path: Path) -> None:
 
 def probe(path: Path) -> str | None:
     """
-    Return the revision of *path* through a read-only connection: the file and its ``-wal`` stay as they are to the byte.
+    Return the revision of *path*, None before the first, through a read-only connection: file and ``-wal`` stay as they are.
 
     Raises:
         NotAStore: not SQLite's, or another application's.
         SchemaTooNew: written by a newer lash_store.
         StorageCorrupt: damaged, also when it is opened again.
     """
-    wal = Path(f"{path}-wal")
-    if path.stat().st_size == 0 and wal.exists() and wal.stat().st_size > 0:
-        raise StorageCorrupt(f"{path} is empty beside a {wal.name} that is not: restore a backup; nothing was changed")
+    if not has_content(path):
+        return None
     for again in (True, False):
         try:
             connection = open_sqlite(path, "read")
@@ -338,38 +332,45 @@ def probe(path: Path) -> str | None:
     raise AssertionError("unreachable")
 
 
+def has_content(path: Path) -> bool:
+    """
+    Say whether *path* names a file with something in it.
+
+    Raises:
+        StorageCorrupt: it does not, beside a ``-wal`` that has: somebody took a database away from its last commits.
+    """
+    if path.exists() and path.stat().st_size > 0:
+        return True
+    wal = Path(f"{path}-wal")
+    if wal.exists() and wal.stat().st_size > 0:
+        raise StorageCorrupt(
+            f"{path} is missing or empty beside {wal.name}, which has commits: put it back, or restore a backup; "
+            "nothing was changed"
+        )
+    return False
+
+
 def bear(path: Path) -> None:
     """
-    Make sure *path* is a file of ours in WAL mode; its tables are Alembic's to make.
+    Make *path* a new file of ours, without tables, in WAL mode.
 
     The order is the file format's: ``auto_vacuum``, then ``application_id``, then WAL; later the first is silently ignored.
-    Several processes may do this at once: the conversion to WAL, which no busy handler covers, is tried again.
+    Nobody else may know the path yet: no busy handler covers the conversion to WAL, and a kill in it leaves a journal.
 
     Raises:
         StorageError: the folder may not be written, or the file system has no WAL.
     """
     guards.create_private(path)
-    deadline = time.monotonic() + _BIRTH_PATIENCE
-    while True:
+    try:
+        connection = open_sqlite(path, "write")
         try:
-            connection = open_sqlite(path, "write")
-            try:
-                _give_birth(connection)
-            finally:
-                connection.close()
-            return
-        except sqlite3.OperationalError as error:
-            if primary_code(error) not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} or time.monotonic() > deadline:
-                raise translate(error, path) from error
-            time.sleep(0.002)
-
-
-def _give_birth(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA busy_timeout=1000").fetchall()
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        _pragma(connection, "auto_vacuum", 2)
-        _pragma(connection, "application_id", APPLICATION_ID)
-    _pragma(connection, "journal_mode", "wal")
+            _pragma(connection, "auto_vacuum", 2)
+            _pragma(connection, "application_id", APPLICATION_ID)
+            _pragma(connection, "journal_mode", "wal")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
 
 
 # --- a transaction, as the layers above see it ----------------------------------------------------------------------
@@ -435,3 +436,8 @@ def utc_text(seconds: float) -> str:
 def raise_translated(error: BaseException, path: Path) -> NoReturn:
     """Raise *error* in this package's words, from itself."""
     raise translate(error, path) from error
+
+
+def side_files(path: Path) -> tuple[Path, ...]:
+    """Return the files SQLite keeps beside *path*."""
+    return tuple(Path(f"{path}{suffix}") for suffix in ("-wal", "-shm", "-journal"))

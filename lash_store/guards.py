@@ -8,18 +8,21 @@ the one descriptor `hold` keeps.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
 import struct
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import NotAStore, StorageError, StorageMoved
+from .errors import NotAStore, StorageBusy, StorageError, StorageMoved
 
-__all__ = ["FileIdentity", "check_target", "hold", "identify", "let_go", "resolve"]
+__all__ = ["FileIdentity", "alone", "check_target", "hold", "identify", "let_go", "resolve", "side_folder"]
 
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 """SQLite's shared lock range; a sibling must lock all of it before it may unlink the ``-wal``."""
@@ -124,6 +127,60 @@ def make_private(path: Path) -> None:
     mode = stat.S_IMODE(os.lstat(path).st_mode)
     if mode & 0o077:
         path.chmod(mode & 0o700)
+
+
+# --- side files -----------------------------------------------------------------------------------------------------
+
+
+def side_folder(path: Path) -> Path:
+    """Return where the side files of a database are."""
+    return Path(f"{path}-owners")
+
+
+def make_side_folder(path: Path) -> Path:
+    """
+    Make sure the folder of side files is there, and is this user's alone.
+
+    Raises:
+        StorageError: it cannot be made, or somebody else's thing is in its place.
+    """
+    folder = side_folder(path)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be created: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise StorageError(f"{folder} is not a folder of this user: move it away")
+    return folder
+
+
+@contextlib.contextmanager
+def alone(path: Path, patience: float) -> Iterator[None]:
+    """
+    Be the only one who makes the file *path*, among processes; a dead one lets go at once.
+
+    Raises:
+        StorageBusy: another process was at it for *patience* seconds.
+    """
+    lock = make_side_folder(path) / "making.lock"
+    deadline = time.monotonic() + patience
+    while True:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # whoever had it before removes it
+            if identify(lock) == FileIdentity(os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino):
+                break
+        os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise StorageBusy(f"another process has been making {path} for {patience:g} s: see who holds {lock}")
+        time.sleep(0.002)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 # --- the lock against stray closes ----------------------------------------------------------------------------------

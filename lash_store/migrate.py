@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -50,13 +51,39 @@ def prepare(path: Path) -> None:
     Raises:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
     """
-    exists = guards.check_target(path, writing=True)
-    revision = database.probe(path) if exists else None
-    if revision == HEAD:
+    guards.check_target(path, writing=True)
+    if not database.has_content(path):
+        make(path, upgrade)
+    elif database.probe(path) == HEAD:
         guards.make_private(path)
     else:
-        database.bear(path)
         upgrade(path)
+
+
+def make(path: Path, fill: Callable[[Path], None]) -> None:
+    """
+    Make a new file: born and filled under another name, then named, so that nobody ever sees half of it.
+
+    A kill leaves nothing but a file that the next one to try removes.
+    """
+    with guards.alone(path, _PATIENCE):
+        if database.has_content(path):
+            return
+        made = Path(f"{path}-making")
+        for left in (made, *database.side_files(made), *database.side_files(path)):
+            left.unlink(missing_ok=True)
+        database.bear(made)
+        fill(made)
+        made.rename(path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def upgrade(path: Path, revision: str = "head") -> None:
@@ -111,7 +138,7 @@ def transaction(path: Path) -> Iterator[Connection]:
     import sqlalchemy.exc
     from sqlalchemy.pool import StaticPool
 
-    raw = database.open_sqlite(path, "write")
+    raw = _open(path)
     engine = sqlalchemy.create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
     try:
         # SQLAlchemy looks around at its first connect and rolls back: before our BEGIN, or it would end it
@@ -141,6 +168,13 @@ def transaction(path: Path) -> Iterator[Connection]:
             raw.execute("ROLLBACK")
         engine.dispose()
         raw.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return database.open_sqlite(path, "write")
+    except sqlite3.Error as error:
+        database.raise_translated(error, path)
 
 
 def _begin(raw: sqlite3.Connection) -> None:

@@ -13,11 +13,11 @@ import fcntl
 import os
 import platform
 import secrets
-import stat
 from enum import StrEnum
 from pathlib import Path
 
 from .errors import StorageError
+from .guards import make_side_folder, side_folder
 from .queries import OwnerRow
 
 __all__ = ["Life", "OwnerLock", "describe_process", "life_of"]
@@ -35,18 +35,13 @@ _ours: dict[str, OwnerLock] = {}
 """The locks this process holds, by token."""
 
 
-def folder(path: Path) -> Path:
-    """Return the folder of side files beside a database."""
-    return Path(f"{path}-owners")
-
-
 class OwnerLock:
     """The lock of one opened store. Take it before the owner's row is committed; drop it last."""
 
     def __init__(self, path: Path) -> None:
         self.token = f"o-{secrets.token_hex(10)}"
-        self._folder = folder(path)
-        self.path = self._folder / f"{self.token}.lock"
+        self._database = path
+        self.path = side_folder(path) / f"{self.token}.lock"
         self._descriptor = -1
         self._loop = asyncio.get_running_loop()
 
@@ -57,11 +52,8 @@ class OwnerLock:
         Raises:
             StorageError: the folder beside the database may not be written.
         """
+        make_side_folder(self._database)
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            found = self._folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                raise StorageError(f"{self._folder} is not a folder of this user: move it away")
             self._descriptor = _create_locked(self.path)
         except OSError as error:
             raise StorageError(f"{self.path} cannot be made and locked: {error.strerror}") from error
@@ -71,8 +63,8 @@ class OwnerLock:
         """Make the side file again if somebody removed it: the descriptor's lock alone nobody can ask for."""
         if self._descriptor < 0 or self._is_named():
             return
-        with contextlib.suppress(OSError):
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(OSError, StorageError):
+            make_side_folder(self._database)
             again = _create_locked(self.path)
             os.close(self._descriptor)
             self._descriptor = again
@@ -123,7 +115,7 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
     if ours is not None:
         return Life.DEAD if ours.is_orphaned else Life.ALIVE
     try:
-        descriptor = os.open(folder(path) / f"{owner.token}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(side_folder(path) / f"{owner.token}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return Life.UNREACHABLE if _process_lives(owner) else Life.DEAD
     try:
@@ -149,7 +141,7 @@ def sweep(path: Path, tokens: list[str]) -> None:
     A file whose lock somebody holds is left.
     """
     for token in tokens:
-        side = folder(path) / f"{token}.lock"
+        side = side_folder(path) / f"{token}.lock"
         with contextlib.suppress(OSError):
             descriptor = os.open(side, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

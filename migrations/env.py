@@ -32,9 +32,10 @@ def path_given() -> Path:
 def run_from_the_command_line() -> None:
     path = path_given()
     guards.check_target(path, writing=True)
-    if path.exists():
+    if database.has_content(path):
         database.probe(path)
-    database.bear(path)
+    else:
+        migrate.make(path, lambda made: None)
     with migrate.transaction(path) as connection:
         run(connection)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
-import sqlite3
 from typing import Any
 
 from lash_store import Recovery, StaleAttempt, TaskContext, TaskState, TaskStore, owners
@@ -191,19 +189,6 @@ async def two_loops(report: Report, path: str) -> None:
     store, _ = make()
     async with store:
         report("result", await (await store.handle(f"{RUNTIME}:s1", "t")).result(timeout=10))
-
-
-async def half_made(report: Report, path: str, application_id: int) -> None:
-    """Die while the file is being made: before it is in WAL mode, with a transaction half in the file."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA auto_vacuum=2").fetchall()
-    connection.execute(f"PRAGMA application_id={application_id}").fetchall()
-    connection.execute("PRAGMA cache_size=1").fetchall()
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("CREATE TABLE unfinished (value)")
-    connection.executemany("INSERT INTO unfinished VALUES (randomblob(4000))", [()] * 50)
-    report("half made")
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def ask(report: Report, path: str, operation: str, task_id: str) -> None:

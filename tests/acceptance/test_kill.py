@@ -7,7 +7,6 @@ opened nothing. The seed is printed.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import secrets
@@ -19,8 +18,6 @@ from typing import Any
 
 import pytest
 
-from lash_store import TaskStore
-from lash_store.schema import APPLICATION_ID
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker, workers
 from tests.runtime.support import check_file, rows
@@ -148,21 +145,6 @@ def test_a_file_that_is_killed_while_it_is_made_is_whole_at_the_next_open(
 
         check_file(path)
         assert set(acked.spawned) <= {row["id"] for row in rows(path, "SELECT id FROM tasks")}
-
-
-async def test_a_file_with_a_hot_journal_of_its_making_is_made_again(
-    start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    path = tmp_path / "agent.db"
-    start(programs.half_made, str(path), APPLICATION_ID).join()
-    assert Path(f"{path}-journal").stat().st_size > 0
-
-    async with TaskStore(path, runtime="desktop") as store:
-        session = await store.session("s1")
-        assert await (await session.spawn(asyncio.sleep(0, "made"))) == "made"
-
-    check_file(path)
-    assert not Path(f"{path}-journal").exists()
 
 
 def test_of_processes_that_make_a_new_file_at_once_none_is_refused(

@@ -344,10 +344,10 @@ def test_opening_makes_no_file(tmp_path: Path, mode: database.Mode) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_born_twice_is_as_it_was(path: Path) -> None:
+def test_a_file_made_twice_is_as_it_was(path: Path) -> None:
     before = path.read_bytes()
 
-    database.bear(path)
+    migrate.make(path, migrate.upgrade)
 
     assert path.read_bytes() == before
     assert migrate.current(path) == HEAD

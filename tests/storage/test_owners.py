@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import owners
+from lash_store import guards, owners
 from lash_store.errors import StorageError
 from lash_store.owners import Life, OwnerLock, describe_process, life_of
 from lash_store.queries import OwnerRow
@@ -150,7 +150,7 @@ def test_asking_does_not_hide_a_death_from_others_who_ask(db: Path, holder: Hold
 
 
 def test_askers_do_not_take_each_other_for_the_owner(db: Path, holder: Holder) -> None:
-    side = owners.folder(db) / f"{holder.row.token}.lock"
+    side = guards.side_folder(db) / f"{holder.row.token}.lock"
     holder.kill()
     asker = os.open(side, os.O_RDONLY)
     try:
@@ -231,7 +231,7 @@ MAKES_AGAIN = """
 def test_a_removed_side_file_is_made_again(db: Path, spawn: Spawn, removed: str) -> None:
     process = spawn(MAKES_AGAIN, db)
     token = process.stdout.readline().strip()
-    side = owners.folder(db) / f"{token}.lock"
+    side = guards.side_folder(db) / f"{token}.lock"
     side.unlink()
     if removed == "the folder":
         side.parent.rmdir()
@@ -273,7 +273,7 @@ def test_a_process_before_a_reboot_or_on_another_host_is_not_this_one(db: Path, 
 
 
 def test_a_zombie_without_its_file_is_dead(db: Path, holder: Holder) -> None:
-    (owners.folder(db) / f"{holder.row.token}.lock").unlink()
+    (guards.side_folder(db) / f"{holder.row.token}.lock").unlink()
     assert life_of(db, holder.row) is Life.UNREACHABLE
     holder.process.kill()
     os.waitid(os.P_PID, holder.process.pid, os.WEXITED | os.WNOWAIT)
@@ -282,7 +282,7 @@ def test_a_zombie_without_its_file_is_dead(db: Path, holder: Holder) -> None:
 
 
 def test_a_folder_that_is_a_file_is_refused(db: Path) -> None:
-    owners.folder(db).touch()
+    guards.side_folder(db).touch()
 
     async def take() -> None:
         OwnerLock(db).acquire()
@@ -293,7 +293,7 @@ def test_a_folder_that_is_a_file_is_refused(db: Path) -> None:
 
 def test_a_folder_that_is_a_link_is_refused(db: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    owners.folder(db).symlink_to(tmp_path / "elsewhere")
+    guards.side_folder(db).symlink_to(tmp_path / "elsewhere")
 
     async def take() -> None:
         OwnerLock(db).acquire()
@@ -312,7 +312,7 @@ def test_a_sweep_removes_the_files_of_the_dead_and_no_others(db: Path, spawn: Sp
 
     owners.sweep(db, [dead.row.token, living.row.token, "o-never"])
 
-    assert [found.stem for found in owners.folder(db).iterdir()] == [living.row.token]
+    assert [found.stem for found in guards.side_folder(db).iterdir()] == [living.row.token]
     assert life_of(db, living.row) is Life.ALIVE
 
 
