@@ -29,9 +29,9 @@ _alembic = threading.Lock()
 _PATIENCE = 30.0
 
 
-def current(path: Path) -> str | None:
+def current(path: str | os.PathLike[str]) -> str | None:
     """Return the revision of the file, or None before the first; changes nothing."""
-    return database.probe(path)
+    return database.probe(guards.resolve(path))
 
 
 def head() -> str:
@@ -52,9 +52,7 @@ def prepare(path: Path) -> None:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
     """
     guards.check_target(path, writing=True)
-    if not database.has_content(path):
-        make(path, upgrade)
-    elif database.probe(path) == HEAD:
+    if database.has_content(path) and database.probe(path) == HEAD:
         guards.make_private(path)
     else:
         upgrade(path)
@@ -86,18 +84,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def upgrade(path: Path, revision: str = "head") -> None:
-    """Bring the file to *revision* in one transaction; a crash leaves the old one."""
+def upgrade(path: str | os.PathLike[str], revision: str = "head") -> None:
+    """
+    Bring the file to *revision* in one transaction; a crash leaves the old one. A file that is not there is made.
+
+    Raises:
+        NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
+    """
     from alembic import command
 
-    _run(path, lambda config: command.upgrade(config, revision))
+    path = guards.resolve(path)
+    guards.check_target(path, writing=True)
+    if database.has_content(path):
+        _run(path, lambda config: command.upgrade(config, revision))
+    else:
+        make(path, lambda made: _run(made, lambda config: command.upgrade(config, revision)))
 
 
-def downgrade(path: Path, revision: str) -> None:
+def downgrade(path: str | os.PathLike[str], revision: str) -> None:
     """Take the file back to *revision* in one transaction; ``base`` leaves a store without tables."""
     from alembic import command
 
-    _run(path, lambda config: command.downgrade(config, revision))
+    _run(guards.resolve(path), lambda config: command.downgrade(config, revision))
 
 
 def _run(path: Path, action: Callable[[Config], object]) -> None:

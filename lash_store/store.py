@@ -83,6 +83,7 @@ class TaskStore:
         self._core: Core | None = None
         self._recoverer: Recoverer | None = None
         self._lives = AsyncExitStack()
+        self._is_opening = False
         self._closing: asyncio.Task[None] | None = None
         self._close_timeout = 10.0
 
@@ -137,7 +138,7 @@ class TaskStore:
     # --- life ---
 
     async def __aenter__(self) -> Self:
-        if self._core is None:
+        if self._core is None or self._closing is not None:
             await self.open()
         return self
 
@@ -161,16 +162,18 @@ class TaskStore:
             NotAStore, SchemaTooNew, SchemaTooOld, StorageCorrupt: the file is refused, and as it was.
             StorageError: the folder or the file may not be used.
         """
-        if self._core is not None:
-            raise StoreError(f"{self!r} is open already")
         if self._closing is not None:
-            await asyncio.shield(self._closing)
-            self._closing = None
+            await asyncio.wait({self._closing})
+        if self._core is not None or self._is_opening:
+            raise StoreError(f"{self!r} is open already: open it once, and share it")
+        self._is_opening = True
         try:
             await _whole(asyncio.create_task(self._open_all(), name="lash_store open"))
         except asyncio.CancelledError:
             await self.close()
             raise
+        finally:
+            self._is_opening = False
 
     async def close(self, timeout: float = 10.0) -> None:
         """
@@ -185,12 +188,7 @@ class TaskStore:
                 return
             self._close_timeout = timeout
             self._closing = asyncio.create_task(self._close(), name="lash_store close")
-        closing = self._closing
-        try:
-            await _whole(closing)
-        finally:
-            if self._closing is closing:
-                self._closing = None
+        await _whole(self._closing)
 
     async def _open_all(self) -> None:
         async with AsyncExitStack() as lives:
@@ -203,7 +201,7 @@ class TaskStore:
         try:
             await self._lives.aclose()
         finally:
-            self._core = self._recoverer = None
+            self._core = self._recoverer = self._closing = None
 
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
         """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import Recovery, StoreClosed, TaskContext, TaskState, TaskStore
+from lash_store import Recovery, StoreClosed, StoreError, TaskContext, TaskState, TaskStore
 from tests.runtime.support import event_types, hold, left_over, rows, threads
 
 
@@ -436,3 +436,25 @@ async def test_a_store_can_be_opened_with_await(new: Callable[..., TaskStore]) -
         assert await store.count() == 0
     finally:
         await store.close()
+
+
+async def test_a_store_that_is_closing_is_opened_again_once_it_has_closed(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    store = new()
+    await store.open()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+
+    async with store:
+        assert closing.done()
+        await store.session("s1")
+
+
+async def test_a_store_is_not_opened_twice_at_once(new: Callable[..., TaskStore], path: Path) -> None:
+    store = new()
+
+    first, second = await asyncio.gather(store.open(), store.open(), return_exceptions=True)
+
+    assert [type(answer) for answer in (first, second)] == [type(None), StoreError]
+    await store.close()
