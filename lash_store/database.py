@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +153,7 @@ class Connection(aiosqlite.Connection):
 
     def __init__(self, opener: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(opener, iter_chunk_size=64)
-        self._thread.daemon = True
+        self._thread = threading.Thread(target=_serve, args=(self._tx,), name="lash_store connection", daemon=True)
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run *function* on the connection's own thread and return what it returns."""
@@ -169,6 +171,12 @@ class Connection(aiosqlite.Connection):
             self._connection.close()
         self._connection = opened
         return opened
+
+
+def _serve(queue: Any) -> None:
+    # aiosqlite's worker cannot answer a loop that was closed without closing its store: nobody is left to hear it
+    with contextlib.suppress(RuntimeError):
+        aiosqlite.core._connection_worker_thread(queue)
 
 
 async def connect(path: Path, mode: Mode, durability: Durability = "full") -> Connection:

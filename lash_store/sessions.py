@@ -210,7 +210,7 @@ class SessionTasks:
             assert function is not None
             label = function.name
         if task_id is None:
-            task_id = f"{label[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12)}"
+            task_id = f"{label[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
         elif check_id("task id", task_id).startswith("h-"):
             raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
         default = CancelPolicy.ABORT_LOCAL if function is None else CancelPolicy.COOPERATIVE
@@ -293,14 +293,20 @@ def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Futur
         coroutine.close()
 
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuv"
-"""Base 32 whose text sorts as its numbers do (RFC 4648, section 7)."""
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
+"""RFC 4648, sections 6 and 7: the second sorts as its numbers do."""
 
-_PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
+
+def _pairs(digits: str) -> list[str]:
+    return [high + low for high in digits for low in digits]
 
 
-def _base32(number: int, digits: int) -> str:
-    return "".join([_PAIRS[number >> shift & 1023] for shift in range(5 * digits - 10, -1, -10)])
+_PAIRS, _SORTED_PAIRS = _pairs(_BASE32), _pairs(_BASE32HEX)
+
+
+def _base32(number: int, digits: int, pairs: list[str]) -> str:
+    return "".join([pairs[number >> shift & 1023] for shift in range(5 * digits - 10, -1, -10)])
 
 
 def _new_handle_id() -> str:
@@ -310,4 +316,4 @@ def _new_handle_id() -> str:
     The order of ULIDs (github.com/ulid/spec), so that the index over a long history grows at its end.
     """
     number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    return f"h-{_base32(number, 26)}"
+    return f"h-{_base32(number, 26, _SORTED_PAIRS)}"
