@@ -130,8 +130,16 @@ def _config() -> Config:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(files("lash_store.migrations")).replace("%", "%%"))
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
     return config
+
+
+def _scripts() -> Path:
+    try:
+        return Path(str(files("lash_store.migrations")))
+    except ModuleNotFoundError:
+        # a checkout whose package is imported where it lies, before any that is installed
+        return Path(__file__).parent.parent / "migrations"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -114,6 +115,13 @@ class Watcher(Protocol):
         """The run has ended, well or not."""
 
 
+def _same_package() -> dict[str, str]:
+    """Return an environment in which a process imports this very package, whatever lies in the working folder."""
+    here = str(Path(__file__).parents[2])
+    others = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": here if not others else f"{here}{os.pathsep}{others}"}
+
+
 class Worker:
     """One life of the worker process, and what it told."""
 
@@ -136,11 +144,12 @@ class Worker:
         started_at = time.time()
         with (plan.folder / "worker.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "lash_store.cli.demo_worker"),
+                *(sys.executable, "-P", "-m", "lash_store.cli.demo_worker"),
                 *(str(plan.db), plan.runtime, plan.session, str(plan.texts), str(plan.effects), *options),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
+                env=_same_package(),
                 # Ctrl-C is for us; the worker ends when we let go of it
                 start_new_session=True,
             )
