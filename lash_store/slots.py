@@ -19,16 +19,13 @@ class Slots:
     def __init__(self, most: int, on_free: Callable[[], None]) -> None:
         self._free = most
         self._on_free = on_free
-        self._returning: deque[asyncio.Future[None]] = deque()
+        self._returning: deque[Slot] = deque()
 
     @property
     def is_free(self) -> bool:
         """Whether a body may start now: one slot is free, and no body that waited wants it back."""
         while self._free > 0 and self._returning:
-            waiter = self._returning.popleft()
-            if not waiter.done():
-                self._free -= 1
-                waiter.set_result(None)
+            self._returning.popleft().grant()
         return self._free > 0
 
     def take(self) -> None:
@@ -56,59 +53,83 @@ class Slots:
             self._free += reserved
             self._on_free()
 
-    async def take_again(self) -> None:
-        """Wait for a slot, before any body that has not started."""
-        if self._free > 0:
-            self._free -= 1
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._returning.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.give_back()
-            raise
+    def queue(self, slot: Slot) -> None:
+        """Let a slot come back before any body that has not started."""
+        self._returning.append(slot)
+        if self.is_free:
+            self._on_free()
+
+    def withdraw(self, slot: Slot) -> None:
+        """Forget that a slot was to come back."""
+        with contextlib.suppress(ValueError):
+            self._returning.remove(slot)
 
 
 class Slot:
-    """One body's slot, from its start to its end."""
+    """One body's slot, from its start to its end. Every step but the waiting itself is taken at once, so none can cross."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._is_held = True
-        self._waits = 0
         self._is_over = False
+        self._waits = 0
+        self._back: asyncio.Future[None] | None = None
         slots.take()
 
     async def wait(self, waiter: asyncio.Future[T]) -> T:
         """Wait for a future without the slot; it comes back when the last of the body's waits is over."""
         self._waits += 1
-        if self._is_held:
-            self._is_held = False
-            self._slots.give_back()
+        self._let_go()
         try:
             result = await waiter
         except BaseException:
-            # a wait given up: its body goes on at once, beyond the limit if need be, for who has the slot may wait for it
             self._waits -= 1
-            if self._waits == 0 and not self._is_over:
-                self._slots.take()
-                self._is_held = True
+            self._go_on()
             raise
         self._waits -= 1
-        # a task that the body left behind may outlive it
-        if self._waits == 0 and not self._is_over:
-            await self._slots.take_again()
-            if self._is_over:
-                self._slots.give_back()
-            else:
-                self._is_held = True
+        if self._waits == 0 and not self._is_held and not self._is_over:
+            await self._come_back()
         return result
 
+    async def _come_back(self) -> None:
+        self._back = back = asyncio.get_running_loop().create_future()
+        self._slots.queue(self)
+        try:
+            await back
+        except asyncio.CancelledError:
+            if self._back is back:
+                self._slots.withdraw(self)
+                self._back = None
+            self._go_on()
+            raise
+
+    def grant(self) -> None:
+        """Take the slot again: it is this one's turn."""
+        self._slots.take()
+        self._is_held = True
+        self._release()
+
     def end(self) -> None:
-        """Give the slot back for good: the body has ended."""
+        """Give the slot back for good: the body has ended. A task it left behind may outlive it, without one."""
         self._is_over = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._back is not None:
+            # it was to come back for an earlier wait, which now goes on without
+            self._slots.withdraw(self)
+            self._release()
         if self._is_held:
             self._is_held = False
             self._slots.give_back()
+
+    def _go_on(self) -> None:
+        # a wait given up: the body goes on at once, beyond the limit if need be, for who has the slot may wait for it
+        if self._waits == 0 and not self._is_held and not self._is_over:
+            self._slots.take()
+            self._is_held = True
+
+    def _release(self) -> None:
+        back, self._back = self._back, None
+        if back is not None and not back.done():
+            back.set_result(None)
