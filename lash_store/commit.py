@@ -22,8 +22,10 @@ from .database import (
     Durability,
     Transaction,
     data_version,
+    is_not_utf8,
     open_sqlite,
     primary_code,
+    replacing,
     translate,
     utc_text,
 )
@@ -89,11 +91,13 @@ class Committer:
     ) -> None:
         self._connection = connection
         self._path = path
+        self._wal_path = Path(f"{path}-wal")
         self._identity = identity
         self._durability = durability
-        self._patience = patience
+        self.patience = patience
         self._checkpointer: sqlite3.Connection | None = None
         self._unchecked_pages = 0.0
+        self._wal: guards.FileIdentity | None = None
         self._foreign_version = data_version(self._raw)
         self.foreign_seen = False
 
@@ -153,8 +157,8 @@ class Committer:
             _Lost: SQLite rolled the whole of it back inside a unit.
         """
         try:
-            guards.check_same(self._path, self._identity)
-            self._begin(self._patience)
+            self._check_in_place()
+            self._begin(self.patience)
             self.look_for_foreign()
         except (sqlite3.Error, StoreError) as error:
             _roll_back(self._raw)
@@ -177,7 +181,7 @@ class Committer:
         refused = self._end(tx, wrote=tx.connection.total_changes != before)
         if refused is None:
             try:
-                guards.check_same(self._path, self._identity)
+                self._check_in_place()
             except StorageMoved as error:
                 refused = error
         if refused is not None:
@@ -185,6 +189,23 @@ class Committer:
             return
         self._land(chosen, results, errors, tx.events, batch)
         self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
+
+    def _check_in_place(self) -> None:
+        """
+        Make sure the path still names the file, and the ``-wal`` beside it, that commits go to; with `stat` alone.
+
+        Raises:
+            StorageMoved: SQLite would go on acknowledging into a file that nobody else can see.
+        """
+        guards.check_same(self._path, self._identity)
+        wal = guards.identify(self._wal_path)
+        if self._wal is None:
+            self._wal = wal
+        elif wal != self._wal:
+            raise StorageMoved(
+                f"{self._wal_path} was removed or replaced under this store, with commits in it: the store has stopped; "
+                "open it again and compare"
+            )
 
     @staticmethod
     def _land(
@@ -221,6 +242,10 @@ class Committer:
             except sqlite3.Error as second:
                 raise self._lost(tx, index, error, written) from second
             del tx.events[written:]
+            if is_not_utf8(error) and raw.text_factory is str:
+                # a row edited by hand: read it with replacement characters, from here on
+                raw.text_factory = replacing
+                return self._run_unit(tx, unit, index, results)
             return _named(error, self._path)
         if not raw.in_transaction:
             ended = StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
@@ -322,7 +347,7 @@ class Committer:
         in_place = in_order and guards.identify(self._path) == self._identity
         try:
             if in_place:
-                self._checkpoint(_CLOSING_PATIENCE)
+                self._checkpoint(min(self.patience, _CLOSING_PATIENCE))
         finally:
             if self._checkpointer is not None:
                 self._checkpointer.close()

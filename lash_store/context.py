@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from . import queries, transitions
 from .database import Transaction
 from .lifecycle import Command, Progress, Save
-from .models import Scope, StopReason, TaskRecord, Verdict
+from .models import Scope, StopReason, TaskRecord, Verdict, check_text
 from .registry import to_json
 from .runner import Body
 from .transitions import Outcome
@@ -81,7 +81,7 @@ class TaskContext:
         """
         if fraction is not None and not 0.0 <= fraction <= 1.0:
             raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
-        message.encode()
+        check_text("progress", message)
         command = Progress(self._body.fence, message, None if fraction is None else float(fraction))
         await self._write(lambda tx: self._transition(tx, command))
 

@@ -15,7 +15,7 @@ from .database import Reader, Transaction
 from .errors import StoreClosed, StoreReadOnly
 from .feed import Feed
 from .lifecycle import Task
-from .models import Scope, TaskFilter, TaskRecord, check_id
+from .models import Scope, TaskFilter, TaskRecord, check_id, check_text
 from .owners import Life
 from .queries import OwnerRow
 from .registry import Registry
@@ -99,6 +99,21 @@ class Core:
 
     # --- waiting ---
 
+    async def end_within(self, task_seq: int, timeout: float | None) -> Task:
+        """
+        Wait until a task has ended, but no longer than *timeout* seconds; one that has is returned at any time-out.
+
+        Raises:
+            TimeoutError: it goes on.
+        """
+        if timeout is None:
+            return await self.end_of(task_seq)
+        task = await self.task(task_seq)
+        if task.is_terminal:
+            return task
+        async with asyncio.timeout(timeout):
+            return await self.end_of(task_seq)
+
     async def end_of(self, task_seq: int) -> Task:
         """Wait until a task has ended and return its row; gives back the slot of a body that waits."""
         waiter = self.feed.wait_for_end(task_seq)
@@ -121,9 +136,11 @@ class Core:
         self, task: Callable[[Transaction], Task], reason: str | None, timeout: float | None
     ) -> TaskRecord:
         """Request the cancel of the row a function of the transaction finds, and wait for the body's stop."""
+        if reason is not None:
+            check_text("reason", reason)
         writer, requester = self.to_request(), _requester(self.runtime)
         outcome = await writer.run(lambda tx: transitions.request_cancel(tx, task(tx), reason, requester))
-        row = outcome.task
+        row = await self._finished_for_the_dead(writer, outcome.task)
         if not row.is_terminal:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
@@ -132,16 +149,25 @@ class Core:
         return queries.task_record(row)
 
     async def _confirmed(self, writer: Writer, task: Task) -> Task:
-        """Wait for the end of a cancelled task; if its owner is dead, or dies meanwhile, end it."""
-        if task.owner_id == self.owner_id or task.owner_id is None:
-            return await self.end_of(task.task_seq)
-        owner = OwnerRow._make((await self.reader.rows(queries.OWNER, {"owner_id": task.owner_id}))[0])
-        while True:
-            if owner.ended_at is not None or owners.life_of(self.path, owner) is Life.DEAD:
-                await writer.run(lambda tx: transitions.finish_cancel(tx, task.task_seq, owner.owner_id))
+        """Wait for the end of a cancelled task, looking whether its owner still lives if that is somebody else."""
+        pause = None if task.owner_id == self.owner_id else _LOOK
+        while not task.is_terminal:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK):
+                async with asyncio.timeout(pause):
                     return await self.end_of(task.task_seq)
+            task = await self._finished_for_the_dead(writer, task)
+        return task
+
+    async def _finished_for_the_dead(self, writer: Writer, task: Task) -> Task:
+        """End a cancelled task if its owner is dead, or has closed and left it; return the row."""
+        owner_id = task.owner_id
+        if task.is_terminal or owner_id is None or owner_id == self.owner_id:
+            return task
+        owner = OwnerRow._make((await self.reader.rows(queries.OWNER, {"owner_id": owner_id}))[0])
+        if owner.ended_at is None and owners.life_of(self.path, owner) is not Life.DEAD:
+            return task
+        outcome = await writer.run(lambda tx: transitions.finish_cancel(tx, task.task_seq, owner_id))
+        return outcome.task
 
 
 def _requester(runtime: str | None) -> str:

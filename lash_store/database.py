@@ -249,7 +249,7 @@ class Reader:
             try:
                 return function(raw)
             except sqlite3.Error as error:
-                if "decode to UTF-8" in str(error):
+                if is_not_utf8(error):
                     return _with_replacements(raw, function)
                 if primary_code(error) not in PASSING:
                     raise
@@ -267,8 +267,18 @@ class Reader:
         return changed
 
 
+def is_not_utf8(error: BaseException) -> bool:
+    """Whether a read failed because somebody's hand put text into a row that is not UTF-8."""
+    return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
+
+
+def replacing(text: bytes) -> str:
+    """A text factory that reads everything, for those rows."""
+    return text.decode("utf-8", "replace")
+
+
 def _with_replacements(raw: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    raw.text_factory = lambda text: text.decode("utf-8", "replace")
+    raw.text_factory = replacing
     try:
         return function(raw)
     finally:

@@ -31,8 +31,16 @@ class TaskExists(TaskError):
     """A live task already has that id in that session."""
 
 
+class TaskPruned(TaskError):
+    """The task was finished, and has been pruned."""
+
+
 class StaleAttempt(TaskError):
     """A write came from an attempt that is no longer the task's current one; raised inside the body, which it ends."""
+
+
+class IdempotencyConflict(TaskError):
+    """The key was used before, for something else."""
 
 
 class TaskFailed(TaskError):
@@ -70,6 +78,26 @@ class UnknownSession(SessionError, LookupError):
     """The file has no such session."""
 
 
+class SessionClosed(SessionError):
+    """The session is closed: it may be looked at, but nothing is created in it."""
+
+
+class HandleNotVisible(SessionError):
+    """Some handles are not visible in the session; ``missing`` names them all."""
+
+    def __init__(self, message: str, *, missing: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class TransferConflict(SessionError):
+    """A live task at the destination has the id."""
+
+
+class InboxBusy(SessionError):
+    """Another reader has claimed the session's notes."""
+
+
 # --- functions and values -------------------------------------------------------------------------------------------
 
 
@@ -97,6 +125,10 @@ class InvalidId(StoreError, ValueError):
     """An id, runtime or session name that cannot be stored."""
 
 
+class LimitExceeded(StoreError):
+    """A configured limit would be passed; nothing was written."""
+
+
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +150,10 @@ class StorageCorrupt(StorageError):
 
 class StorageMoved(StorageError):
     """The path no longer names the file that was opened; the store has stopped."""
+
+
+class StoreCopied(StorageError):
+    """The file is a copy: opened for running, it would do its work twice."""
 
 
 class NotAStore(StorageError):

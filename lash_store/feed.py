@@ -54,6 +54,7 @@ class Feed:
         self._watch: asyncio.Task[None] | None = None
         self.head = 0
         self.is_closed = False
+        self.error: StoreError | None = None
 
     async def open(self) -> None:
         """Begin at the newest event of the file."""
@@ -75,6 +76,7 @@ class Feed:
     def stop(self, error: StoreError) -> None:
         """Wake everybody for the last time."""
         self.is_closed = True
+        self.error = error
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():
@@ -110,9 +112,16 @@ class Feed:
     # --- being told ---
 
     def publish(self, events: Sequence[Committed]) -> None:
-        """Pass on events of one commit, in ``seq`` order; a hint, which may come twice or out of turn."""
+        """Pass on events that this process committed, in ``seq`` order."""
         if events[0].seq == self._seen + 1:
             self._seen = events[-1].seq
+        elif events[0].seq <= self._seen:
+            # they were read from the table before their own commit was answered, and perhaps what others made of them: once more
+            self._seen = events[0].seq - 1
+        self._pass_on(events)
+
+    def _pass_on(self, events: Sequence[Committed]) -> None:
+        """Wake who waits; a hint, which may come twice or out of turn."""
         self.head = max(self.head, events[-1].seq)
         if self._waiters:
             for event in events:
@@ -124,12 +133,15 @@ class Feed:
             subscription.offer(events)
 
     async def _look(self) -> None:
+        behind = False
         while True:
             await asyncio.sleep(_TICK)
             try:
-                # a commit of ours between others' leaves a hole behind, too
-                if await self._changed() or self._seen < self.head:
+                # until all of it was acted on: what fails now is tried again. A commit of ours between others' leaves a hole, too
+                behind = await self._changed() or behind or self._seen < self.head
+                if behind:
                     await self._catch_up()
+                    behind = False
             except Exception:
                 # a reader that cannot read now may do so later; waiting for it must not end here
                 log.warning("feed_failed", exc_info=True)
@@ -141,9 +153,9 @@ class Feed:
             for event in page:
                 if event.type in TERMINAL_EVENTS and event.task_seq is not None:
                     self._on_end(event.task_seq)
-            self._seen = max(self._seen, page[-1].seq)
-            self.publish(page)
+            self._pass_on(page)
             await self._on_foreign(page)
+            self._seen = max(self._seen, page[-1].seq)
         # an owner's row has no event
         await self._on_foreign(())
 
@@ -187,7 +199,7 @@ class Subscription(AsyncIterator[TaskEvent]):
     Every committed event after a cursor, in ``seq`` order, without loss or duplicate, for ever.
 
     Memory is bounded: events are handed over directly only while they follow the cursor without a hole, else paged from the
-    table. It ends when the store closes.
+    table. It ends when the store closes, and raises what stopped it otherwise.
     """
 
     def __init__(
@@ -228,7 +240,9 @@ class Subscription(AsyncIterator[TaskEvent]):
             if event is not None:
                 return queries.event_record(event)
             if self._feed.is_closed:
-                raise StopAsyncIteration
+                if self._feed.error is None or isinstance(self._feed.error, StoreClosed):
+                    raise StopAsyncIteration
+                raise self._feed.error
             if self._cursor < self._feed.head:
                 page, self._cursor = await self._feed.page_to_head(self._cursor, self._chosen)
                 self._paged.extend(page)

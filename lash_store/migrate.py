@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from . import database, guards
 from .errors import SchemaError
+from .owners import Life, life_of
+from .queries import ALL_OPEN_OWNERS, OwnerRow
 from .schema import HEAD, VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -165,6 +167,7 @@ def transaction(path: Path) -> Iterator[Connection]:
             with connection.begin():
                 _begin(raw)
                 database.check_revision(database.read_revision(raw, path), path)
+                _refuse_beside_owners(raw, path)
                 # STRICT, which Alembic's own would not be
                 raw.execute(
                     f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num TEXT NOT NULL PRIMARY KEY) STRICT"
@@ -184,6 +187,15 @@ def transaction(path: Path) -> Iterator[Connection]:
             raw.execute("ROLLBACK")
         engine.dispose()
         raw.close()
+
+
+def _refuse_beside_owners(raw: sqlite3.Connection, path: Path) -> None:
+    if not raw.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
+        return
+    found = map(OwnerRow._make, raw.execute(ALL_OPEN_OWNERS).fetchall())
+    alive = [str(owner.pid) for owner in found if life_of(path, owner) is not Life.DEAD]
+    if alive:
+        raise SchemaError(f"{path} is open in process {', '.join(alive)}: close it there first; nothing was changed")
 
 
 def _open(path: Path) -> sqlite3.Connection:

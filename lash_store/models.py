@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Self
 from unicodedata import category
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from .errors import InvalidId
 
@@ -16,6 +16,7 @@ __all__ = [
     "EventType",
     "Evidence",
     "Failure",
+    "HandleRole",
     "OwnerEnd",
     "Recovery",
     "RecoveryReport",
@@ -30,6 +31,7 @@ __all__ = [
     "TaskState",
     "Verdict",
     "check_id",
+    "check_text",
 ]
 
 
@@ -169,6 +171,20 @@ def check_id(what: str, value: str) -> str:
     return value
 
 
+def check_text(what: str, value: str) -> str:
+    """
+    Return *value* if it is text that can be stored.
+
+    Raises:
+        ValueError: not a string, or with NUL or lone surrogates.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be text, not {type(value).__name__}")
+    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"{what} has NUL or lone surrogates in it: it cannot be stored")
+    return value
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -299,8 +315,13 @@ class TaskFilter(_Record):
     states: frozenset[TaskState] | None = None
     include_terminal: bool = True
     include_hidden: bool = True
-    after_seq: int = 0
-    limit: int | None = Field(default=None, ge=0)
+    after_seq: int = Field(default=0, ge=0, lt=2**63)
+    limit: int | None = Field(default=None, ge=0, lt=2**63)
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _read_scope(cls, value: object) -> object:
+        return Scope.parse(value) if isinstance(value, str) else value
 
 
 class RecoveryReport(_Record):

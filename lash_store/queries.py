@@ -390,6 +390,7 @@ _OWNER = select(
 OPEN_OWNERS = _sql(
     _OWNER.where(owners.c.runtime == bindparam("runtime"), owners.c.ended_at.is_(None)).order_by(owners.c.owner_id)
 )
+ALL_OPEN_OWNERS = _sql(_OWNER.where(owners.c.ended_at.is_(None)).order_by(owners.c.owner_id))
 OWNER = _sql(_OWNER.where(owners.c.owner_id == bindparam("owner_id")))
 _OPEN_OWNER_BY_TOKEN = _sql(_OWNER.where(owners.c.token == bindparam("token"), owners.c.ended_at.is_(None)))
 

@@ -74,6 +74,7 @@ class Recoverer:
         self._registry = registry
         self._slots = slots
         self._peers: list[OwnerRow] = []
+        self._someone_left = False
         self._one_at_a_time = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._closed = False
@@ -89,6 +90,7 @@ class Recoverer:
             known = self._registry.names
             with self._slots() as slots:
                 report = await self._writer.run(lambda tx: self._recover(tx, dead, known, slots))
+            self._someone_left = False
             if dead:
                 await self._bury(dead)
                 await self.look_for_peers()
@@ -144,7 +146,16 @@ class Recoverer:
     async def look_for_peers(self) -> None:
         """Read which other owners of this runtime have not ended; told when somebody else committed."""
         rows = await self._reader.rows(queries.OPEN_OWNERS, {"runtime": self._runtime})
-        self._peers = [owner for owner in map(OwnerRow._make, rows) if owner.owner_id != self._owner_id]
+        peers = [owner for owner in map(OwnerRow._make, rows) if owner.owner_id != self._owner_id]
+        if {owner.owner_id for owner in self._peers} - {owner.owner_id for owner in peers}:
+            self._someone_left = True
+        self._peers = peers
+
+    async def take_what_was_left(self) -> None:
+        """Recover if an owner has closed since the last time: it released work, or could not finish a cancel."""
+        await self.look_for_peers()
+        if self._someone_left:
+            await self.recover()
 
     def watch(self) -> None:
         """Begin to look at the peers' locks; no table is read while none is free."""

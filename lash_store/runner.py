@@ -275,7 +275,11 @@ class Runner:
         """Store how a body ended; the one place that does."""
         body.forget_grace()
         assert body.coroutine is not None
-        command = self._outcome(body, body.coroutine)
+        try:
+            command = self._outcome(body, body.coroutine)
+        except Exception as error:
+            log.exception("outcome_unreadable", extra={"task_seq": body.task_seq})
+            command = Fail(body.fence, _failure(RuntimeError(f"the outcome cannot be told: {type(error).__name__}")))
         if command is None:
             self._forget_body(body)
         else:
@@ -404,7 +408,11 @@ def _failure(error: BaseException) -> str:
         message = f"(its message raised {type(broken).__name__})"
     # the first frame is the runner's own
     trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
-    lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
+    try:
+        lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
+    except Exception:
+        # an exception may carry what no traceback can show
+        lines = None
     failure = Failure(
         type=type(error).__name__,
         message=_storable(message[:_MESSAGE]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import json
 import os
@@ -81,8 +80,7 @@ class TaskHandle:
             TimeoutError: *timeout* seconds passed; the task goes on.
             StoreClosed: the store closed meanwhile; the task's row tells the rest.
         """
-        async with asyncio.timeout(timeout):
-            task = await self._core.end_of(self.task_seq)
+        task = await self._core.end_within(self.task_seq, timeout)
         match task.state:
             case TaskState.FAILED:
                 failure = Failure.model_validate_json(task.failure or "{}")
@@ -107,10 +105,10 @@ class TaskHandle:
         Raises:
             StoreClosed: the store closed meanwhile.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                return queries.task_record(await self._core.end_of(self.task_seq))
-        return await self.record()
+        try:
+            return queries.task_record(await self._core.end_within(self.task_seq, timeout))
+        except TimeoutError:
+            return await self.record()
 
     async def record(self) -> TaskRecord:
         """
@@ -179,6 +177,11 @@ class SessionTasks:
         coroutine = fn if inspect.iscoroutine(fn) else None
         try:
             runner, owner_id = self._core.to_create()
+            reserved = _RESERVED & kwargs.keys()
+            if reserved:
+                raise InvalidArguments(
+                    f"{sorted(reserved)} are words of spawn() itself: give the function's own by position"
+                )
             function = None if coroutine is not None else self._core.registry.by_body(fn)  # type: ignore[arg-type]
             new = self._new_task(owner_id, function, coroutine, args, kwargs, id, TaskKind(kind), cancel_policy)
             created = runner.create(lambda start: lambda tx: transitions.create(tx, new, start=start))
@@ -210,7 +213,7 @@ class SessionTasks:
             assert function is not None
             label = function.name
         if task_id is None:
-            task_id = f"{label[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
+            task_id = f"{label.removeprefix('h-')[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
         elif check_id("task id", task_id).startswith("h-"):
             raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
         default = CancelPolicy.ABORT_LOCAL if function is None else CancelPolicy.COOPERATIVE
@@ -292,6 +295,9 @@ def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Futur
     if stored.cancelled() or stored.exception() is not None:
         coroutine.close()
 
+
+_RESERVED = frozenset({"parent", "child_session_id", "close_policy", "timeout", "idempotency_key", "notify_on_end"})
+"""What `spawn` will say about a task some day must not reach its function today."""
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _BASE32HEX = "0123456789abcdefghijklmnopqrstuv"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -197,7 +197,10 @@ class TaskStore:
             self._core = core
 
     async def _close(self) -> None:
-        self._open.is_closing = True
+        core = self._open
+        core.is_closing = True
+        if core.writer is not None:
+            core.writer.limit_patience(max(1.0, self._close_timeout))
         try:
             await self._lives.aclose()
         finally:
@@ -206,11 +209,11 @@ class TaskStore:
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
         """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""
         await asyncio.to_thread(migrate.prepare, self._path)
+        lock = OwnerLock(self._path)
+        lives.callback(lock.release)
         core, writer = await self._open_core(lives)
         assert writer is not None
-        lock = OwnerLock(self._path)
         lock.acquire()
-        lives.callback(lock.release)
         lives.push_async_callback(_remove_lock, writer, lock)
         owner_id = await writer.run(lambda tx: _insert_owner(tx, self._path, lock, self._runtime))
         runner = Runner(
@@ -283,9 +286,12 @@ class TaskStore:
     async def _give_back(self, writer: Writer, runner: Runner, owner_id: int) -> None:
         """Stop the bodies and give back their rows, in the transaction that ends this owner."""
         alive = await runner.detach(self._close_timeout)
-        # on a file that is out of reach nothing can be given back: the lock falls, and the next owner recovers
-        with contextlib.suppress(StorageError, StoreClosed):
-            await writer.run(lambda tx: _end_owner(tx, owner_id))
+        left = {task.task_seq for task in alive}
+        try:
+            await writer.run(lambda tx: _end_owner(tx, owner_id, left))
+        except (StorageError, StoreClosed):
+            # out of reach, or locked for too long: the lock of this owner falls, and the next one recovers
+            writer.limit_patience(0.0)
         if alive:
             names = ", ".join(f"{task.scope}/{task.id}" for task in alive)
             warnings.warn(
@@ -314,7 +320,7 @@ class TaskStore:
         if changed:
             rows = await core.reader.rows(queries.TASKS_BY_SEQ, {"task_seqs": queries.names(changed)})
             core.runner.compare(map(Task._make, rows))
-        await self._recoverer.look_for_peers()
+        await self._recoverer.take_what_was_left()
         if any(event.type == EventType.RELEASED and event.scope.startswith(f"{self._runtime}:") for event in events):
             await self._recoverer.recover()
 
@@ -445,9 +451,9 @@ def _insert_owner(tx: Transaction, path: Path, lock: OwnerLock, runtime: str | N
     )
 
 
-def _end_owner(tx: Transaction, owner_id: int) -> None:
+def _end_owner(tx: Transaction, owner_id: int, alive: Collection[int]) -> None:
     owner = queries.owner_by_id(tx, owner_id)
-    transitions.end_owner(tx, owner_id, evidence_of(owner, OwnerEnd.CLOSED, tx.now))
+    transitions.end_owner(tx, owner_id, evidence_of(owner, OwnerEnd.CLOSED, tx.now), alive)
 
 
 async def _remove_lock(writer: Writer, lock: OwnerLock) -> None:

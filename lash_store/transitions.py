@@ -7,6 +7,7 @@ Everything here is synchronous and a function of ``tx`` and its arguments alone:
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,13 +240,15 @@ def finish_cancel(tx: Transaction, task_seq: int, dead_owner: int) -> Outcome:
     return transition(tx, task, ConfirmCancel(None))
 
 
-def end_owner(tx: Transaction, owner_id: int, evidence: str) -> None:
+def end_owner(tx: Transaction, owner_id: int, evidence: str, alive: Collection[int]) -> None:
     """
     Give back what a closing owner still holds, and note its end: what may run again is released, the rest is abandoned.
 
-    A cancel that is still in progress is left; whoever finds the owner gone finishes it.
+    A cancel in progress is finished, but for bodies that are still *alive*: whoever is asked next finds their owner gone.
     """
     for task in queries.live_tasks_of_owner(tx, owner_id):
         if task.state != TaskState.CANCEL_REQUESTED:
             transition(tx, task, Release("closed") if task.may_rerun else Abandon(evidence))
+        elif task.task_seq not in alive:
+            transition(tx, task, ConfirmCancel(None))
     queries.end_owner(tx, owner_id, OwnerEnd.CLOSED)

@@ -138,6 +138,11 @@ class Writer:
         """Queue a unit and wait for its commit; return what it returned."""
         return await self.submit(unit)
 
+    def limit_patience(self, patience: float) -> None:
+        """Wait for other processes' write locks no longer than *patience* seconds from now on: the store is closing."""
+        if self._committer is not None:
+            self._committer.patience = min(self._committer.patience, patience)
+
     async def foreign_commits(self) -> bool:
         """
         Say whether another connection committed since the last call; reads no table.
