@@ -1,0 +1,275 @@
+"""Races between stores on one file, each stepped to the moment that once lost something."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lash_store import (
+    EventType,
+    Recovery,
+    SchemaError,
+    StorageMoved,
+    TaskContext,
+    TaskNotFound,
+    TaskState,
+    TaskStore,
+    migrate,
+)
+from lash_store.database import Transaction
+from lash_store.errors import StorageError
+from tests.runtime.support import RUNTIME, next_event, rows
+
+
+def register(store: TaskStore) -> Any:
+    @store.task(recovery=Recovery.RERUN)
+    async def stay(task: TaskContext) -> None:
+        await asyncio.Event().wait()
+
+    return stay
+
+
+async def test_a_cancel_that_meets_the_close_of_the_owner_is_finished(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    owner, peer = new(), new()
+    stay = register(owner)
+    cleaning, clean = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await clean.wait()
+
+    async with peer:
+        async with owner:
+            session = await owner.session("s1")
+            task = await session.spawn(stay, id="t")
+            await session.spawn(slow_to_end())
+            await next_event(owner, EventType.STARTED, task_id=task.id)
+            closing_owner = asyncio.create_task(owner.close())
+            await cleaning.wait()
+            cancelling = asyncio.create_task((await peer.session("s1")).cancel("t"))
+            await next_event(peer, EventType.CANCEL_REQUESTED)
+            clean.set()
+            await closing_owner
+
+        async with asyncio.timeout(10):
+            assert (await cancelling).state is TaskState.CANCELLED
+
+
+async def test_a_cancel_left_by_a_body_that_would_not_end_is_finished_for_its_closed_owner(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    owner, peer = new(cancel_grace=0), new()
+    release = asyncio.Event()
+
+    async def swallow() -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with peer:
+        await owner.open()
+        await (await owner.session("s1")).spawn(swallow(), id="t")
+        await next_event(owner, EventType.STARTED, task_id="t")
+        cancelling = asyncio.create_task((await peer.session("s1")).cancel("t"))
+        await next_event(peer, EventType.CANCEL_REQUESTED)
+        with pytest.warns(ResourceWarning, match="fenced out"):
+            await owner.close(timeout=0.1)
+
+        async with asyncio.timeout(10):
+            assert (await cancelling).state is TaskState.CANCELLED
+    release.set()
+
+
+async def test_a_cancel_that_is_read_before_the_start_is_answered_still_stops_the_body(
+    new: Callable[..., TaskStore], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new(cancel_grace=0) as owner, TaskStore.connect(path, runtime=RUNTIME) as client:
+        stay = register(owner)
+        session = await owner.session("s1")
+        committer = owner._core.writer._committer  # type: ignore[union-attr]
+        assert committer is not None
+        answer, end = threading.Event(), committer._end
+
+        def end_and_hold(tx: Transaction, *, wrote: bool) -> StorageError | None:
+            failure = end(tx, wrote=wrote)
+            if any(event.type == EventType.STARTED for event in tx.events):
+                answer.wait(10)
+            return failure
+
+        monkeypatch.setattr(committer, "_end", end_and_hold)
+        spawning = asyncio.create_task(session.spawn(stay, id="t"))
+        asking = await client.session("s1")
+        while not rows(path, "SELECT 1 FROM tasks"):
+            await asyncio.sleep(0)
+        cancelling = asyncio.create_task(asking.cancel("t"))
+        await next_event(client, EventType.CANCEL_REQUESTED)
+        # as if a third process had committed just before: the owner looks, and finds no body to stop yet
+        committer.foreign_seen = True
+        await next_event(owner, EventType.CANCEL_REQUESTED)
+        answer.set()
+        await spawning
+
+        async with asyncio.timeout(10):
+            assert (await cancelling).state is TaskState.CANCELLED
+
+
+async def test_a_recovery_that_met_a_locked_file_is_tried_again(new: Callable[..., TaskStore], path: Path) -> None:
+    owner, peer = new(), new(lock_timeout=0.05)
+    stay, _ = register(owner), register(peer)
+    async with peer:
+        async with owner:
+            await (await owner.session("s1")).spawn(stay, id="t")
+            recoverer = peer._recoverer
+            assert recoverer is not None
+            tried, recover = asyncio.Event(), recoverer.recover
+
+            async def note_and_recover() -> Any:
+                try:
+                    return await recover()
+                finally:
+                    tried.set()
+
+            recoverer.recover = note_and_recover  # type: ignore[method-assign]
+        with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+            while True:
+                tried.clear()
+                shell.execute("BEGIN IMMEDIATE")
+                if rows(path, "SELECT owner_id FROM tasks")[0]["owner_id"] is not None:
+                    pytest.skip("the peer was quicker than the lock")
+                async with asyncio.timeout(10):
+                    await tried.wait()
+                shell.execute("ROLLBACK")
+                break
+
+        async with asyncio.timeout(10):
+            await next_event(peer, EventType.REATTACHED, task_id="t")
+
+
+async def test_what_cannot_be_shown_of_an_exception_does_not_keep_its_task_running(store: TaskStore) -> None:
+    class Unshowable(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise RuntimeError("no notes")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def broken(task: TaskContext) -> None:
+        raise Unshowable("shown anyway")
+
+    session = await store.session("s1")
+
+    record = await (await session.spawn(broken)).wait(timeout=10)
+
+    assert record.state is TaskState.FAILED
+    assert record.failure is not None
+    assert (record.failure.type, record.failure.message) == ("Unshowable", "shown anyway")
+
+
+async def test_two_waits_of_a_body_that_cross_leave_the_slot_to_its_child(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    hold, second = asyncio.Event(), asyncio.Event()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def holder(task: TaskContext) -> None:
+        await hold.wait()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def quick(task: TaskContext) -> int:
+        return 1
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        await session.spawn(holder, id="holder")
+        first, other = await session.spawn(quick, id="first"), await session.spawn(quick, id="other")
+
+        async def cross() -> None:
+            await second.wait()
+            await other.wait()
+
+        await asyncio.gather(first.wait(), cross())
+
+    task = await session.spawn(parent)
+    await next_event(store, EventType.STARTED, task_id="holder")
+    await session.cancel("first")
+    second.set()
+    await asyncio.sleep(0)
+    hold.set()
+
+    assert (await task.wait(timeout=10)).state is TaskState.COMPLETED
+
+
+async def test_a_file_is_not_migrated_under_a_live_owner(store: TaskStore, path: Path) -> None:
+    with pytest.raises(SchemaError, match="is open in process"):
+        await asyncio.to_thread(migrate.downgrade, path, "base")
+
+    await store.session("s1")
+
+
+async def test_a_log_removed_under_its_owner_stops_the_store(new: Callable[..., TaskStore], path: Path) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        following = store.events()
+        Path(f"{path}-wal").unlink()
+
+        with pytest.raises(StorageMoved, match="-wal"):
+            await session.spawn(asyncio.sleep(0))
+        with pytest.raises(StorageMoved):
+            await anext(following)
+
+
+async def test_a_row_that_is_not_unicode_does_not_keep_the_store_shut(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    store = new()
+    stay = register(store)
+    async with store:
+        await (await store.session("s1")).spawn(stay, id="t")
+    with closing(sqlite3.connect(path)) as shell, shell:
+        shell.execute("UPDATE tasks SET progress = CAST(x'ff41' AS TEXT)")
+
+    async with store:
+        session = await store.session("s1")
+        assert (await session.get("t")).progress == "\ufffdA"
+        await session.cancel("t", timeout=0)
+        with closing(sqlite3.connect(path)) as shell, shell:
+            shell.execute("UPDATE tasks SET progress = NULL WHERE completed_at IS NULL")
+    with closing(sqlite3.connect(path)) as shell, shell:
+        shell.execute("UPDATE tasks SET progress = NULL")
+
+
+async def test_a_finished_task_is_told_at_any_time_out(store: TaskStore) -> None:
+    session = await store.session("s1")
+    task = await session.spawn(asyncio.sleep(0, "done"))
+    await task.wait()
+
+    assert await task.result(timeout=0) == "done"
+
+
+async def test_a_word_that_spawn_keeps_for_itself_does_not_reach_the_function(store: TaskStore) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def fetch(task: TaskContext, timeout: float) -> float:
+        return timeout
+
+    session = await store.session("s1")
+
+    with pytest.raises(ValueError, match="reason"):
+        await session.cancel("x", 5)  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="words of spawn"):
+        await session.spawn(fetch, timeout=3.0)
+    with pytest.raises(TaskNotFound):
+        await session.get("x")
+    assert await (await session.spawn(fetch, 3.0)) == 3.0
