@@ -434,11 +434,12 @@ def owner_is_open(tx: Transaction, token: str) -> bool:
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
+# its parameters stand in the order of the table's columns, as those of `Committed` do
 _INSERT_EVENT = _hot(
     insert(events)
     .values({column: bindparam(column.name) for column in events.c if column is not events.c.seq})
     .inline()
-)
+).sql
 EVENT_BY_SEQ = _sql(_EVENT.where(events.c.seq == bindparam("seq")))
 LAST_SEQ = _sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
 EVENTS_OF_TASK = _sql(_EVENT.where(events.c.task_seq == bindparam("task_seq")).order_by(events.c.seq))
@@ -476,24 +477,19 @@ def insert_event(
     Who acts sees the row only with the *last* of several events of one unit: in between, it was never in the file.
     """
     tx.bytes += len(data)
-    columns: dict[str, Any] = {
-        "task_seq": None if task is None else task.task_seq,
-        "scope": scope,
-        "from_scope": from_scope,
-        "task_id": None if task is None else task.id,
-        "attempt": None if task is None else task.attempt,
-        "type": kind,
-        "at": tx.now,
-        "data": data,
-    }
-    seq = tx.insert(_INSERT_EVENT.sql, _INSERT_EVENT.arrange(columns))
-    tx.events.append(Committed(seq, **columns, task=task if is_last else None, local=local))
+    values: tuple[Any, ...]
+    if task is None:
+        values = (None, scope, from_scope, None, None, kind, tx.now, data)
+    else:
+        values = (task.task_seq, scope, from_scope, task.id, task.attempt, kind, tx.now, data)
+    seq = tx.insert(_INSERT_EVENT, values)
+    tx.events.append(Committed._make((seq, *values, task if is_last else None, local)))
 
 
 def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str, Any] | None) -> str:
     """Write an event's data: the changed columns but those `fold` takes from the event itself, then the detail."""
     own = _own_columns(kind)
-    plain = {name: value for name, value in columns.items() if name not in own and name not in JSON_COLUMNS}
+    plain = {name: value for name, value in columns.items() if name not in own}
     if detail:
         plain.update(detail)
     text = _encode(plain)
@@ -508,7 +504,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 @functools.cache
 def _own_columns(kind: EventType) -> frozenset[str]:
-    return frozenset({"scope", "id", "attempt", *stamps(kind)})
+    return frozenset({"scope", "id", "attempt", *stamps(kind), *JSON_COLUMNS})
 
 
 # --- rows to records ------------------------------------------------------------------------------------------------

@@ -31,10 +31,13 @@ def to_json(value: Any, what: str) -> str:
         ResultNotSerializable: not JSON (NaN and infinity are not), circular or nested deeper than pydantic goes (250 levels),
             with keys that are the same text, or with text that is not Unicode.
     """
+    if type(value) is bool or value is None or (type(value) is int and abs(value) < 2**63):
+        return json.dumps(value)
     try:
         text = pydantic_core.to_json(value, inf_nan_mode="constants").decode()
         # read back what will be read: NaN, and keys that only Python tells apart, pass the way out
-        json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        if type(value) is not str:
+            json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (ValueError, TypeError, RecursionError, pydantic_core.PydanticSerializationError) as error:
         raise ResultNotSerializable(f"{what} is not JSON: {error}") from error
     return text
