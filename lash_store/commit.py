@@ -61,16 +61,11 @@ class Batch:
 
 
 class _Lost(Exception):
-    """
-    The whole transaction is gone: *guilty* is the unit that did it, *cause* what SQLite said.
+    """The whole transaction is gone: *guilty* is the unit that did it, None if nobody knows; *cause* what SQLite said."""
 
-    *landed* if it was committed, not rolled back, and what the units before it did is in the file.
-    """
-
-    def __init__(self, guilty: int, cause: Exception, *, landed: bool) -> None:
+    def __init__(self, guilty: int | None, cause: Exception) -> None:
         self.guilty = guilty
         self.cause = cause
-        self.landed = landed
 
 
 class Committer:
@@ -130,14 +125,14 @@ class Committer:
 
     def _commit_apart(self, units: Sequence[Unit[Any]], lost: _Lost, batch: Batch) -> None:
         """One transaction a unit, from the start; the guilty one fails, unless opening the file again may cure it."""
-        again = set(range(lost.guilty if lost.landed else 0, len(units)))
+        again = set(range(len(units)))
         if primary_code(lost.cause) in PASSING:
             try:
                 self._reopen()
             except (sqlite3.Error, StoreError) as error:
                 self._refuse(sorted(again), _named(error, self._path), batch)
                 return
-        else:
+        elif lost.guilty is not None:
             again.remove(lost.guilty)
             batch.errors[lost.guilty] = _named(lost.cause, self._path)
         for index in sorted(again):
@@ -168,16 +163,15 @@ class Committer:
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
-        for position, index in enumerate(chosen):
-            written = len(tx.events)
-            try:
-                wrong = self._run_unit(tx, units[index], index, results)
-            except _Lost as lost:
-                if lost.landed:
-                    self._land(chosen[:position], results, errors, tx.events[:written], batch)
-                raise
+        for index in chosen:
+            wrong = self._run_unit(tx, units[index], index, results)
             if wrong is not None:
                 errors[index] = wrong
+        try:
+            queries.write_events(tx)
+        except sqlite3.Error as error:
+            _roll_back(tx.connection)
+            raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
         refused = self._end(tx, wrote=tx.connection.total_changes != before)
         if refused is None:
             try:
@@ -187,7 +181,10 @@ class Committer:
         if refused is not None:
             self._refuse(chosen, refused, batch)
             return
-        self._land(chosen, results, errors, tx.events, batch)
+        for index in chosen:
+            batch.results[index] = results.get(index)
+        batch.errors.update(errors)
+        batch.events += tx.events
         self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
 
     def _check_in_place(self) -> None:
@@ -207,19 +204,6 @@ class Committer:
                 "open it again and compare"
             )
 
-    @staticmethod
-    def _land(
-        chosen: Sequence[int],
-        results: dict[int, Any],
-        errors: dict[int, BaseException],
-        events: Sequence[Committed],
-        batch: Batch,
-    ) -> None:
-        for index in chosen:
-            batch.results[index] = results.get(index)
-        batch.errors.update(errors)
-        batch.events += events
-
     def _run_unit(self, tx: Transaction, unit: Unit[Any], index: int, results: dict[int, Any]) -> BaseException | None:
         """
         Run one unit in a savepoint; return its error if only its own work was undone.
@@ -235,12 +219,14 @@ class Committer:
             raw.execute("RELEASE unit").fetchall()
         except Exception as error:
             if not raw.in_transaction or primary_code(error) in PASSING:
-                raise self._lost(tx, index, error, written) from error
+                _roll_back(raw)
+                raise _Lost(index, error) from error
             try:
                 raw.execute("ROLLBACK TO unit").fetchall()
                 raw.execute("RELEASE unit").fetchall()
             except sqlite3.Error as second:
-                raise self._lost(tx, index, error, written) from second
+                _roll_back(raw)
+                raise _Lost(index, error) from second
             del tx.events[written:]
             if is_not_utf8(error) and raw.text_factory is str:
                 # a row edited by hand: read it with replacement characters, from here on
@@ -249,15 +235,9 @@ class Committer:
             return _named(error, self._path)
         if not raw.in_transaction:
             ended = StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
-            raise self._lost(tx, index, ended, written)
+            raise _Lost(index, ended)
         results[index] = result
         return None
-
-    def _lost(self, tx: Transaction, index: int, cause: Exception, written: int) -> _Lost:
-        """Say what became of a transaction that is not ours any more: almost always it was rolled back."""
-        _roll_back(tx.connection)
-        landed = written > 0 and self._is_in_file(tx.connection, tx.events[written - 1])
-        return _Lost(index, cause, landed=landed)
 
     @staticmethod
     def _is_in_file(raw: sqlite3.Connection, event: Committed) -> bool:

@@ -418,16 +418,26 @@ class Transaction:
     """
     One open transaction: what a unit reads and writes through. Made by the writer alone, and only for as long as it is open.
 
-    ``now`` is the time of everything in it (UTC text); ``events`` is what it wrote so far; ``bytes`` how much payload.
+    ``now`` is the time of everything in it (UTC text); ``events`` is what happened so far, written all at once before COMMIT;
+    ``bytes`` how much payload.
     """
 
-    __slots__ = ("bytes", "connection", "events", "now")
+    __slots__ = ("_last_seq", "bytes", "connection", "events", "now")
 
     def __init__(self, connection: sqlite3.Connection, now: str) -> None:
         self.connection = connection
         self.now = now
         self.events: list[Committed] = []
         self.bytes = 0
+        self._last_seq: int | None = None
+
+    @property
+    def next_seq(self) -> int:
+        """The ``seq`` of the next event: the write lock is ours, so nobody else can take it."""
+        if self._last_seq is None:
+            found = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+            self._last_seq = 0 if found is None else int(found[0])
+        return self._last_seq + len(self.events) + 1
 
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
         """Insert one row and return its rowid."""

@@ -434,12 +434,17 @@ def owner_is_open(tx: Transaction, token: str) -> bool:
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
-# its parameters stand in the order of the table's columns, as those of `Committed` do
-_INSERT_EVENT = _hot(
-    insert(events)
-    .values({column: bindparam(column.name) for column in events.c if column is not events.c.seq})
-    .inline()
-).sql
+_INSERT_EVENT = _hot(insert(events).values({column: bindparam(column.name) for column in events.c}).inline()).sql
+_EVENTS_A_STATEMENT = 64
+
+
+@functools.cache
+def _insert_events(count: int) -> str:
+    # parameters stand in the order of the table's columns, as those of `Committed` do
+    into, values = _INSERT_EVENT.split(" VALUES ")
+    return f"{into} VALUES {', '.join([values] * count)}"
+
+
 EVENT_BY_SEQ = _sql(_EVENT.where(events.c.seq == bindparam("seq")))
 LAST_SEQ = _sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
 EVENTS_OF_TASK = _sql(_EVENT.where(events.c.task_seq == bindparam("task_seq")).order_by(events.c.seq))
@@ -472,7 +477,7 @@ def insert_event(
     is_last: bool = True,
 ) -> None:
     """
-    Write what happened, and keep it for those who act on the commit.
+    Note what happened, to be written before COMMIT, and for those who act on the commit.
 
     Who acts sees the row only with the *last* of several events of one unit: in between, it was never in the file.
     """
@@ -482,8 +487,17 @@ def insert_event(
         values = (None, scope, from_scope, None, None, kind, tx.now, data)
     else:
         values = (task.task_seq, scope, from_scope, task.id, task.attempt, kind, tx.now, data)
-    seq = tx.insert(_INSERT_EVENT, values)
-    tx.events.append(Committed._make((seq, *values, task if is_last else None, local)))
+    tx.events.append(Committed._make((tx.next_seq, *values, task if is_last else None, local)))
+
+
+def write_events(tx: Transaction) -> None:
+    """Write what happened in a transaction, many rows a statement: the last thing before its COMMIT."""
+    width = len(EVENT_COLUMNS)
+    for first in range(0, len(tx.events), _EVENTS_A_STATEMENT):
+        some = tx.events[first : first + _EVENTS_A_STATEMENT]
+        tx.connection.execute(
+            _insert_events(len(some)), [value for event in some for value in event[:width]]
+        ).fetchall()
 
 
 def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str, Any] | None) -> str:

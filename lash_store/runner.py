@@ -189,6 +189,9 @@ class Runner:
             self._forget(task.task_seq)
         elif task.is_terminal and task.attempt == body.fence.attempt:
             body.is_live = False
+            if body.coroutine is not None and body.coroutine.done():
+                # before its waiters are told, who may want the slot for the next task
+                body.slot.end()
         else:
             body.stop(StopReason.STALE)
 

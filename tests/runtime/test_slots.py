@@ -238,3 +238,16 @@ async def test_a_wait_that_outlives_its_body_takes_no_slot(opened: Callable[...,
     await asyncio.gather(*left)
 
     await assert_slots(store, 2)
+
+
+async def test_who_awaited_a_task_finds_its_slot_free(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    release = asyncio.Event()
+
+    await (await session.spawn(asyncio.sleep(0))).result(timeout=10)
+    second = await session.spawn(release.wait(), id="second")
+
+    assert (await second.record()).state is TaskState.RUNNING
+    release.set()
+    await second.wait(timeout=10)
