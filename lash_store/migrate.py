@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import database, guards
@@ -53,11 +54,8 @@ def prepare(path: Path) -> None:
     Raises:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
     """
-    guards.check_target(path, writing=True)
-    if database.has_content(path) and database.probe(path) == HEAD:
-        guards.make_private(path)
-    else:
-        upgrade(path)
+    upgrade(path)
+    guards.make_private(path)
 
 
 def make(path: Path, fill: Callable[[Path], None]) -> None:
@@ -93,21 +91,24 @@ def upgrade(path: str | os.PathLike[str], revision: str = "head") -> None:
     Raises:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
     """
-    from alembic import command
-
     path = guards.resolve(path)
     guards.check_target(path, writing=True)
-    if database.has_content(path):
-        _run(path, lambda config: command.upgrade(config, revision))
-    else:
-        make(path, lambda made: _run(made, lambda config: command.upgrade(config, revision)))
+    if not database.has_content(path):
+        make(path, lambda made: _run(made, lambda config: _command().upgrade(config, revision)))
+    elif database.probe(path) != HEAD or revision not in {"head", HEAD}:
+        _run(path, lambda config: _command().upgrade(config, revision))
 
 
 def downgrade(path: str | os.PathLike[str], revision: str) -> None:
     """Take the file back to *revision* in one transaction; ``base`` leaves a store without tables."""
+    _run(guards.resolve(path), lambda config: _command().downgrade(config, revision))
+
+
+def _command() -> ModuleType:
+    # most openings find a file at head, and need not wait for Alembic to be imported
     from alembic import command
 
-    _run(guards.resolve(path), lambda config: command.downgrade(config, revision))
+    return command
 
 
 def _run(path: Path, action: Callable[[Config], object]) -> None:

@@ -447,7 +447,6 @@ def _insert_events(count: int) -> str:
 
 EVENT_BY_SEQ = _sql(_EVENT.where(events.c.seq == bindparam("seq")))
 LAST_SEQ = _sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
-EVENTS_OF_TASK = _sql(_EVENT.where(events.c.task_seq == bindparam("task_seq")).order_by(events.c.seq))
 
 _EVENT_CHOICES: Mapping[str, ColumnElement[bool]] = {
     "after": events.c.seq > bindparam("after"),

@@ -156,7 +156,7 @@ class SessionTasks:
         self,
         fn: Callable[..., Any] | Coroutine[Any, Any, Any],
         *args: Any,
-        id: str | None = None,  # noqa: A002  the design's word
+        id: str | None = None,
         kind: TaskKind = TaskKind.OTHER,
         cancel_policy: CancelPolicy | None = None,
         **kwargs: Any,
@@ -233,7 +233,7 @@ class SessionTasks:
             body=coroutine,
         )
 
-    async def get(self, id: str) -> TaskRecord:  # noqa: A002
+    async def get(self, id: str) -> TaskRecord:
         """
         Return the row of the live task of an id, else of the newest.
 
@@ -242,7 +242,7 @@ class SessionTasks:
         """
         return queries.task_record(await self._core.task_by_id(self._scope, id))
 
-    async def handle(self, id: str) -> TaskHandle:  # noqa: A002
+    async def handle(self, id: str) -> TaskHandle:
         """
         Return a handle on the live task of an id, else on the newest; it stays on that incarnation.
 
@@ -273,7 +273,7 @@ class SessionTasks:
         )
         return await self._core.list(wanted)
 
-    async def cancel(self, id: str, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:  # noqa: A002
+    async def cancel(self, id: str, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:
         """
         Ask a task to stop and return its row.
 

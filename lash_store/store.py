@@ -84,6 +84,7 @@ class TaskStore:
         self._recoverer: Recoverer | None = None
         self._lives = AsyncExitStack()
         self._is_opening = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
         self._close_timeout = 10.0
 
@@ -138,6 +139,7 @@ class TaskStore:
     # --- life ---
 
     async def __aenter__(self) -> Self:
+        self._forget_dead_loop()
         if self._core is None or self._closing is not None:
             await self.open()
         return self
@@ -162,11 +164,13 @@ class TaskStore:
             NotAStore, SchemaTooNew, SchemaTooOld, StorageCorrupt: the file is refused, and as it was.
             StorageError: the folder or the file may not be used.
         """
+        self._forget_dead_loop()
         if self._closing is not None:
             await asyncio.wait({self._closing})
         if self._core is not None or self._is_opening:
             raise StoreError(f"{self!r} is open already: open it once, and share it")
         self._is_opening = True
+        self._loop = asyncio.get_running_loop()
         try:
             await _whole(asyncio.create_task(self._open_all(), name="lash_store open"))
         except asyncio.CancelledError:
@@ -183,12 +187,20 @@ class TaskStore:
         is bound to this one is abandoned; a cancel in progress is finished. A body that has not ended after *timeout* seconds is
         fenced out and named in a `ResourceWarning`.
         """
+        self._forget_dead_loop()
         if self._closing is None:
             if self._core is None:
                 return
             self._close_timeout = timeout
             self._closing = asyncio.create_task(self._close(), name="lash_store close")
         await _whole(self._closing)
+
+    def _forget_dead_loop(self) -> None:
+        # nothing of an earlier life can run or be closed any more; its rows are recovered like any dead owner's
+        if self._loop is not None and self._loop.is_closed():
+            self._core = self._recoverer = self._closing = self._loop = None
+            self._is_opening = False
+            self._lives = AsyncExitStack()
 
     async def _open_all(self) -> None:
         async with AsyncExitStack() as lives:
@@ -332,7 +344,7 @@ class TaskStore:
             raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
         return self._core
 
-    async def session(self, id: str) -> SessionTasks:  # noqa: A002  the design's word
+    async def session(self, id: str) -> SessionTasks:
         """
         Open a session of this runtime, or resume it.
 
@@ -358,7 +370,7 @@ class TaskStore:
 
     # --- the whole file ---
 
-    async def get(self, scope: Scope | str, id: str) -> TaskRecord:  # noqa: A002
+    async def get(self, scope: Scope | str, id: str) -> TaskRecord:
         """
         Return the row of the live task of an id in any session, else of the newest.
 
@@ -367,7 +379,7 @@ class TaskStore:
         """
         return queries.task_record(await self._open.task_by_id(_scope(scope), id))
 
-    async def handle(self, scope: Scope | str, id: str) -> TaskHandle:  # noqa: A002
+    async def handle(self, scope: Scope | str, id: str) -> TaskHandle:
         """
         Return a handle on the live task of an id in any session, else on the newest.
 
@@ -377,11 +389,11 @@ class TaskStore:
         core = self._open
         return await owner_handle(core, await core.task_by_id(_scope(scope), id))
 
-    async def list(self, filter: TaskFilter | None = None) -> Sequence[TaskRecord]:  # noqa: A002
+    async def list(self, filter: TaskFilter | None = None) -> Sequence[TaskRecord]:
         """Return the tasks a filter wants, by ``task_seq``; the whole file, finished and hidden ones too, without one."""
         return await self._open.list(filter or TaskFilter())
 
-    async def count(self, filter: TaskFilter | None = None) -> int:  # noqa: A002
+    async def count(self, filter: TaskFilter | None = None) -> int:
         """Return how many tasks a filter wants; its ``limit`` does not count."""
         return int((await self._open.reader.rows(*queries.count_tasks(filter or TaskFilter())))[0][0])
 

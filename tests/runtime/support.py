@@ -102,7 +102,7 @@ async def left_over(path: Path, before: set[str]) -> list[Any]:
     return left
 
 
-async def next_event(store: TaskStore, type: EventType, *, task_id: str | None = None, after: int = 0) -> TaskEvent:  # noqa: A002
+async def next_event(store: TaskStore, type: EventType, *, task_id: str | None = None, after: int = 0) -> TaskEvent:
     """Wait for the first event of a type after a cursor."""
     async with asyncio.timeout(20):
         async for event in store.events(after, types=[type]):

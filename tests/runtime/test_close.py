@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -458,3 +459,29 @@ async def test_a_store_is_not_opened_twice_at_once(new: Callable[..., TaskStore]
 
     assert [type(answer) for answer in (first, second)] == [type(None), StoreError]
     await store.close()
+
+
+def test_a_store_whose_loop_died_unclosed_is_opened_again_in_another(
+    new: Callable[..., TaskStore], path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    store = new()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> int:
+        if task.attempt == 1:
+            await asyncio.Event().wait()
+        return task.attempt
+
+    async def leave() -> None:
+        await store.open()
+        await (await store.session("s1")).spawn(work, id="t")
+
+    async def come_back() -> object:
+        async with store:
+            return await (await (await store.session("s1")).handle("t")).result(timeout=10)
+
+    asyncio.run(leave())
+    found = asyncio.run(come_back())
+    gc.collect()
+
+    assert found == 2

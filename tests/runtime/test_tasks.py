@@ -420,7 +420,7 @@ async def test_of_many_spawns_of_one_id_at_once_one_wins(session: SessionTasks, 
 
 
 @pytest.mark.parametrize("id", ["a'; DROP TABLE tasks; --", "%", "_", "ünï ☃", "a:b/c", "x" * 256, "a\u202eb"])
-async def test_an_odd_id_is_only_text(store: TaskStore, session: SessionTasks, id: str) -> None:  # noqa: A002
+async def test_an_odd_id_is_only_text(store: TaskStore, session: SessionTasks, id: str) -> None:
     task = await session.spawn(register(store)["double"], 1, id=id)
 
     assert await task == 2

@@ -601,7 +601,6 @@ LOOK_UPS = {
     "live tasks of a session, by kind": _listed(**SESSION_LIST, kinds=frozenset({TaskKind.OTHER})),
     "live tasks of a session, by state": _listed(**SESSION_LIST, states=frozenset({TaskState.RUNNING})),
     "live tasks of a runtime": _listed(runtime="desktop", include_terminal=False),
-    "events of a task": queries.EVENTS_OF_TASK,
     "events of a task after a cursor": queries.events_page(frozenset({"after", "task_seq"})),
     "a task's handle": queries.OWNER_HANDLE,
     "open owners": queries.OPEN_OWNERS,
