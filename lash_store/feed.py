@@ -24,6 +24,7 @@ _TICK = 0.015
 """Seconds between looks for other processes' commits."""
 
 _PAGE = 500
+_NOWHERE = 2**63
 _BUFFER = 1_000
 """Events a slow subscriber may be handed directly; beyond that it pages from the table."""
 
@@ -51,6 +52,8 @@ class Feed:
         self._waiters: dict[int, set[asyncio.Future[Task | None]]] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._seen = 0
+        self._acting = 0
+        self._again = _NOWHERE
         self._watch: asyncio.Task[None] | None = None
         self.head = 0
         self.is_closed = False
@@ -113,11 +116,11 @@ class Feed:
 
     def publish(self, events: Sequence[Committed]) -> None:
         """Pass on events that this process committed, in ``seq`` order."""
-        if events[0].seq == self._seen + 1:
-            self._seen = events[-1].seq
-        elif events[0].seq <= self._seen:
+        if events[0].seq <= max(self._seen, self._acting):
             # they were read from the table before their own commit was answered, and perhaps what others made of them: once more
-            self._seen = events[0].seq - 1
+            self._again = min(self._again, events[0].seq - 1)
+        elif events[0].seq == self._seen + 1:
+            self._seen = events[-1].seq
         self._pass_on(events)
 
     def _pass_on(self, events: Sequence[Committed]) -> None:
@@ -138,7 +141,7 @@ class Feed:
             await asyncio.sleep(_TICK)
             try:
                 # until all of it was acted on: what fails now is tried again. A commit of ours between others' leaves a hole, too
-                behind = await self._changed() or behind or self._seen < self.head
+                behind = await self._changed() or behind or self._seen < self.head or self._again < self._seen
                 if behind:
                     await self._catch_up()
                     behind = False
@@ -149,15 +152,24 @@ class Feed:
 
     async def _catch_up(self) -> None:
         """Publish what is in the table beyond what was seen, a page at a time."""
-        while page := await self.page(self._seen, {}):
+        while page := await self.page(self._from(), {}):
             for event in page:
                 if event.type in TERMINAL_EVENTS and event.task_seq is not None:
                     self._on_end(event.task_seq)
             self._pass_on(page)
-            await self._on_foreign(page)
+            self._acting = page[-1].seq
+            try:
+                await self._on_foreign(page)
+            finally:
+                self._acting = 0
             self._seen = max(self._seen, page[-1].seq)
         # an owner's row has no event
         await self._on_foreign(())
+
+    def _from(self) -> int:
+        """Return where to read on: after what was seen, or again from before it."""
+        self._seen, self._again = min(self._seen, self._again), _NOWHERE
+        return self._seen
 
     # --- reading the table ---
 

@@ -94,8 +94,9 @@ async def test_a_cancel_left_by_a_body_that_would_not_end_is_finished_for_its_cl
     release.set()
 
 
+@pytest.mark.parametrize("answered", ["after what was read was acted on", "meanwhile"])
 async def test_a_cancel_that_is_read_before_the_start_is_answered_still_stops_the_body(
-    new: Callable[..., TaskStore], path: Path, monkeypatch: pytest.MonkeyPatch
+    new: Callable[..., TaskStore], path: Path, monkeypatch: pytest.MonkeyPatch, answered: str
 ) -> None:
     async with new(cancel_grace=0) as owner, TaskStore.connect(path, runtime=RUNTIME) as client:
         stay = register(owner)
@@ -111,6 +112,18 @@ async def test_a_cancel_that_is_read_before_the_start_is_answered_still_stops_th
             return failure
 
         monkeypatch.setattr(committer, "_end", end_and_hold)
+        recoverer = owner._recoverer
+        assert recoverer is not None
+        acting, acted, take = asyncio.Event(), asyncio.Event(), recoverer.take_what_was_left
+
+        async def act_slowly() -> None:
+            # the last step of acting on a page, after its rows were compared with the bodies
+            if rows(path, "SELECT 1 FROM events WHERE type = 'cancel_requested'"):
+                acting.set()
+                await acted.wait()
+            await take()
+
+        monkeypatch.setattr(recoverer, "take_what_was_left", act_slowly)
         spawning = asyncio.create_task(session.spawn(stay, id="t"))
         asking = await client.session("s1")
         while not rows(path, "SELECT 1 FROM tasks"):
@@ -120,10 +133,16 @@ async def test_a_cancel_that_is_read_before_the_start_is_answered_still_stops_th
         # as if a third process had committed just before: the owner looks, and finds no body to stop yet
         committer.foreign_seen = True
         feed = owner._core.feed  # type: ignore[union-attr]
-        while feed._seen < requested.seq:
-            await asyncio.sleep(0)
+        if answered == "meanwhile":
+            async with asyncio.timeout(10):
+                await acting.wait()
+        else:
+            acted.set()
+            while feed._seen < requested.seq:
+                await asyncio.sleep(0)
         answer.set()
         await spawning
+        acted.set()
 
         async with asyncio.timeout(10):
             assert (await cancelling).state is TaskState.CANCELLED
