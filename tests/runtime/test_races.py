@@ -293,3 +293,32 @@ async def test_a_word_that_spawn_keeps_for_itself_does_not_reach_the_function(st
     with pytest.raises(TaskNotFound):
         await session.get("x")
     assert await (await session.spawn(fetch, 3.0)) == 3.0
+
+
+async def test_a_close_finishes_a_cancel_that_came_after_the_body_had_gone(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    owner = new()
+    stay = register(owner)
+    cleaning, clean = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await clean.wait()
+
+    await owner.open()
+    session = await owner.session("s1")
+    await session.spawn(stay, id="t")
+    await session.spawn(slow_to_end())
+    closing_owner = asyncio.create_task(owner.close())
+    await cleaning.wait()
+    async with TaskStore.connect(path, runtime=RUNTIME) as client:
+        record = await (await client.session("s1")).cancel("t", timeout=0)
+        assert record.state is TaskState.CANCEL_REQUESTED
+    clean.set()
+    await closing_owner
+
+    assert rows(path, "SELECT state FROM tasks WHERE id = 't'") == [{"state": "cancelled"}]
