@@ -16,6 +16,7 @@ from lash_store import (
     EventType,
     Recovery,
     SchemaError,
+    StorageBusy,
     StorageMoved,
     TaskContext,
     TaskNotFound,
@@ -148,35 +149,31 @@ async def test_a_cancel_that_is_read_before_the_start_is_answered_still_stops_th
             assert (await cancelling).state is TaskState.CANCELLED
 
 
-async def test_a_recovery_that_met_a_locked_file_is_tried_again(new: Callable[..., TaskStore], path: Path) -> None:
-    owner, peer = new(), new(lock_timeout=0.05)
+async def test_a_recovery_that_met_a_locked_file_is_tried_again(
+    new: Callable[..., TaskStore], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, peer = new(), new()
     stay, _ = register(owner), register(peer)
     async with peer:
+        recoverer = peer._recoverer
+        assert recoverer is not None
+        recover, refusals = recoverer.recover, 2
+
+        async def refused_at_first() -> Any:
+            # once because somebody left, and once because a lock was found free
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise StorageBusy("another process held the write lock")
+            return await recover()
+
         async with owner:
             await (await owner.session("s1")).spawn(stay, id="t")
-            recoverer = peer._recoverer
-            assert recoverer is not None
-            tried, recover = asyncio.Semaphore(0), recoverer.recover
-
-            async def note_and_recover() -> Any:
-                try:
-                    return await recover()
-                finally:
-                    tried.release()
-
-            recoverer.recover = note_and_recover  # type: ignore[method-assign]
-        with closing(sqlite3.connect(path, isolation_level=None)) as shell:
-            shell.execute("BEGIN IMMEDIATE")
-            if rows(path, "SELECT owner_id FROM tasks")[0]["owner_id"] is not None:
-                pytest.skip("the peer was quicker than the lock")
-            # once because somebody left, and once because a lock was found free
-            async with asyncio.timeout(10):
-                await tried.acquire()
-                await tried.acquire()
-            shell.execute("ROLLBACK")
+            monkeypatch.setattr(recoverer, "recover", refused_at_first)
 
         async with asyncio.timeout(10):
             await next_event(peer, EventType.REATTACHED, task_id="t")
+    assert refusals == 0
 
 
 async def test_what_cannot_be_shown_of_an_exception_does_not_keep_its_task_running(store: TaskStore) -> None:
