@@ -57,7 +57,7 @@ class Batch:
     results: list[Any] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
     events: list[Committed] = field(default_factory=list)
-    fatal: StorageError | None = None
+    fatal: StoreError | None = None
 
 
 class _Lost(Exception):
@@ -93,8 +93,9 @@ class Committer:
         self._checkpointer: sqlite3.Connection | None = None
         self._unchecked_pages = 0.0
         self._wal: guards.FileIdentity | None = None
-        self._foreign_version = data_version(self._raw)
+        self._foreign_version = self._guarded_version = data_version(self._raw)
         self.foreign_seen = False
+        self.guard: Callable[[Transaction], StoreError | None] | None = None
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -160,6 +161,12 @@ class Committer:
             self._refuse(chosen, _named(error, self._path), batch)
             return
         tx = Transaction(self._raw, utc_text(time.time()))
+        forbidden = self._ask_guard(tx)
+        if forbidden is not None:
+            _roll_back(self._raw)
+            self._refuse(chosen, forbidden, batch)
+            batch.fatal = forbidden
+            return
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
@@ -186,6 +193,15 @@ class Committer:
         batch.errors.update(errors)
         batch.events += tx.events
         self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
+
+    def _ask_guard(self, tx: Transaction) -> StoreError | None:
+        """Ask, if another connection committed since the last time, whether this one still may."""
+        if self.guard is None or self._guarded_version == self._foreign_version:
+            return None
+        forbidden = self.guard(tx)
+        if forbidden is None:
+            self._guarded_version = self._foreign_version
+        return forbidden
 
     def _check_in_place(self) -> None:
         """

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from . import queries, transitions
+from .commands import Command, Progress, Save
 from .database import Transaction
-from .lifecycle import Command, Progress, Save
 from .models import Scope, StopReason, TaskRecord, Verdict, check_text
 from .registry import to_json
 from .runner import Body
@@ -106,4 +106,3 @@ class TaskContext:
         outcome = await self._writer.run(unit)
         if outcome.verdict is not Verdict.APPLIED:
             raise transitions.stale(outcome.task, self.attempt)
-        self._body.task = outcome.task

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import logging
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from . import owners, queries, transitions
+from . import owners, queries, session_queries, transitions
+from .callbacks import Callbacks
 from .database import Reader, Transaction
-from .errors import StoreClosed, StoreReadOnly
+from .errors import StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed
+from .gathering import Gathering
 from .lifecycle import Task
 from .models import Scope, TaskFilter, TaskRecord, check_id, check_text
 from .owners import Life
@@ -23,6 +28,9 @@ from .runner import Runner
 from .writer import Writer
 
 __all__ = ["Core"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _LOOK = 0.25
 """Seconds between looks at the lock of another process's owner while its confirmation of a cancel is awaited."""
@@ -44,6 +52,8 @@ class Core:
     writer: Writer | None = None
     owner_id: int | None = None
     runner: Runner | None = None
+    callbacks: Callbacks | None = None
+    gatherings: dict[str, Gathering] = field(default_factory=dict)
     is_closing: bool = False
 
     def to_request(self) -> Writer:
@@ -89,13 +99,37 @@ class Core:
         Raises:
             UnknownSession: it has not.
         """
-        if not await self.reader.rows(queries.SESSION, {"scope": str(scope)}):
+        if not await self.reader.rows(session_queries.SESSION, {"scope": str(scope)}):
             raise transitions.unknown_session(scope)
 
     async def list(self, wanted: TaskFilter) -> list[TaskRecord]:
         """Read the tasks a filter wants, by ``task_seq``."""
         rows = await self.reader.rows(*queries.list_tasks(wanted))
         return [queries.task_record(Task._make(row)) for row in rows]
+
+    async def look(self, function: Callable[[Transaction], T]) -> T:
+        """Run a function of a transaction that only reads, on one state of the file."""
+
+        def read(raw: sqlite3.Connection) -> T:
+            raw.execute("BEGIN").fetchall()
+            try:
+                return function(Transaction(raw, ""))
+            finally:
+                raw.execute("ROLLBACK").fetchall()
+
+        return await self.reader.run(read)
+
+    async def mark_read(self, handle_id: str) -> bool:
+        """Note that an outcome is handed out through a handle; whoever only reads does not read it in that sense."""
+        if self.writer is None or self.is_closing:
+            return False
+        try:
+            await self.writer.run(lambda tx: session_queries.mark_read(tx, handle_id))
+        except StoreError:
+            # the outcome is known, and will be handed out again
+            log.warning("reading_not_noted", extra={"handle_id": handle_id}, exc_info=True)
+            return False
+        return True
 
     # --- waiting ---
 
@@ -115,32 +149,47 @@ class Core:
             return await self.end_of(task_seq)
 
     async def end_of(self, task_seq: int) -> Task:
-        """Wait until a task has ended and return its row; gives back the slot of a body that waits."""
-        waiter = self.feed.wait_for_end(task_seq)
+        """Wait until a task has ended and return its row."""
+        return (await self.ends_of([task_seq]))[0]
+
+    async def ends_of(self, task_seqs: Sequence[int]) -> list[Task]:
+        """Wait until each of several tasks has ended, without the slot of a body that waits, and return their rows."""
+        waiters = {task_seq: self.feed.wait_for_end(task_seq) for task_seq in task_seqs}
         try:
-            if self.runner is None or not self.runner.is_live(task_seq):
-                task = await self.task(task_seq)
-                if task.is_terminal:
-                    return task
-            if self.runner is None:
-                ended = await waiter
-            else:
-                ended = await self.runner.wait_without_slot(waiter)
+            rows = {task_seq: await self._ended_already(task_seq) for task_seq in task_seqs}
+            missing = [waiters[task_seq] for task_seq, row in rows.items() if row is None]
+            if missing:
+                all_ended = missing[0] if len(missing) == 1 else asyncio.gather(*missing)
+                await (all_ended if self.runner is None else self.runner.wait_without_slot(all_ended))
         finally:
-            self.feed.forget(task_seq, waiter)
-        return await self.task(task_seq) if ended is None else ended
+            for task_seq, waiter in waiters.items():
+                self.feed.forget(task_seq, waiter)
+        return [rows[seq] or waiters[seq].result() or await self.task(seq) for seq in task_seqs]
+
+    async def _ended_already(self, task_seq: int) -> Task | None:
+        """Read a row, unless it is known to be live, and return it if it has its outcome; its waiter stands already."""
+        if self.runner is not None and self.runner.is_live(task_seq):
+            return None
+        task = await self.task(task_seq)
+        return task if task.is_terminal else None
 
     # --- cancelling ---
 
     async def cancel(
         self, task: Callable[[Transaction], Task], reason: str | None, timeout: float | None
     ) -> TaskRecord:
-        """Request the cancel of the row a function of the transaction finds, and wait for the body's stop."""
+        """Request the cancel of the row a function of the transaction finds, and of all below it; wait for its stop."""
         if reason is not None:
             check_text("reason", reason)
-        writer, requester = self.to_request(), _requester(self.runtime)
-        outcome = await writer.run(lambda tx: transitions.request_cancel(tx, task(tx), reason, requester))
-        row = await self._finished_for_the_dead(writer, outcome.task)
+        writer, requester = self.to_request(), self.requester
+        outcomes = await writer.run(lambda tx: transitions.request_cancel(tx, task(tx), reason, requester))
+        return await self.confirmed([outcome.task for outcome in outcomes], timeout)
+
+    async def confirmed(self, tasks: Sequence[Task], timeout: float | None) -> TaskRecord:
+        """Wait for the end of the first of cancelled tasks; none of them waits for an owner that is dead."""
+        writer = self.to_request()
+        rows = [await self._finished_for_the_dead(writer, task) for task in tasks]
+        row = rows[0]
         if not row.is_terminal:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
@@ -152,24 +201,30 @@ class Core:
         """Wait for the end of a cancelled task, looking whether its owner still lives if that is somebody else."""
         pause = None if task.owner_id == self.owner_id else _LOOK
         while not task.is_terminal:
+            if task.owner_id is None and task.awaits_callback:
+                # nobody can call it before the work is registered again
+                return task
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     return await self.end_of(task.task_seq)
-            task = await self._finished_for_the_dead(writer, task)
+            task = await self._finished_for_the_dead(writer, await self.task(task.task_seq))
         return task
 
     async def _finished_for_the_dead(self, writer: Writer, task: Task) -> Task:
         """End a cancelled task if its owner is dead, or has closed and left it; return the row."""
         owner_id = task.owner_id
-        if task.is_terminal or owner_id is None or owner_id == self.owner_id:
-            return task
-        owner = OwnerRow._make((await self.reader.rows(queries.OWNER, {"owner_id": owner_id}))[0])
-        if owner.ended_at is None and owners.life_of(self.path, owner) is not Life.DEAD:
+        if task.is_terminal or owner_id is None or owner_id == self.owner_id or not await self.is_gone(owner_id):
             return task
         outcome = await writer.run(lambda tx: transitions.finish_cancel(tx, task.task_seq, owner_id))
         return outcome.task
 
+    async def is_gone(self, owner_id: int) -> bool:
+        """Say whether an owner has ended, or its lock is free."""
+        rows = await self.reader.rows(queries.OWNER, {"owner_id": owner_id})
+        owner = OwnerRow._make(rows[0])
+        return owner.ended_at is not None or owners.life_of(self.path, owner) is Life.DEAD
 
-def _requester(runtime: str | None) -> str:
-    """Name who asks, for the row and the event of a cancel."""
-    return f"{runtime} pid {os.getpid()} on {platform.node()}"
+    @property
+    def requester(self) -> str:
+        """Who asks, for the row and the event of a cancel."""
+        return f"{self.runtime} pid {os.getpid()} on {platform.node()}"

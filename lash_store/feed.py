@@ -15,6 +15,7 @@ from .database import Committed, Reader
 from .errors import StoreClosed, StoreError
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, Scope, TaskEvent
+from .statements import names
 
 __all__ = ["Feed", "Subscription"]
 
@@ -233,7 +234,7 @@ class Subscription(AsyncIterator[TaskEvent]):
         if self._scope is not None:
             self._chosen["scope"] = self._scope
         if self._types is not None:
-            self._chosen["types"] = queries.names(self._types)
+            self._chosen["types"] = names(self._types)
         self._offered: deque[Committed] = deque()
         self._paged: deque[Committed] = deque()
         self.wake = asyncio.Event()

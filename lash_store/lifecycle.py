@@ -7,27 +7,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .models import EventType, Recovery, TaskState, Verdict
+from .commands import (
+    Abandon,
+    BeginCallback,
+    CallbackFailed,
+    Claim,
+    Command,
+    Complete,
+    ConfirmCancel,
+    Fail,
+    Flip,
+    GiveUp,
+    Move,
+    Notify,
+    Progress,
+    Rebind,
+    Release,
+    RequestCancel,
+    Save,
+    Settle,
+    Start,
+)
+from .models import ClosePolicy, EventType, Recovery, TaskMode, TaskState, Verdict
 
 __all__ = [
+    "CUT_OFF",
+    "DEFAULTS",
     "JSON_COLUMNS",
     "LIVE_STATES",
     "TERMINAL_EVENTS",
     "TERMINAL_STATES",
-    "Abandon",
     "Change",
-    "Claim",
-    "Command",
-    "Complete",
-    "ConfirmCancel",
-    "Fail",
-    "Fence",
-    "Progress",
     "Refused",
-    "Release",
-    "RequestCancel",
-    "Save",
-    "Start",
     "Task",
     "decide",
     "fold",
@@ -39,8 +50,11 @@ TERMINAL_STATES = tuple(state for state in TaskState if state.is_terminal)
 LIVE_STATES = tuple(state for state in TaskState if not state.is_terminal)
 TERMINAL_EVENTS = (EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED, EventType.ABANDONED)
 
-JSON_COLUMNS = frozenset({"arguments", "result", "failure", "evidence"})
+JSON_COLUMNS = frozenset({"arguments", "result", "failure", "evidence", "callback_error"})
 """Columns of `tasks` that hold JSON text; in event data they stand as JSON, not as text of it."""
+
+DEFAULTS: Mapping[str, Any] = {"close_policy": ClosePolicy.KEEP, "notify_on_end": 0, "has_callback": 0}
+"""What a row has in columns that its first event does not name."""
 
 
 class Task(NamedTuple):
@@ -73,6 +87,14 @@ class Task(NamedTuple):
     started_at: str | None
     updated_at: str
     completed_at: str | None
+    parent_seq: int | None
+    child_session_id: str | None
+    close_policy: str
+    idempotency_key: str | None
+    notify_on_end: int
+    has_callback: int
+    callback_begun_at: str | None
+    callback_error: str | None
 
     @property
     def is_terminal(self) -> bool:
@@ -88,102 +110,21 @@ class Task(NamedTuple):
     @property
     def is_executing(self) -> bool:
         """Whether some owner's body is on the row: the execution a crash of that owner would end."""
-        return self.state in {TaskState.RUNNING, TaskState.WAITING, TaskState.CANCEL_REQUESTED}
+        return self.mode != TaskMode.EXTERNAL and self.state in {
+            TaskState.RUNNING,
+            TaskState.WAITING,
+            TaskState.CANCEL_REQUESTED,
+        }
 
+    @property
+    def is_external(self) -> bool:
+        """Whether somebody else does the work."""
+        return self.mode == TaskMode.EXTERNAL
 
-class Fence(NamedTuple):
-    """What a write from a body names, so that a zombie's is refused: its attempt, and the owner that ran it."""
-
-    attempt: int
-    owner_id: int
-
-
-# --- commands: what somebody asks of a row --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start a body of a row that *from_owner* holds; *crashed* when that owner died while it executed the row."""
-
-    owner_id: int
-    from_owner: int | None
-    reattach: bool = False
-    crashed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Take a row over without starting it: no slot is free."""
-
-    owner_id: int
-    crashed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give a row back to whoever may run it next."""
-
-    reason: str
-    crashed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RequestCancel:
-    """Ask for the end of a task, durably."""
-
-    reason: str | None
-    by: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConfirmCancel:
-    """Say that the body of a cancelled task has stopped; no fence when its owner is dead."""
-
-    fence: Fence | None
-
-
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """Store a body's result, as JSON text."""
-
-    fence: Fence
-    result: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Store a failure, as JSON text; no fence when recovery gives a task up."""
-
-    fence: Fence | None
-    failure: str
-    crashed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Say that nobody will ever know the outcome; *evidence* is JSON text."""
-
-    evidence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Show how far a body has come."""
-
-    fence: Fence
-    message: str
-    fraction: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Note that a checkpoint of *size* bytes was stored."""
-
-    fence: Fence
-    size: int
-
-
-Command = Start | Claim | Release | RequestCancel | ConfirmCancel | Complete | Fail | Abandon | Progress | Save
+    @property
+    def awaits_callback(self) -> bool:
+        """Whether a cancel was requested that only the task's registrar can see through: its callback has not begun."""
+        return self.state == TaskState.CANCEL_REQUESTED and bool(self.has_callback) and self.callback_begun_at is None
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -215,6 +156,7 @@ _STAMPS = {
     EventType.STARTED: ("started_at", "updated_at"),
     EventType.REATTACHED: ("started_at", "updated_at"),
     EventType.CANCEL_REQUESTED: ("cancel_requested_at", "updated_at"),
+    EventType.TRANSFERRED: (),
     **dict.fromkeys(TERMINAL_EVENTS, ("completed_at", "updated_at")),
 }
 
@@ -233,22 +175,32 @@ def decide(task: Task, command: Command, now: str) -> Change | Refused:
     fence = getattr(command, "fence", None)
     if fence is not None and fence != (task.attempt, task.owner_id):
         return _STALE
+    if isinstance(command, Move):
+        return Change(EventType.TRANSFERRED, {"scope": command.scope}) if command.scope != task.scope else _UNCHANGED
     if task.completed_at is not None:
         return _already_ended(task, command)
-    if fence is not None and not task.is_executing:
+    if fence is not None and not task.is_executing and not task.is_external:
         return _STALE
-    change = _decide_live(task, command, now)
+    change = (_decide_external if task.is_external else _decide_live)(task, command, now)
     if isinstance(change, Refused):
         return change
     return Change(change.type, {**change.columns, **dict.fromkeys(stamps(change.type), now)}, change.detail)
 
 
-_OUTCOME = {Complete: TaskState.COMPLETED, Fail: TaskState.FAILED, Abandon: TaskState.ABANDONED}
+_OUTCOME = {
+    Complete: TaskState.COMPLETED,
+    Fail: TaskState.FAILED,
+    Abandon: TaskState.ABANDONED,
+    GiveUp: TaskState.ABANDONED,
+}
 
 
 def _already_ended(task: Task, command: Command) -> Refused:
     if isinstance(command, RequestCancel | ConfirmCancel):
         return _UNCHANGED if task.state == TaskState.CANCELLED else _SUPERSEDED
+    if isinstance(command, Settle):
+        same = (command.state, command.result, command.failure) == (task.state, task.result, task.failure)
+        return _UNCHANGED if same else _SUPERSEDED
     return _UNCHANGED if _OUTCOME.get(type(command)) == task.state else _SUPERSEDED
 
 
@@ -299,12 +251,10 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
                     "cancel_requested_by": by,
                     "cancel_requested_at": now,
                 },
+                _because(command),
             )
-        case RequestCancel(reason=reason, by=by):
-            return Change(
-                EventType.CANCEL_REQUESTED,
-                {"state": TaskState.CANCEL_REQUESTED, "cancel_reason": reason, "cancel_requested_by": by},
-            )
+        case RequestCancel():
+            return _requested(command)
         case ConfirmCancel() if requested:
             return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED})
         case ConfirmCancel():
@@ -315,10 +265,98 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return Change(EventType.FAILED, {"state": TaskState.FAILED, "failure": failure, **_spent(task, crashed)})
         case Abandon(evidence=evidence):
             return Change(EventType.ABANDONED, {"state": TaskState.ABANDONED, "evidence": evidence})
-        case Progress(message=message, fraction=fraction):
-            return Change(EventType.PROGRESS, {"progress": message, "fraction": fraction})
+        case GiveUp(reason=reason) if task.recovery == Recovery.RERUN and not requested:
+            if task.state == TaskState.PENDING and task.owner_id is None:
+                return _UNCHANGED
+            return Change(
+                EventType.RELEASED,
+                {"state": TaskState.PENDING, "owner_id": None, "attempt": _fenced_out(task)},
+                {"reason": reason, "previous_owner_id": task.owner_id},
+            )
+        case GiveUp(evidence=evidence):
+            return Change(
+                EventType.ABANDONED,
+                {"state": TaskState.ABANDONED, "evidence": evidence, "attempt": _fenced_out(task)},
+            )
         case Save(size=size):
             return Change(EventType.SAVED, {}, {"bytes": size})
+    return _decide_any(command)
+
+
+def _decide_external(task: Task, command: Command, now: str) -> Change | Refused:
+    requested = task.state == TaskState.CANCEL_REQUESTED
+    match command:
+        case Rebind(from_owner=from_owner) if from_owner != task.owner_id:
+            return _SUPERSEDED
+        case Rebind(owner_id=owner_id, has_callback=has_callback):
+            return Change(
+                EventType.REATTACHED,
+                {"owner_id": owner_id, "has_callback": int(has_callback)},
+                {"previous_owner_id": task.owner_id},
+            )
+        case Release() if task.owner_id is None:
+            return _UNCHANGED
+        case Release(reason=reason):
+            # the work goes on elsewhere: the state stays as it is
+            return Change(
+                EventType.RELEASED, {"owner_id": None}, {"reason": reason, "previous_owner_id": task.owner_id}
+            )
+        case RequestCancel() if requested:
+            return _UNCHANGED
+        case RequestCancel():
+            return _requested(command)
+        case BeginCallback() if task.awaits_callback:
+            return Change(EventType.STATE_CHANGED, {"callback_begun_at": now})
+        case CallbackFailed(error=error) if requested:
+            return Change(EventType.CALLBACK_FAILED, {"callback_error": error})
+        case ConfirmCancel() if requested:
+            return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED})
+        case Flip(state=state) if not requested:
+            return _UNCHANGED if state == task.state else Change(EventType.STATE_CHANGED, {"state": state})
+        case Settle(state=TaskState.CANCELLED, reason=reason):
+            why = {} if reason is None or requested else {"cancel_reason": reason}
+            return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED, **why})
+        case Settle(state=TaskState.COMPLETED, result=result):
+            return Change(EventType.COMPLETED, {"state": TaskState.COMPLETED, "result": result})
+        case Settle(state=TaskState.FAILED, failure=failure):
+            return Change(EventType.FAILED, {"state": TaskState.FAILED, "failure": failure})
+        case Abandon(evidence=evidence) | GiveUp(evidence=evidence):
+            return Change(EventType.ABANDONED, {"state": TaskState.ABANDONED, "evidence": evidence})
+    return _decide_any(command)
+
+
+def _decide_any(command: Command) -> Change | Refused:
+    """What does not depend on who does the work."""
+    match command:
+        case Progress(message=message, fraction=fraction):
+            shown = {"progress": message, "fraction": fraction}
+            if command.fence is None:
+                shown = {name: value for name, value in shown.items() if value is not None}
+            return Change(EventType.PROGRESS, shown) if shown else _UNCHANGED
+        case Notify(note=note):
+            return Change(EventType.NOTED, {}, note)
+    return _SUPERSEDED
+
+
+def _requested(command: RequestCancel) -> Change:
+    return Change(
+        EventType.CANCEL_REQUESTED,
+        {
+            "state": TaskState.CANCEL_REQUESTED,
+            "cancel_reason": command.reason,
+            "cancel_requested_by": command.by,
+        },
+        _because(command),
+    )
+
+
+def _because(command: RequestCancel) -> dict[str, int] | None:
+    return None if command.because_of is None else {"because_of": command.because_of}
+
+
+def _fenced_out(task: Task) -> int:
+    """Return the attempt that no body has: nobody writes under the old one any more."""
+    return task.attempt + 1 if task.is_executing else task.attempt
 
 
 def _spent(task: Task, crashed: bool) -> dict[str, int]:
@@ -328,13 +366,22 @@ def _spent(task: Task, crashed: bool) -> dict[str, int]:
 # --- recovery: the table of what becomes of a row whose owner is gone -----------------------------------------------
 
 
+CUT_OFF = json.dumps(
+    {"type": "CallbackCutOff", "message": "its owner went away while the callback ran", "traceback": None}
+)
+"""The error of a callback that a crash ended."""
+
+
 def recover(task: Task, *, owner_id: int, known: bool, slot: bool, evidence: str) -> Command:
     """
-    Choose the command for a live managed row whose owner is dead or NULL; first match wins.
+    Choose the command for a live row whose owner is dead or NULL; first match wins.
 
     *known*: its function is registered with *owner_id*. *slot*: a body may be started now. *evidence* is the JSON text stored
     with a row that is abandoned.
     """
+    if task.is_external:
+        requested = task.state == TaskState.CANCEL_REQUESTED
+        return ConfirmCancel(None) if requested and not task.awaits_callback else Release("owner_died")
     crashed = task.is_executing
     spent = task.attempts_spent + crashed
     if task.state == TaskState.CANCEL_REQUESTED:
@@ -361,7 +408,7 @@ def fold(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Every key of ``data`` that names a column is that column's new value; ``attempt`` and ``scope`` are the event's own, and
     `stamps` says which columns take its time. JSON columns come back as JSON values, not as text.
     """
-    row: dict[str, Any] = dict.fromkeys(Task._fields)
+    row: dict[str, Any] = {**dict.fromkeys(Task._fields), **DEFAULTS}
     for event in events:
         data = event["data"]
         row.update({column: data[column] for column in row.keys() & data.keys()})

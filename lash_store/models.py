@@ -13,10 +13,15 @@ from .errors import InvalidId
 
 __all__ = [
     "CancelPolicy",
+    "CancelReport",
+    "ClosePolicy",
+    "CloseReport",
     "EventType",
     "Evidence",
     "Failure",
     "HandleRole",
+    "Handoff",
+    "Note",
     "OwnerEnd",
     "Recovery",
     "RecoveryReport",
@@ -29,6 +34,7 @@ __all__ = [
     "TaskMode",
     "TaskRecord",
     "TaskState",
+    "Transition",
     "Verdict",
     "check_id",
     "check_text",
@@ -91,6 +97,14 @@ class CancelPolicy(StrEnum):
 
     COOPERATIVE = "cooperative"
     ABORT_LOCAL = "abort_local"
+
+
+class ClosePolicy(StrEnum):
+    """What becomes of a live task when its session closes: it goes on there, is cancelled, or is transferred."""
+
+    KEEP = "keep"
+    CANCEL = "cancel"
+    TRANSFER = "transfer"
 
 
 class HandleRole(StrEnum):
@@ -228,13 +242,15 @@ class Failure(_Record):
 
 
 class Evidence(_Record):
-    """What is known of a task nobody finished: the owner that had it, and how it ended."""
+    """What is known of a task nobody finished: the owner that had it, how that ended, and who gave it up, and why, if one did."""
 
     owner_id: int | None
     pid: int | None = None
     host: str | None = None
     end: str
     found_at: datetime
+    reason: str | None = None
+    by: str | None = None
 
 
 class TaskRecord(_Record):
@@ -242,7 +258,9 @@ class TaskRecord(_Record):
     One incarnation of a task as its row stood when it was read.
 
     ``arguments`` and ``result`` are JSON values; ``fraction`` is 0 to 1; times are aware UTC datetimes. ``attempt`` counts
-    executions from 1 (0: never started), ``attempts_spent`` those that a crash ended.
+    executions from 1 (0: never started, and external work), ``attempts_spent`` those that a crash ended. ``parent_seq`` is the
+    ``task_seq`` of the parent; ``child_session_id`` the session a sub-agent works in. ``has_callback``, ``callback_begun_at`` and
+    ``callback_error`` tell of the cancel callback of external work.
     """
 
     task_seq: int
@@ -272,6 +290,14 @@ class TaskRecord(_Record):
     started_at: datetime | None
     updated_at: datetime
     completed_at: datetime | None
+    parent_seq: int | None
+    child_session_id: str | None
+    close_policy: ClosePolicy
+    idempotency_key: str | None
+    notify_on_end: bool
+    has_callback: bool
+    callback_begun_at: datetime | None
+    callback_error: Failure | None
 
     @property
     def is_terminal(self) -> bool:
@@ -294,12 +320,82 @@ class TaskEvent(_Record):
 
 
 class SessionRecord(_Record):
-    """One agent conversation inside a runtime."""
+    """
+    One agent conversation inside a runtime.
+
+    ``sync_needed``: hidden work was started since the session last took its state up; see `SessionTasks.await_background_work`.
+    ``unread_notes`` is how much waits in its inbox.
+    """
 
     scope: Scope
+    parent: Scope | None = None
     opened_at: datetime
     closed_at: datetime | None
     live_tasks: int
+    sync_needed: bool = False
+    unread_notes: int = 0
+
+
+class Transition(_Record):
+    """What became of a request: the row as it stands, and whether the request changed it."""
+
+    record: TaskRecord
+    verdict: Verdict
+
+
+class CancelReport(_Record):
+    """How one cancel of many went: the row as it stands, and what went wrong, in the asking or in the task's own callback."""
+
+    record: TaskRecord
+    error: Failure | None = None
+
+
+class Handoff(_Record):
+    """
+    Work handed from one session to another, as it stood when it was done; asked for again, the same comes back.
+
+    *moved* went to the destination; the cancel of *cancelled* was requested.
+    """
+
+    id: str
+    source: Scope
+    destination: Scope
+    moved: tuple[TaskRecord, ...]
+    cancelled: tuple[TaskRecord, ...]
+    at: datetime
+
+
+class CloseReport(_Record):
+    """
+    What became of a session's live tasks when it closed, by their policies.
+
+    *cancelled* holds the rows as they stood when the wait for them was over.
+    """
+
+    scope: Scope
+    closed_at: datetime
+    successor: Scope | None = None
+    kept: tuple[TaskRecord, ...] = ()
+    cancelled: tuple[TaskRecord, ...] = ()
+    transferred: tuple[TaskRecord, ...] = ()
+
+
+class Note(_Record):
+    """
+    What background work says to its session. The *key* makes it one: ``end:<task_seq>`` for the end of a task.
+
+    *data* is a JSON value; for an end: the state, and what came of it.
+    """
+
+    note_seq: int
+    scope: Scope
+    key: str
+    task_seq: int | None
+    task_id: str | None
+    text: str
+    data: JsonValue
+    posted_at: datetime
+    acknowledged_at: datetime | None = None
 
 
 class TaskFilter(_Record):

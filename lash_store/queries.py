@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
-from operator import itemgetter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -19,127 +18,76 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    text,
     update,
 )
-from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.sql.elements import ClauseElement
 
 from .database import Committed, Transaction
-from .lifecycle import JSON_COLUMNS, Task, stamps
+from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps
 from .models import (
     EventType,
     Evidence,
     Failure,
-    HandleRole,
     OwnerEnd,
     Scope,
-    SessionRecord,
     TaskEvent,
     TaskFilter,
     TaskMode,
     TaskRecord,
 )
-from .schema import CHECKPOINT, events, handles, owners, sessions, steps, tasks
+from .schema import CHECKPOINT, events, owners, steps, tasks
+from .statements import ZERO, Hot, hot, names, sql, values, word
 
 __all__ = [
+    "LIVE",
     "event_record",
     "insert_event",
-    "insert_session",
     "insert_task",
-    "session_record",
     "task_record",
     "update_task",
 ]
 
-_DIALECT = sqlite_dialect(paramstyle="named")
-_BY_POSITION = sqlite_dialect(paramstyle="qmark")
-
-
-def _sql(statement: ClauseElement) -> str:
-    compiled = statement.compile(dialect=_DIALECT)
-    hidden = [name for name, value in compiled.params.items() if value is not None]
-    assert not hidden, f"a value stands in the statement where a name should: {hidden}"
-    return str(compiled)
-
-
-class Hot(NamedTuple):
-    """
-    A statement run for every task, with its parameters by position: binding them by name costs half as much as SQLite itself.
-
-    ``arrange`` takes them out of a mapping, in order.
-    """
-
-    sql: str
-    arrange: Callable[[Mapping[str, Any]], tuple[Any, ...]]
-
-
-def _hot(statement: ClauseElement, prefix: str = "") -> Hot:
-    compiled = statement.compile(dialect=_BY_POSITION)
-    names = [name.removeprefix(prefix) for name in compiled.positiontup or ()]  # type: ignore[attr-defined]
-    return Hot(str(compiled), itemgetter(*names))
-
-
-def _word(word: str) -> ColumnElement[str]:
-    """Write a word of ours into a statement; a partial index is used only with a literal."""
-    return literal_column(f"'{word}'", Text)
-
-
-def _values(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """Match *column* against a JSON array bound as *name*: one statement for any number of values."""
-    return column.in_(select(text("value")).select_from(func.json_each(bindparam(name))))
-
-
-def names(values: Iterable[str | int]) -> str:
-    """Write values for a parameter that is matched with a JSON array."""
-    return json.dumps(sorted(values))
-
-
-_NO_OFFSET: ColumnElement[int] = literal_column("0")
-"""SQLAlchemy binds a 0 of its own if none is given."""
-
 _TASK = select(*tasks.c)
 EVENT_COLUMNS = tuple(column.name for column in events.c)
 _EVENT = select(*events.c)
-_LIVE = tasks.c.completed_at.is_(None)
+LIVE = tasks.c.completed_at.is_(None)
 # a scope begins with its runtime and ':'; ';' is the next character, so this is a range of the (scope, id) indexes
 _OF_RUNTIME = and_(
-    tasks.c.scope >= bindparam("runtime", type_=Text) + _word(":"),
-    tasks.c.scope < bindparam("runtime", type_=Text) + _word(";"),
+    tasks.c.scope >= bindparam("runtime", type_=Text) + word(":"),
+    tasks.c.scope < bindparam("runtime", type_=Text) + word(";"),
 )
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
-TASK_BY_SEQ = _sql(_TASK.where(tasks.c.task_seq == bindparam("task_seq")))
+TASK_BY_SEQ = sql(_TASK.where(tasks.c.task_seq == bindparam("task_seq")))
 _OF_ID = and_(tasks.c.scope == bindparam("scope"), tasks.c.id == bindparam("id"))
-TASK_BY_ID = _sql(
+TASK_BY_ID = sql(
     _TASK.where(
         tasks.c.task_seq
         == func.coalesce(
-            select(tasks.c.task_seq).where(_OF_ID, _LIVE).correlate(None).scalar_subquery(),
+            select(tasks.c.task_seq).where(_OF_ID, LIVE).correlate(None).scalar_subquery(),
             select(func.max(tasks.c.task_seq)).where(_OF_ID).correlate(None).scalar_subquery(),
         )
     )
 )
-TASKS_BY_SEQ = _sql(_TASK.where(_values(tasks.c.task_seq, "task_seqs")).order_by(tasks.c.task_seq))
-LIVE_TASK_BY_ID = _sql(_TASK.where(tasks.c.scope == bindparam("scope"), tasks.c.id == bindparam("id"), _LIVE))
-LIVE_TASKS_OF_OWNER = _sql(_TASK.where(tasks.c.owner_id == bindparam("owner_id"), _LIVE).order_by(tasks.c.task_seq))
-_LIVE_TASKS_LEFT = _sql(
+TASKS_BY_SEQ = sql(_TASK.where(values(tasks.c.task_seq, "task_seqs")).order_by(tasks.c.task_seq))
+LIVE_TASK_BY_ID = sql(_TASK.where(tasks.c.scope == bindparam("scope"), tasks.c.id == bindparam("id"), LIVE))
+LIVE_TASKS_OF_OWNER = sql(_TASK.where(tasks.c.owner_id == bindparam("owner_id"), LIVE).order_by(tasks.c.task_seq))
+_LIVE_TASKS_LEFT = sql(
     _TASK.select_from(tasks.outerjoin(owners, owners.c.owner_id == tasks.c.owner_id))
-    .where(_OF_RUNTIME, _LIVE, or_(tasks.c.owner_id.is_(None), owners.c.ended_at.is_not(None)))
+    .where(_OF_RUNTIME, LIVE, or_(tasks.c.owner_id.is_(None), owners.c.ended_at.is_not(None)))
     .order_by(tasks.c.task_seq)
 )
 
 
 @functools.cache
 def _insert_task(columns: tuple[str, ...]) -> Hot:
-    return _hot(insert(tasks).values({column: bindparam(column) for column in columns}).inline())
+    return hot(insert(tasks).values({column: bindparam(column) for column in columns}).inline())
 
 
 @functools.cache
 def _update_task(columns: tuple[str, ...]) -> Hot:
-    return _hot(
+    return hot(
         update(tasks)
         .where(
             tasks.c.task_seq == bindparam("new_task_seq"),
@@ -153,7 +101,7 @@ def _update_task(columns: tuple[str, ...]) -> Hot:
     )
 
 
-NO_TASK = Task._make([None] * len(Task._fields))
+NO_TASK = Task._make(DEFAULTS.get(column) for column in Task._fields)
 """A row before any of its columns is known."""
 
 
@@ -215,12 +163,12 @@ _UNINDEXED_SEQ: ColumnElement[int] = literal_column("+tasks.task_seq", Integer)
 _CHOICES: Mapping[str, ColumnElement[bool]] = {
     "after_seq": tasks.c.task_seq > bindparam("after_seq"),
     "live_after_seq": bindparam("live_after_seq") < _UNINDEXED_SEQ,
-    "states": _values(tasks.c.state, "states"),
-    "kinds": _values(tasks.c.kind, "kinds"),
+    "states": values(tasks.c.state, "states"),
+    "kinds": values(tasks.c.kind, "kinds"),
     "scope": tasks.c.scope == bindparam("scope"),
     "runtime": _OF_RUNTIME,
-    "live": _LIVE,
-    "listed": tasks.c.mode != _word(TaskMode.HIDDEN),
+    "live": LIVE,
+    "listed": tasks.c.mode != word(TaskMode.HIDDEN),
 }
 
 
@@ -250,13 +198,13 @@ def _list_tasks(chosen: frozenset[str]) -> str:
     where = [_CHOICES[name] for name in sorted(chosen)]
     # live rows are few beside a long history: their own index first, then the order
     order = _UNINDEXED_SEQ if "live" in chosen else tasks.c.task_seq
-    return _sql(_TASK.where(*where).order_by(order).limit(bindparam("limit")).offset(_NO_OFFSET))
+    return sql(_TASK.where(*where).order_by(order).limit(bindparam("limit")).offset(ZERO))
 
 
 @functools.cache
 def _count_tasks(chosen: frozenset[str]) -> str:
     where = [_CHOICES[name] for name in sorted(chosen)]
-    return _sql(select(func.count()).select_from(tasks).where(*where))
+    return sql(select(func.count()).select_from(tasks).where(*where))
 
 
 def list_tasks(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
@@ -273,18 +221,18 @@ def count_tasks(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
-_CHECKPOINT = _sql(
+_CHECKPOINT = sql(
     select(steps.c.value).where(
-        steps.c.task_seq == bindparam("task_seq"), steps.c.kind == _word(CHECKPOINT), steps.c.name == _word("")
+        steps.c.task_seq == bindparam("task_seq"), steps.c.kind == word(CHECKPOINT), steps.c.name == word("")
     )
 )
 
-_SAVE_CHECKPOINT = _sql(
+_SAVE_CHECKPOINT = sql(
     sqlite_insert(steps)
     .values(
         task_seq=bindparam("task_seq"),
-        kind=_word(CHECKPOINT),
-        name=_word(""),
+        kind=word(CHECKPOINT),
+        name=word(""),
         attempt=bindparam("attempt"),
         value=bindparam("value"),
         saved_at=bindparam("saved_at"),
@@ -308,60 +256,9 @@ def save_checkpoint(tx: Transaction, task_seq: int, attempt: int, value: str) ->
     tx.one(_SAVE_CHECKPOINT, {"task_seq": task_seq, "attempt": attempt, "value": value, "saved_at": tx.now})
 
 
-# --- sessions, handles ----------------------------------------------------------------------------------------------
-
-SESSION = _sql(select(sessions.c.scope).where(sessions.c.scope == bindparam("scope")))
-_INSERT_SESSION = _sql(
-    insert(sessions).values({name: bindparam(name) for name in ("scope", "runtime", "session_id", "opened_at")})
-)
-_INSERT_HANDLE = _hot(
-    insert(handles)
-    .values(
-        handle_id=bindparam("handle_id"),
-        scope=bindparam("scope"),
-        task_seq=bindparam("task_seq"),
-        role=_word(HandleRole.OWNER),
-        created_at=bindparam("created_at"),
-    )
-    .inline()
-)
-OWNER_HANDLE = _sql(
-    select(handles.c.handle_id).where(
-        handles.c.task_seq == bindparam("task_seq"), handles.c.role == _word(HandleRole.OWNER)
-    )
-)
-SESSIONS = _sql(
-    select(
-        sessions.c.scope,
-        sessions.c.opened_at,
-        sessions.c.closed_at,
-        select(func.count()).select_from(tasks).where(tasks.c.scope == sessions.c.scope, _LIVE).scalar_subquery(),
-    ).order_by(sessions.c.session_seq)
-)
-
-
-def has_session(tx: Transaction, scope: str) -> bool:
-    """Say whether the file has a session."""
-    return tx.one(SESSION, {"scope": scope}) is not None
-
-
-def insert_session(tx: Transaction, scope: Scope) -> None:
-    """Insert a session."""
-    tx.one(
-        _INSERT_SESSION,
-        {"scope": str(scope), "runtime": scope.runtime, "session_id": scope.session_id, "opened_at": tx.now},
-    )
-
-
-def insert_owner_handle(tx: Transaction, task: Task, handle_id: str) -> None:
-    """Give the task's session the handle that may cancel it."""
-    columns = {"handle_id": handle_id, "scope": task.scope, "task_seq": task.task_seq, "created_at": tx.now}
-    tx.insert(_INSERT_HANDLE.sql, _INSERT_HANDLE.arrange(columns))
-
-
 # --- owners ---------------------------------------------------------------------------------------------------------
 
-_INSERT_OWNER = _sql(
+_INSERT_OWNER = sql(
     insert(owners)
     .values(
         {
@@ -371,7 +268,7 @@ _INSERT_OWNER = _sql(
     )
     .returning(owners.c.owner_id)
 )
-_END_OWNER = _sql(
+_END_OWNER = sql(
     update(owners)
     .where(owners.c.owner_id == bindparam("key_owner_id"), owners.c.ended_at.is_(None))
     .values(ended_at=bindparam("now"), end=bindparam("how"))
@@ -387,12 +284,12 @@ _OWNER = select(
     owners.c.ended_at,
     owners.c.end,
 )
-OPEN_OWNERS = _sql(
+OPEN_OWNERS = sql(
     _OWNER.where(owners.c.runtime == bindparam("runtime"), owners.c.ended_at.is_(None)).order_by(owners.c.owner_id)
 )
-ALL_OPEN_OWNERS = _sql(_OWNER.where(owners.c.ended_at.is_(None)).order_by(owners.c.owner_id))
-OWNER = _sql(_OWNER.where(owners.c.owner_id == bindparam("owner_id")))
-_OPEN_OWNER_BY_TOKEN = _sql(_OWNER.where(owners.c.token == bindparam("token"), owners.c.ended_at.is_(None)))
+ALL_OPEN_OWNERS = sql(_OWNER.where(owners.c.ended_at.is_(None)).order_by(owners.c.owner_id))
+OWNER = sql(_OWNER.where(owners.c.owner_id == bindparam("owner_id")))
+_OPEN_OWNER_BY_TOKEN = sql(_OWNER.where(owners.c.token == bindparam("token"), owners.c.ended_at.is_(None)))
 
 
 class OwnerRow(NamedTuple):
@@ -434,7 +331,7 @@ def owner_is_open(tx: Transaction, token: str) -> bool:
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
-_INSERT_EVENT = _hot(insert(events).values({column: bindparam(column.name) for column in events.c}).inline()).sql
+_INSERT_EVENT = hot(insert(events).values({column: bindparam(column.name) for column in events.c}).inline()).sql
 _EVENTS_A_STATEMENT = 64
 
 
@@ -445,14 +342,14 @@ def _insert_events(count: int) -> str:
     return f"{into} VALUES {', '.join([values] * count)}"
 
 
-EVENT_BY_SEQ = _sql(_EVENT.where(events.c.seq == bindparam("seq")))
-LAST_SEQ = _sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
+EVENT_BY_SEQ = sql(_EVENT.where(events.c.seq == bindparam("seq")))
+LAST_SEQ = sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
 
 _EVENT_CHOICES: Mapping[str, ColumnElement[bool]] = {
     "after": events.c.seq > bindparam("after"),
     "until": events.c.seq <= bindparam("until"),
     "scope": or_(events.c.scope == bindparam("scope"), events.c.from_scope == bindparam("scope")),
-    "types": _values(events.c.type, "types"),
+    "types": values(events.c.type, "types"),
     "task_seq": events.c.task_seq == bindparam("task_seq"),
 }
 
@@ -461,7 +358,7 @@ _EVENT_CHOICES: Mapping[str, ColumnElement[bool]] = {
 def events_page(chosen: frozenset[str]) -> str:
     """Return the statement that pages events in ``seq`` order under the named conditions, up to ``:limit`` of them."""
     where = [_EVENT_CHOICES[name] for name in sorted(chosen)]
-    return _sql(_EVENT.where(*where).order_by(events.c.seq).limit(bindparam("limit")).offset(_NO_OFFSET))
+    return sql(_EVENT.where(*where).order_by(events.c.seq).limit(bindparam("limit")).offset(ZERO))
 
 
 def insert_event(
@@ -547,9 +444,3 @@ def event_record(event: Committed) -> TaskEvent:
         at=event.at,  # type: ignore[arg-type]
         data=json.loads(event.data),
     )
-
-
-def session_record(row: Any) -> SessionRecord:
-    """Build the public record of a session's row."""
-    scope, opened_at, closed_at, live_tasks = row
-    return SessionRecord(scope=Scope.parse(scope), opened_at=opened_at, closed_at=closed_at, live_tasks=live_tasks)

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from . import lifecycle, owners, queries, transitions
+from .commands import ConfirmCancel, Start
 from .database import Reader, Transaction
 from .errors import StoreError
-from .lifecycle import Start, Task
-from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskMode, TaskRecord, Verdict
+from .lifecycle import Task
+from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskRecord, Verdict
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
@@ -35,14 +36,18 @@ _LISTS = {
 }
 
 
-def evidence_of(owner: OwnerRow | None, end: OwnerEnd, now: str) -> str:
-    """Write what is known of an owner that left work without an outcome."""
+def evidence_of(
+    owner: OwnerRow | None, end: OwnerEnd, now: str, reason: str | None = None, by: str | None = None
+) -> str:
+    """Write what is known of an owner that left work without an outcome, and of who gave it up."""
     return Evidence(
         owner_id=None if owner is None else owner.owner_id,
         pid=None if owner is None else owner.pid,
         host=None if owner is None else owner.host,
         end=end,
         found_at=now,  # type: ignore[arg-type]
+        reason=reason,
+        by=by,
     ).model_dump_json()
 
 
@@ -103,14 +108,12 @@ class Recoverer:
         before = len(tx.events)
         unknown: set[str] = set()
         for task in queries.live_tasks_left(tx, self._runtime):
-            if task.mode == TaskMode.EXTERNAL:
-                continue
             if task.may_rerun and task.function not in known:
                 unknown.add(task.function or "")
             slots -= self._recover_task(tx, task, known, slots > 0)
         changed: dict[str, list[TaskRecord]] = {name: [] for name in _LISTS.values()}
         for event in tx.events[before:]:
-            if event.task is not None:
+            if event.task is not None and event.type in _LISTS:
                 changed[_LISTS[EventType(event.type)]].append(queries.task_record(event.task))
         return RecoveryReport.model_validate(
             {"dead_owners": [owner.owner_id for owner in dead], "unknown_functions": sorted(unknown), **changed}
@@ -129,7 +132,10 @@ class Recoverer:
         )
         if isinstance(command, Start):
             return transitions.start(tx, task, command).verdict is Verdict.APPLIED
-        transitions.transition(tx, task, command)
+        if isinstance(command, ConfirmCancel):
+            transitions.end_cancelled(tx, task)
+        else:
+            transitions.transition(tx, task, command)
         return False
 
     async def _bury(self, dead: list[OwnerRow]) -> None:
@@ -146,7 +152,11 @@ class Recoverer:
     async def look_for_peers(self) -> None:
         """Read which other owners of this runtime have not ended; told when somebody else committed."""
         rows = await self._reader.rows(queries.OPEN_OWNERS, {"runtime": self._runtime})
-        peers = [owner for owner in map(OwnerRow._make, rows) if owner.owner_id != self._owner_id]
+        found = list(map(OwnerRow._make, rows))
+        if all(owner.owner_id != self._owner_id for owner in found):
+            # somebody gave this owner up: the writer looks, and stops the store
+            await self._writer.run(lambda tx: None)
+        peers = [owner for owner in found if owner.owner_id != self._owner_id]
         if {owner.owner_id for owner in self._peers} - {owner.owner_id for owner in peers}:
             self._someone_left = True
         self._peers = peers

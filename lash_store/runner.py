@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from . import transitions
+from .commands import Command, Complete, ConfirmCancel, Fail, Fence, Start
 from .database import Committed
 from .errors import (
     CommitInDoubt,
@@ -26,21 +26,18 @@ from .errors import (
     StoreClosed,
     StoreError,
 )
-from .lifecycle import Command, Complete, ConfirmCancel, Fail, Fence, Start, Task
-from .models import CancelPolicy, EventType, Failure, StopReason, TaskState
+from .failures import failure_of
+from .lifecycle import Task
+from .models import CancelPolicy, EventType, StopReason, TaskState
 from .registry import Registry, to_json
 from .slots import Slot, Slots
-from .transitions import Outcome
+from .transitions import Born, Outcome
 from .writer import Unit, Writer
 
 __all__ = ["Body", "Runner"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-_TRACEBACK = 8_000
-_MESSAGE = 2_000
-"""Characters of a failure that are kept: the end of the traceback, the beginning of the message."""
 
 _RETRY = (0.05, 2.0)
 """Seconds between tries to store an outcome on a full or busy disk: first, and at most."""
@@ -60,6 +57,7 @@ class Body:
         self.stopping = asyncio.Event()
         self.coroutine: asyncio.Task[Any] | None = None
         self.is_live = True
+        self.moved_at = 0
         self._grace: asyncio.TimerHandle | None = None
 
     @property
@@ -127,15 +125,32 @@ class Runner:
         """Act on events this process committed, each with the row after it."""
         for event in events:
             task = event.task
+            if task is not None and task.is_external:
+                continue
             if event.type == EventType.REGISTERED and event.local is not None and event.task_seq is not None:
                 self._coroutines[event.task_seq] = event.local
             if task is None:
                 continue
+            self._remember(task)
+            if event.type == EventType.TRANSFERRED:
+                self.note_moved(task.task_seq, task.scope, event.seq)
             if task.owner_id == self._owner_id and not task.is_terminal:
                 self._react_to_own(event, task)
             else:
                 self._react_to_lost(task)
         self._schedule()
+
+    def _remember(self, task: Task) -> None:
+        body = self._bodies.get(task.task_seq)
+        if body is not None and task.attempt == body.fence.attempt:
+            body.task = task
+
+    def note_moved(self, task_seq: int, scope: str, seq: int) -> None:
+        """Learn that a task is in another session since event *seq*, told in whatever order."""
+        body = self._bodies.get(task_seq)
+        if body is not None and seq > body.moved_at:
+            body.moved_at = seq
+            body.task = body.task._replace(scope=scope)
 
     def compare(self, tasks: Iterable[Task]) -> None:
         """Act on rows read from the file, which may be older than what is known here: they only ever stop something."""
@@ -178,7 +193,6 @@ class Runner:
         elif task.state == TaskState.CANCEL_REQUESTED:
             body = self._bodies.get(task.task_seq)
             if body is not None:
-                body.task = task
                 self._cancel(body)
         elif event.type in {EventType.STARTED, EventType.REATTACHED}:
             self._launch(task, event.local)
@@ -193,6 +207,7 @@ class Runner:
                 # before its waiters are told, who may want the slot for the next task
                 body.slot.end()
         else:
+            body.is_live = not task.is_terminal
             body.stop(StopReason.STALE)
 
     def _forget(self, task_seq: int) -> None:
@@ -207,7 +222,7 @@ class Runner:
 
     # --- starting ---
 
-    def create(self, create: Callable[[bool], Unit[Task]]) -> asyncio.Future[Task]:
+    def create(self, create: Callable[[bool], Unit[Born]]) -> asyncio.Future[Born]:
         """
         Submit the unit that creates a task, with its start in the same commit if a slot is free; *create* is told whether.
 
@@ -258,12 +273,15 @@ class Runner:
         self._enqueue(task, reattach=reattach)
         self._schedule()
 
+    def body_here(self) -> Body | None:
+        """Return the body of this store that the caller runs in, if it does."""
+        body = current_body.get()
+        return None if body is None or self._bodies.get(body.task_seq) is not body else body
+
     async def wait_without_slot(self, waiter: asyncio.Future[T]) -> T:
         """Wait for a future; if a body waits here, another may run meanwhile."""
-        body = current_body.get()
-        if body is None or self._bodies.get(body.task_seq) is not body:
-            return await waiter
-        return await body.slot.wait(waiter)
+        body = self.body_here()
+        return await (waiter if body is None else body.slot.wait(waiter))
 
     # --- supervising ---
 
@@ -282,7 +300,7 @@ class Runner:
             command = self._outcome(body, body.coroutine)
         except Exception as error:
             log.exception("outcome_unreadable", extra={"task_seq": body.task_seq})
-            command = Fail(body.fence, _failure(RuntimeError(f"the outcome cannot be told: {type(error).__name__}")))
+            command = Fail(body.fence, failure_of(RuntimeError(f"the outcome cannot be told: {type(error).__name__}")))
         if command is None:
             self._forget_body(body)
         else:
@@ -349,7 +367,7 @@ class Runner:
                 return ConfirmCancel(body.fence)
             if body.stop_reason is StopReason.DETACH:
                 return None
-            return Fail(body.fence, _failure(asyncio.CancelledError("nobody asked for it")))
+            return Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
         error = coroutine.exception()
         if isinstance(error, _Escaped):
             error = error.error
@@ -358,11 +376,11 @@ class Runner:
         if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
             return None
         if error is not None:
-            return Fail(body.fence, _failure(error))
+            return Fail(body.fence, failure_of(error))
         try:
             return Complete(body.fence, to_json(coroutine.result(), f"the result of task {body.task.id!r}"))
         except ResultNotSerializable as not_json:
-            return Fail(body.fence, _failure(not_json))
+            return Fail(body.fence, failure_of(not_json))
 
     # --- closing ---
 
@@ -402,27 +420,3 @@ class _Escaped(Exception):
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
-
-
-def _failure(error: BaseException) -> str:
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"(its message raised {type(broken).__name__})"
-    # the first frame is the runner's own
-    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
-    try:
-        lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
-    except Exception:
-        # an exception may carry what no traceback can show
-        lines = None
-    failure = Failure(
-        type=type(error).__name__,
-        message=_storable(message[:_MESSAGE]),
-        traceback=None if lines is None else _storable(lines[-_TRACEBACK:]),
-    )
-    return failure.model_dump_json()
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

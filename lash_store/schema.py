@@ -23,6 +23,7 @@ from sqlalchemy.types import REAL
 from .lifecycle import LIVE_STATES, TERMINAL_EVENTS
 from .models import (
     CancelPolicy,
+    ClosePolicy,
     EventType,
     HandleRole,
     OwnerEnd,
@@ -35,7 +36,7 @@ from .models import (
 APPLICATION_ID = 0x6C617368
 """``lash`` in ASCII; stands in the header of every store."""
 
-HEAD = "0001"
+HEAD = "0002"
 """The revision this package reads and writes; a test holds it equal to Alembic's head."""
 
 VERSION_TABLE = "lash_store_version"
@@ -52,9 +53,16 @@ def _one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
     return CheckConstraint(_is_one_of(column, values), name=column)
 
 
+def _is_flag(column: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} = 0 OR {column} = 1", name=column)
+
+
 def _json(column: str) -> CheckConstraint:
     return CheckConstraint(f"{column} IS NULL OR json_valid({column})", name=f"{column}_json")
 
+
+HIDDEN_FAILED = "mode = 'hidden' AND (state = 'failed' OR state = 'abandoned')"
+"""What `await_hidden` reports; an index has it, so statements must say it in these words."""
 
 sessions = Table(
     "sessions",
@@ -65,12 +73,17 @@ sessions = Table(
     Column("session_id", Text, nullable=False),
     Column("opened_at", Text, nullable=False),
     Column("closed_at", Text),
+    Column("parent", Text),
+    Column("sync_needed", Integer, _is_flag("sync_needed"), nullable=False, server_default=text("0")),
+    Column("inbox_claim", Text, _json("inbox_claim")),
     UniqueConstraint("scope", name="sessions_scope"),
     CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
     CheckConstraint("instr(runtime, ':') = 0", name="runtime"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
+
+"""``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives."""
 
 owners = Table(
     "owners",
@@ -124,6 +137,20 @@ tasks = Table(
     Column("started_at", Text),
     Column("updated_at", Text, nullable=False),
     Column("completed_at", Text),
+    Column("parent_seq", Integer),
+    Column("child_session_id", Text),
+    Column(
+        "close_policy",
+        Text,
+        _one_of("close_policy", ClosePolicy),
+        nullable=False,
+        server_default=text(f"'{ClosePolicy.KEEP}'"),
+    ),
+    Column("idempotency_key", Text),
+    Column("notify_on_end", Integer, _is_flag("notify_on_end"), nullable=False, server_default=text("0")),
+    Column("has_callback", Integer, _is_flag("has_callback"), nullable=False, server_default=text("0")),
+    Column("callback_begun_at", Text),
+    Column("callback_error", Text, _json("callback_error")),
     _one_of("kind", TaskKind),
     _one_of("mode", TaskMode),
     _one_of("state", TaskState),
@@ -151,6 +178,15 @@ tasks = Table(
 Index("tasks_id", tasks.c.scope, tasks.c.id)
 Index("tasks_live", tasks.c.scope, tasks.c.id, unique=True, sqlite_where=text("completed_at IS NULL"))
 Index("tasks_owned", tasks.c.owner_id, sqlite_where=text("completed_at IS NULL"))
+Index("tasks_children", tasks.c.parent_seq, sqlite_where=text("parent_seq IS NOT NULL"))
+Index("tasks_child_session", tasks.c.child_session_id, sqlite_where=text("child_session_id IS NOT NULL"))
+Index(
+    "tasks_idempotency",
+    tasks.c.scope,
+    tasks.c.idempotency_key,
+    sqlite_where=text("idempotency_key IS NOT NULL"),
+)
+Index("tasks_hidden_failed", tasks.c.scope, sqlite_where=text(HIDDEN_FAILED))
 
 events = Table(
     "events",
@@ -196,6 +232,13 @@ handles = Table(
     sqlite_strict=True,
 )
 Index("handles_owner", handles.c.task_seq, unique=True, sqlite_where=text("role = 'owner'"))
+Index(
+    "handles_observers",
+    handles.c.scope,
+    handles.c.task_seq,
+    unique=True,
+    sqlite_where=text("role = 'observer'"),
+)
 
 steps = Table(
     "steps",
@@ -213,6 +256,55 @@ steps = Table(
 """What a body remembers. Its checkpoint is the row of kind ``checkpoint``."""
 
 CHECKPOINT = "checkpoint"
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("note_seq", Integer, primary_key=True),
+    Column("scope", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("task_seq", Integer),
+    Column("task_id", Text),
+    Column("text", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("posted_at", Text, nullable=False),
+    Column("claim", Text),
+    Column("acknowledged_at", Text),
+    UniqueConstraint("task_seq", "key", name="inbox_key"),
+    CheckConstraint("json_valid(data)", name="data_json"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("inbox_unread", inbox.c.scope, sqlite_where=text("acknowledged_at IS NULL"))
+
+handoffs = Table(
+    "handoffs",
+    metadata,
+    Column("handoff_seq", Integer, primary_key=True),
+    Column("handoff_id", Text, nullable=False),
+    Column("is_named", Integer, nullable=False),
+    Column("source", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("destination", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("kept", Text, nullable=False),
+    Column("moved", Text, nullable=False),
+    Column("cancelled", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    UniqueConstraint("source", "handoff_id", name="handoffs_id"),
+    _is_flag("is_named"),
+    CheckConstraint("json_valid(kept)", name="kept_json"),
+    CheckConstraint("json_valid(moved)", name="moved_json"),
+    CheckConstraint("json_valid(cancelled)", name="cancelled_json"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index(
+    "handoffs_unnamed",
+    handoffs.c.source,
+    handoffs.c.destination,
+    unique=True,
+    sqlite_where=text("is_named = 0"),
+)
+"""One row a handoff: what was to be kept (handles and task ids), and the records as they stood after it."""
 
 TRIGGERS = {
     "tasks_terminal_is_final": """
@@ -253,7 +345,7 @@ SELECT t.scope, t.id, t.kind, t.state, t.attempt,
   CASE WHEN t.fraction IS NULL THEN NULL ELSE printf('%.0f%%', t.fraction * 100) END AS done,
   t.progress,
   {_AGE.format(since="t.created_at")} AS age_seconds,
-  o.pid, t.owner_id, t.label, t.mode, t.recovery, t.task_seq
+  o.pid, t.owner_id, t.label, t.mode, t.recovery, t.task_seq, t.parent_seq, t.child_session_id
 FROM tasks AS t LEFT JOIN owners AS o ON o.owner_id = t.owner_id
 WHERE t.completed_at IS NULL
 ORDER BY +t.task_seq
@@ -278,12 +370,13 @@ LIMIT 100
 """,
     "session_summary": """
 CREATE VIEW session_summary AS
-SELECT s.scope, s.opened_at, s.closed_at,
+SELECT s.scope, s.parent, s.opened_at, s.closed_at,
   COUNT(t.task_seq) FILTER (WHERE t.completed_at IS NULL) AS live,
   COUNT(t.task_seq) FILTER (WHERE t.state = 'completed') AS completed,
   COUNT(t.task_seq) FILTER (WHERE t.state = 'failed') AS failed,
   COUNT(t.task_seq) FILTER (WHERE t.state = 'cancelled') AS cancelled,
   COUNT(t.task_seq) FILTER (WHERE t.state = 'abandoned') AS abandoned,
+  (SELECT COUNT(*) FROM inbox AS n WHERE n.scope = s.scope AND n.acknowledged_at IS NULL) AS unread_notes,
   MAX(t.updated_at) AS last_change
 FROM sessions AS s LEFT JOIN tasks AS t ON t.scope = s.scope
 GROUP BY s.session_seq

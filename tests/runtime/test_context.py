@@ -21,7 +21,7 @@ from lash_store import (
     TaskStore,
     transitions,
 )
-from lash_store.lifecycle import Start
+from lash_store.commands import Start
 from tests.runtime.support import event_types, rows
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from lash_store import lifecycle
-from lash_store.lifecycle import (
+from lash_store.commands import (
     Abandon,
-    Change,
     Claim,
     Command,
     Complete,
@@ -18,15 +17,12 @@ from lash_store.lifecycle import (
     Fail,
     Fence,
     Progress,
-    Refused,
     Release,
     RequestCancel,
     Save,
     Start,
-    Task,
-    decide,
-    fold,
 )
+from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
 
 BEFORE, NOW = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z"
@@ -68,6 +64,14 @@ def row(state: str, **changed: Any) -> Task:
         started_at=BEFORE,
         updated_at=BEFORE,
         completed_at=BEFORE if state in TERMINAL else None,
+        parent_seq=None,
+        child_session_id=None,
+        close_policy="keep",
+        idempotency_key=None,
+        notify_on_end=0,
+        has_callback=0,
+        callback_begun_at=None,
+        callback_error=None,
     )
     return task._replace(**changed)
 

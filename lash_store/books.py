@@ -1,0 +1,90 @@
+"""Owns the units that keep the books of external work, which somebody else does: its births, flips, reports and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from . import queries, session_queries, transitions
+from .commands import Command, ConfirmCancel, Rebind
+from .database import Transaction
+from .errors import TaskError
+from .lifecycle import Task
+from .models import Scope, TaskMode, TaskState, Verdict
+from .transitions import Born, NewTask, Outcome
+
+__all__ = ["change", "register", "unregister"]
+
+
+def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
+    """
+    Store external work, or bind it to who registers it again; *gone* are owners whose locks were found free.
+
+    A live row of the same kind is bound again if nobody keeps its books: no owner, one that is gone, or this one without a
+    callback. Under the same idempotency key it comes back as it is.
+
+    Raises:
+        TaskExists: the id is live, and somebody keeps it.
+        IdempotencyConflict, SessionClosed, UnknownSession: see `transitions.create`.
+    """
+    before = transitions.same_before(tx, new)
+    live = before if before is not None and not before.is_terminal else None
+    if before is None:
+        live = queries.live_task_by_id(tx, str(new.scope), new.id)
+    if live is not None and live.is_external and live.kind == new.kind and _is_unkept(tx, live, new.owner_id, gone):
+        if live.state != TaskState.CANCEL_REQUESTED or live.awaits_callback:
+            return _rebind(tx, live, new)
+        live = transitions.end_cancelled(tx, live).task
+    if before is not None:
+        task = live or before
+        return Born(task, session_queries.owner_handle(tx, task.task_seq).handle_id, is_new=False)
+    if live is not None and not live.is_terminal:
+        raise transitions.task_exists(new)
+    return transitions.create(tx, new)
+
+
+def _is_unkept(tx: Transaction, task: Task, owner_id: int, gone: Collection[int]) -> bool:
+    if task.owner_id is None or task.owner_id in gone:
+        return True
+    if task.owner_id == owner_id:
+        return not task.has_callback
+    owner = queries.owner_by_id(tx, task.owner_id)
+    return owner is None or owner.ended_at is not None
+
+
+def _rebind(tx: Transaction, task: Task, new: NewTask) -> Born:
+    command = Rebind(new.owner_id, task.owner_id, new.local is not None)
+    bound = transitions.transition(tx, task, command, local=new.local).task
+    if bound.state == TaskState.CANCEL_REQUESTED and not bound.has_callback:
+        bound = transitions.transition(tx, bound, ConfirmCancel(None)).task
+    return Born(bound, session_queries.owner_handle(tx, task.task_seq).handle_id, is_new=False)
+
+
+def change(tx: Transaction, scope: Scope, task_id: str, command: Command, what: str) -> Outcome:
+    """
+    Change external work as who does it says.
+
+    Raises:
+        TaskError: the store does this work itself, and its body says *what*.
+        TaskNotFound, UnknownSession: no such task.
+    """
+    task = transitions.find(tx, scope, task_id)
+    _refuse_ours(task, what)
+    return transitions.transition(tx, task, command)
+
+
+def unregister(tx: Transaction, scope: Scope, task_id: str, command: Command) -> Outcome | None:
+    """End external work that is live; None if there is none of that id."""
+    task = queries.task_by_id(tx, str(scope), task_id)
+    if task is None or task.is_terminal:
+        return None if task is None else Outcome(task, Verdict.UNCHANGED)
+    _refuse_ours(task, "unregister")
+    return transitions.transition(tx, task, command)
+
+
+def _refuse_ours(task: Task, what: str) -> None:
+    if task.mode != TaskMode.EXTERNAL:
+        raise TaskError(
+            f"task {task.id!r} of session {task.scope!r} is {task.mode}: {what} is for external work; "
+            "its body ends it, or cancel does",
+            task_id=task.id,
+        )

@@ -1,0 +1,210 @@
+"""Owns the commands: what somebody asks of a row, as values; `lifecycle.decide` says what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .models import TaskState
+
+__all__ = [
+    "Abandon",
+    "BeginCallback",
+    "CallbackFailed",
+    "Claim",
+    "Command",
+    "Complete",
+    "ConfirmCancel",
+    "Fail",
+    "Fence",
+    "Flip",
+    "GiveUp",
+    "Move",
+    "Notify",
+    "Progress",
+    "Rebind",
+    "Release",
+    "RequestCancel",
+    "Save",
+    "Settle",
+    "Start",
+]
+
+
+class Fence(NamedTuple):
+    """What a write from a body names, so that a zombie's is refused: its attempt, and the owner that ran it."""
+
+    attempt: int
+    owner_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a body of a row that *from_owner* holds; *crashed* when that owner died while it executed the row."""
+
+    owner_id: int
+    from_owner: int | None
+    reattach: bool = False
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Take a row over without starting it: no slot is free."""
+
+    owner_id: int
+    crashed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give a row back to whoever may run it next."""
+
+    reason: str
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancel:
+    """Ask for the end of a task, durably; *because_of* is the ancestor whose cancel this is part of."""
+
+    reason: str | None
+    by: str
+    because_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmCancel:
+    """Say that the body of a cancelled task has stopped; no fence when its owner is dead."""
+
+    fence: Fence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Store a body's result, as JSON text."""
+
+    fence: Fence
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Store a failure, as JSON text; no fence when recovery gives a task up."""
+
+    fence: Fence | None
+    failure: str
+    crashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Say that nobody will ever know the outcome; *evidence* is JSON text."""
+
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """End or free a task by a person's decision, and fence its body out; *evidence* is JSON text."""
+
+    reason: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Show how far work has come: what is None stays as it is. No fence when it is not the body who says so."""
+
+    fence: Fence | None
+    message: str | None
+    fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Note that a checkpoint of *size* bytes was stored."""
+
+    fence: Fence
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Note that something was put into the inbox of the task's session; no fence at the end of a task."""
+
+    fence: Fence | None
+    note: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Put a task into another session of its runtime; the one change a finished task allows."""
+
+    scope: str
+
+
+# of external work: nobody's body is on the row, so most of them need no fence
+
+
+@dataclass(frozen=True, slots=True)
+class Rebind:
+    """Let *owner_id* keep the books of external work that *from_owner* kept before, with a cancel callback or without."""
+
+    owner_id: int
+    from_owner: int | None
+    has_callback: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Store how external work ended: a state, and JSON text of a result or a failure."""
+
+    state: TaskState
+    result: str | None = None
+    failure: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Say that external work runs, or waits."""
+
+    state: TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class BeginCallback:
+    """Note that the cancel callback is about to be called: never again after this."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackFailed:
+    """Store what the cancel callback raised, as JSON text; the cancel goes on."""
+
+    error: str
+
+
+Command = (
+    Start
+    | Claim
+    | Release
+    | RequestCancel
+    | ConfirmCancel
+    | Complete
+    | Fail
+    | Abandon
+    | GiveUp
+    | Progress
+    | Save
+    | Notify
+    | Move
+    | Rebind
+    | Settle
+    | Flip
+    | BeginCallback
+    | CallbackFailed
+)

@@ -1,0 +1,38 @@
+"""Owns how an exception becomes what a row keeps of it: a type, a bounded message and the end of its traceback."""
+
+from __future__ import annotations
+
+import traceback
+
+from .models import Failure
+
+__all__ = ["failure_of"]
+
+_TRACEBACK = 8_000
+_MESSAGE = 2_000
+"""Characters that are kept: the end of the traceback, the beginning of the message."""
+
+
+def failure_of(error: BaseException) -> str:
+    """Write what is kept of an exception, as JSON text."""
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"(its message raised {type(broken).__name__})"
+    # the first frame is the runner's own
+    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    try:
+        lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
+    except Exception:
+        # an exception may carry what no traceback can show
+        lines = None
+    failure = Failure(
+        type=type(error).__name__,
+        message=_storable(message[:_MESSAGE]),
+        traceback=None if lines is None else _storable(lines[-_TRACEBACK:]),
+    )
+    return failure.model_dump_json()
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,247 @@
+"""Owns a session's right to one task: what it can be named by, what it shows, and the outcome it hands out once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import JsonValue
+
+from . import queries, session_queries, transitions
+from .core import Core
+from .errors import HandleNotVisible, InvalidId, TaskAbandoned, TaskCancelled, TaskError, TaskFailed, TaskNotFound
+from .lifecycle import TERMINAL_EVENTS, Task
+from .models import Evidence, Failure, HandleRole, Scope, TaskEvent, TaskRecord, TaskState, check_id
+from .session_queries import HandleRow
+
+if TYPE_CHECKING:
+    from .sessions import SessionTasks
+
+__all__ = ["Reference", "TaskHandle", "new_handle_id", "outcome_error", "owner_handle", "reference", "references"]
+
+
+class TaskHandle:
+    """
+    A session's right to see one incarnation of a task and, for the one *owner* handle it has, to steer it.
+
+    ``await handle`` gives the result. Cancelling who waits never cancels the task.
+    """
+
+    def __init__(self, core: Core, task: Task, handle_id: str, role: HandleRole = HandleRole.OWNER) -> None:
+        self._core = core
+        self._task = task
+        self._is_read = False
+        self.handle_id = handle_id
+        self.role = role
+
+    def __repr__(self) -> str:
+        return f"<TaskHandle {self._task.scope}/{self.id} #{self.task_seq}>"
+
+    @property
+    def id(self) -> str:
+        """The task's id in its session."""
+        return self._task.id
+
+    @property
+    def task_seq(self) -> int:
+        """The number of this incarnation, for ever."""
+        return self._task.task_seq
+
+    @property
+    def scope(self) -> Scope:
+        """The session the task was in when the handle was made."""
+        return Scope.parse(self._task.scope)
+
+    def to_json(self) -> dict[str, str]:
+        """Return what a model can carry: ``{"__handle__": "task", "id": <handle id>, "tool": <the task's label>}``."""
+        return {"__handle__": "task", "id": self.handle_id, "tool": self._task.label}
+
+    @classmethod
+    async def from_json(cls, session: SessionTasks, value: Mapping[str, Any]) -> TaskHandle:
+        """
+        Read a handle back in the session that has it.
+
+        Raises:
+            InvalidId: not the form that `to_json` gives.
+            HandleNotVisible: the session has no such handle (any more).
+        """
+        if not isinstance(value, Mapping):
+            raise InvalidId(f"a handle's JSON is an object, not {type(value).__name__}")
+        name = reference(value)
+        try:
+            return await session.handle(name)
+        except TaskNotFound as error:
+            raise HandleNotVisible(f"session {str(session.scope)!r} has no handle {name!r}", missing=(name,)) from error
+
+    def __await__(self) -> Generator[Any, None, JsonValue]:
+        return self.result().__await__()
+
+    async def result(self, timeout: float | None = None) -> JsonValue:
+        """
+        Wait for the end and return the result: the stored JSON value, the same in every process.
+
+        That the outcome was handed out, whatever it is, is noted with the handle first: a finished task that was read is not
+        handed over any more.
+
+        Raises:
+            TaskFailed, TaskCancelled, TaskAbandoned: how else it ended.
+            TimeoutError: *timeout* seconds passed; the task goes on.
+            StoreClosed: the store closed meanwhile; the task's row tells the rest.
+        """
+        task = await self._core.end_within(self.task_seq, timeout)
+        if not self._is_read:
+            self._is_read = await self._core.mark_read(self.handle_id)
+        error = outcome_error(task)
+        if error is not None:
+            raise error
+        value: JsonValue = json.loads(task.result or "null")
+        return value
+
+    async def wait(self, timeout: float | None = None) -> TaskRecord:
+        """
+        Wait for the end and return the row, whatever the outcome; after *timeout* seconds, the row as it stands.
+
+        The outcome still counts as unread.
+
+        Raises:
+            StoreClosed: the store closed meanwhile.
+        """
+        try:
+            return queries.task_record(await self._core.end_within(self.task_seq, timeout))
+        except TimeoutError:
+            return await self.record()
+
+    async def record(self) -> TaskRecord:
+        """
+        Return the row as it stands.
+
+        Raises:
+            TaskNotFound: it is not in the file any more.
+        """
+        return queries.task_record(await self._core.task(self.task_seq))
+
+    async def cancel(self, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:
+        """
+        Ask this incarnation to stop; see `SessionTasks.cancel`.
+
+        Raises:
+            HandleNotVisible: the handle only observes.
+        """
+        refuse_observer(self.handle_id, self.role)
+        return await self._core.cancel(lambda tx: transitions.by_seq(tx, self.task_seq), reason, timeout)
+
+    async def events(self) -> AsyncIterator[TaskEvent]:
+        """Yield this incarnation's events from its first, in order, and end after the one that ends it."""
+        async for event in self._core.feed.subscribe(0, task_seq=self.task_seq):
+            yield event
+            if event.type in TERMINAL_EVENTS:
+                return
+
+
+async def owner_handle(core: Core, task: Task) -> TaskHandle:
+    """Read the handle a task was born with."""
+    rows = await core.reader.rows(session_queries.OWNER_HANDLE, {"task_seq": task.task_seq})
+    return TaskHandle(core, task, HandleRow._make(rows[0]).handle_id)
+
+
+def refuse_observer(handle_id: str, role: str) -> None:
+    """
+    Refuse what only the owner handle allows.
+
+    Raises:
+        HandleNotVisible: it is an observer's.
+    """
+    if role != HandleRole.OWNER:
+        raise HandleNotVisible(
+            f"handle {handle_id!r} observes: only the task's own session may do that", missing=(handle_id,)
+        )
+
+
+def outcome_error(task: Task) -> TaskError | None:
+    """Return what awaiting a finished task raises, if it did not complete."""
+    match task.state:
+        case TaskState.FAILED:
+            failure = Failure.model_validate_json(task.failure or "{}")
+            message = f"task {task.id!r} failed: {failure.type}: {failure.message}"
+            return TaskFailed(message, task_id=task.id, failure=failure)
+        case TaskState.CANCELLED:
+            because = "" if task.cancel_reason is None else f": {task.cancel_reason}"
+            message = f"task {task.id!r} was cancelled{because}"
+            return TaskCancelled(message, task_id=task.id, reason=task.cancel_reason)
+        case TaskState.ABANDONED:
+            evidence = Evidence.model_validate_json(task.evidence or "{}")
+            why = f"its owner {evidence.owner_id} {evidence.end}" if evidence.reason is None else evidence.reason
+            message = f"task {task.id!r} was abandoned: {why}; the outcome is unknown"
+            return TaskAbandoned(message, task_id=task.id, evidence=evidence)
+    return None
+
+
+# --- naming tasks ---------------------------------------------------------------------------------------------------
+
+Reference: TypeAlias = TaskHandle | str | Mapping[str, Any]
+"""What names a task in its session: a handle, a handle's id, its JSON, or the task's id."""
+
+
+def reference(value: Reference) -> str:
+    """
+    Return the handle id or task id that a reference stands for.
+
+    Raises:
+        InvalidId: it is none.
+    """
+    if isinstance(value, TaskHandle):
+        return value.handle_id
+    if isinstance(value, Mapping):
+        name = value.get("id")
+        if value.get("__handle__") != "task" or not isinstance(name, str) or not name.startswith("h-"):
+            raise InvalidId(f'{dict(value)!r} is no handle: its JSON is {{"__handle__": "task", "id": "h-…"}}')
+        return check_id("handle id", name)
+    return check_id("task id", value)
+
+
+def references(values: Iterable[Reference]) -> list[str]:
+    """
+    Return what several references stand for.
+
+    Raises:
+        InvalidId: one of them is none, or one was given where several belong.
+    """
+    if isinstance(values, str | Mapping | TaskHandle) or not isinstance(values, Iterable):
+        raise InvalidId(f"give a list of handles or ids, not one {type(values).__name__}")
+    return [reference(value) for value in values]
+
+
+# --- ids ------------------------------------------------------------------------------------------------------------
+
+BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
+"""RFC 4648, sections 6 and 7: the second sorts as its numbers do."""
+
+
+def _pairs(digits: str) -> list[str]:
+    return [high + low for high in digits for low in digits]
+
+
+_PAIRS, _SORTED_PAIRS = _pairs(BASE32), _pairs(_BASE32HEX)
+
+
+def _base32(number: int, digits: int, pairs: list[str]) -> str:
+    return "".join([pairs[number >> shift & 1023] for shift in range(5 * digits - 10, -1, -10)])
+
+
+def new_id(what: str) -> str:
+    """Make a task's id: *what* it is, and 12 random characters."""
+    return f"{what.removeprefix('h-')[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
+
+
+def new_handle_id() -> str:
+    """
+    Make a handle id: ``h-`` and 26 characters, the time in milliseconds first and 80 random bits after it.
+
+    The order of ULIDs (github.com/ulid/spec), so that the index over a long history grows at its end.
+    """
+    number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
+    return f"h-{_base32(number, 26, _SORTED_PAIRS)}"

@@ -1,0 +1,117 @@
+"""Owns the inbox of a session: one reader at a time claims its notes, and acknowledges them by leaving in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from types import TracebackType
+
+from . import owners, session_queries, transitions
+from .core import Core
+from .database import Transaction
+from .errors import InboxBusy, StoreError
+from .models import Note, Scope
+from .owners import Life, OwnerLock
+from .queries import OwnerRow
+
+__all__ = ["Inbox", "look_at_notes"]
+
+
+async def look_at_notes(core: Core, scope: Scope, *, unread: bool) -> list[Note]:
+    """Read a session's notes, the unread ones or all, oldest first; nothing is claimed."""
+    await core.check_session(scope)
+    statement = session_queries.UNREAD_NOTES if unread else session_queries.ALL_NOTES
+    return [session_queries.note_record(row) for row in await core.reader.rows(statement, {"scope": str(scope)})]
+
+
+class Inbox:
+    """
+    ``async with session.inbox() as notes:`` claims a session's unread notes, oldest first, at most *limit* of them.
+
+    Leaving the block acknowledges them; leaving it by an exception gives them again, and so does the reader's death, which the
+    kernel tells by a lock of the claim's own.
+    """
+
+    def __init__(self, core: Core, scope: Scope, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        self._core = core
+        self._scope = scope
+        self._limit = limit
+        self._lock: OwnerLock | None = None
+        self._notes: list[Note] = []
+
+    async def __aenter__(self) -> list[Note]:
+        if self._lock is not None:
+            raise InboxBusy(f"this reader of the inbox of {str(self._scope)!r} is in use: call inbox() once a block")
+        writer = self._core.to_request()
+        dead = await self._dead_readers()
+        self._lock = lock = OwnerLock(self._core.path)
+        lock.acquire()
+        claim = json.dumps({"token": lock.token, **owners.describe_process()})
+        try:
+            self._notes = await writer.run(lambda tx: self._take(tx, lock.token, claim, dead))
+        except BaseException:
+            # it may have been committed all the same, if it is the caller that was cancelled
+            with contextlib.suppress(StoreError):
+                writer.submit(lambda tx: self._let_go(tx, lock, [])).add_done_callback(_ignore)
+            lock.release()
+            self._lock = None
+            raise
+        return self._notes
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lock, self._lock = self._lock, None
+        assert lock is not None
+        done = [note.note_seq for note in self._notes] if kind is None else []
+        try:
+            stored = self._core.to_request().submit(lambda tx: self._let_go(tx, lock, done))
+            stored.add_done_callback(_ignore)
+            await asyncio.shield(stored)
+        except StoreError:
+            # without the lock the claim is a dead reader's, and the notes are given again
+            if kind is None:
+                raise
+        finally:
+            lock.release()
+
+    async def _dead_readers(self) -> frozenset[str]:
+        claims = await self._core.look(session_queries.inbox_claims)
+        readers = [_reader_of(claim) for _, claim in claims]
+        return frozenset(one.token for one in readers if owners.life_of(self._core.path, one) is Life.DEAD)
+
+    def _take(self, tx: Transaction, token: str, claim: str, dead: frozenset[str]) -> list[Note]:
+        if session_queries.session(tx, str(self._scope)) is None:
+            raise transitions.unknown_session(self._scope)
+        for scope, other in session_queries.inbox_claims(tx):
+            reader = _reader_of(other)
+            if reader.token in dead:
+                session_queries.claim_inbox(tx, scope, None)
+                owners.sweep(self._core.path, [reader.token])
+            elif scope == str(self._scope):
+                raise InboxBusy(
+                    f"process {reader.pid} on {reader.host} reads the inbox of {scope!r}: one reader a session, wait for it"
+                )
+        session_queries.claim_inbox(tx, str(self._scope), claim)
+        return session_queries.take_notes(tx, str(self._scope), token, self._limit)
+
+    def _let_go(self, tx: Transaction, lock: OwnerLock, done: list[int]) -> None:
+        session_queries.acknowledge(tx, done, lock.token)
+        row = session_queries.session(tx, str(self._scope))
+        if row is not None and row.inbox_claim is not None and _reader_of(row.inbox_claim).token == lock.token:
+            session_queries.claim_inbox(tx, str(self._scope), None)
+        lock.remove()
+
+
+def _reader_of(claim: str) -> OwnerRow:
+    """Return who claimed an inbox, as one whose lock can be asked."""
+    known = json.loads(claim)
+    fields = {name: known.get(name) for name in OwnerRow._fields}
+    return OwnerRow._make(fields.values())
+
+
+def _ignore(future: asyncio.Future[None]) -> None:
+    _ = future.cancelled() or future.exception()

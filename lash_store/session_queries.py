@@ -1,0 +1,441 @@
+"""Owns the statements about sessions and what they hold: handles, families of tasks, notes and handoffs; decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from .database import Transaction
+from .lifecycle import TERMINAL_EVENTS, Task
+from .models import HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode
+from .queries import LIVE
+from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, sessions, tasks
+from .statements import ONE, ZERO, hot, names, sql, values, word
+
+__all__ = ["HandleRow", "SessionRow"]
+
+# --- sessions -------------------------------------------------------------------------------------------------------
+
+
+class SessionRow(NamedTuple):
+    """One session, as its row stands; *inbox_claim* is JSON text."""
+
+    scope: str
+    parent: str | None
+    closed_at: str | None
+    sync_needed: int
+    inbox_claim: str | None
+
+
+_OF_SCOPE = sessions.c.scope == bindparam("key_scope")
+SESSION = sql(select(*(sessions.c[name] for name in SessionRow._fields)).where(sessions.c.scope == bindparam("scope")))
+_INSERT_SESSION = sql(
+    insert(sessions).values(
+        {name: bindparam(name) for name in ("scope", "runtime", "session_id", "parent", "opened_at")}
+    )
+)
+_ADOPT_SESSION = sql(update(sessions).where(_OF_SCOPE).values(parent=bindparam("new_parent")))
+_CLOSE_SESSION = sql(update(sessions).where(_OF_SCOPE).values(closed_at=bindparam("now")))
+_FLAG_SYNC = sql(update(sessions).where(_OF_SCOPE).values(sync_needed=bindparam("flag")))
+_CLAIM_INBOX = sql(update(sessions).where(_OF_SCOPE).values(inbox_claim=bindparam("claim")))
+_CLAIMS = sql(select(sessions.c.scope, sessions.c.inbox_claim).where(sessions.c.inbox_claim.is_not(None)))
+SESSIONS = sql(
+    select(
+        sessions.c.scope,
+        sessions.c.parent,
+        sessions.c.opened_at,
+        sessions.c.closed_at,
+        select(func.count()).select_from(tasks).where(tasks.c.scope == sessions.c.scope, LIVE).scalar_subquery(),
+        sessions.c.sync_needed,
+        select(func.count())
+        .select_from(inbox)
+        .where(inbox.c.scope == sessions.c.scope, inbox.c.acknowledged_at.is_(None))
+        .scalar_subquery(),
+    ).order_by(sessions.c.session_seq)
+)
+
+# whom a task is born to: one look at its session, and at the newest task that works through that session
+_BIRTHPLACE = hot(
+    select(
+        sessions.c.closed_at,
+        select(func.max(tasks.c.task_seq))
+        .where(
+            tasks.c.child_session_id == sessions.c.session_id,
+            tasks.c.scope >= sessions.c.runtime + word(":"),
+            tasks.c.scope < sessions.c.runtime + word(";"),
+        )
+        .correlate(sessions)
+        .scalar_subquery(),
+        sessions.c.sync_needed,
+    ).where(sessions.c.scope == bindparam("scope"))
+).sql
+
+
+class Birthplace(NamedTuple):
+    """What a new task must know of its session; *agent* is the ``task_seq`` of the sub-agent that works in it, if one does."""
+
+    closed_at: str | None
+    agent: int | None
+    sync_needed: int
+
+
+def session(tx: Transaction, scope: str) -> SessionRow | None:
+    """Return a session's row, if the file has it."""
+    row = tx.one(SESSION, {"scope": scope})
+    return None if row is None else SessionRow._make(row)
+
+
+def birthplace(tx: Transaction, scope: str) -> Birthplace | None:
+    """Return what a new task must know of its session; None if the file has no such session."""
+    row = tx.one(_BIRTHPLACE, (scope,))
+    return None if row is None else Birthplace._make(row)
+
+
+def insert_session(tx: Transaction, scope: Scope, parent: str | None) -> None:
+    """Insert a session."""
+    columns = {"scope": str(scope), "runtime": scope.runtime, "session_id": scope.session_id, "parent": parent}
+    tx.one(_INSERT_SESSION, {**columns, "opened_at": tx.now})
+
+
+def set_parent(tx: Transaction, scope: str, parent: str) -> None:
+    """Give a session a parent."""
+    tx.one(_ADOPT_SESSION, {"key_scope": scope, "new_parent": parent})
+
+
+def set_closed(tx: Transaction, scope: str, closed_at: str | None) -> None:
+    """Close a session, or open it again."""
+    tx.one(_CLOSE_SESSION, {"key_scope": scope, "now": closed_at})
+
+
+def flag_sync(tx: Transaction, scope: str, needed: bool) -> None:
+    """Note whether a session must take its state up again."""
+    tx.one(_FLAG_SYNC, {"key_scope": scope, "flag": int(needed)})
+
+
+def session_record(row: Sequence[Any]) -> SessionRecord:
+    """Build the public record of a row of `SESSIONS`."""
+    scope, parent, opened_at, closed_at, live_tasks, sync_needed, unread_notes = row
+    return SessionRecord(
+        scope=Scope.parse(scope),
+        parent=None if parent is None else Scope.parse(parent),
+        opened_at=opened_at,
+        closed_at=closed_at,
+        live_tasks=live_tasks,
+        sync_needed=bool(sync_needed),
+        unread_notes=unread_notes,
+    )
+
+
+# --- handles --------------------------------------------------------------------------------------------------------
+
+
+class HandleRow(NamedTuple):
+    """One session's right to one incarnation."""
+
+    handle_id: str
+    scope: str
+    task_seq: int
+    role: str
+    read_at: str | None
+
+
+_HANDLE = select(*(handles.c[name] for name in HandleRow._fields))
+_IS_OWNERS = handles.c.role == word(HandleRole.OWNER)
+OWNER_HANDLE = sql(_HANDLE.where(handles.c.task_seq == bindparam("task_seq"), _IS_OWNERS))
+HANDLE_BY_ID = sql(_HANDLE.where(handles.c.handle_id == bindparam("handle_id")))
+_OBSERVERS_HANDLE = sql(
+    _HANDLE.where(
+        handles.c.scope == bindparam("scope"),
+        handles.c.task_seq == bindparam("task_seq"),
+        handles.c.role == word(HandleRole.OBSERVER),
+    )
+)
+_INSERT_HANDLE = hot(
+    insert(handles)
+    .values({name: bindparam(name) for name in ("handle_id", "scope", "task_seq", "role", "created_at")})
+    .inline()
+)
+_MARK_READ = sql(
+    update(handles)
+    .where(handles.c.handle_id == bindparam("key_handle_id"), handles.c.read_at.is_(None))
+    .values(read_at=bindparam("now"))
+)
+_MARK_READ_BY_SEQ = sql(
+    update(handles)
+    .where(values(handles.c.task_seq, "task_seqs"), _IS_OWNERS, handles.c.read_at.is_(None))
+    .values(read_at=bindparam("now"))
+)
+_MOVE_HANDLE = sql(
+    update(handles)
+    .where(handles.c.task_seq == bindparam("key_task_seq"), _IS_OWNERS)
+    .values(scope=bindparam("destination"))
+)
+
+
+def insert_handle(tx: Transaction, handle_id: str, scope: str, task_seq: int, role: HandleRole) -> None:
+    """Give a session a handle on a task."""
+    columns = {"handle_id": handle_id, "scope": scope, "task_seq": task_seq, "role": role, "created_at": tx.now}
+    tx.insert(_INSERT_HANDLE.sql, _INSERT_HANDLE.arrange(columns))
+
+
+def owner_handle(tx: Transaction, task_seq: int) -> HandleRow:
+    """Return the handle a task was born with."""
+    return HandleRow._make(tx.one(OWNER_HANDLE, {"task_seq": task_seq}) or ())
+
+
+def handle_by_id(tx: Transaction, handle_id: str) -> HandleRow | None:
+    """Return a handle, of whatever session."""
+    row = tx.one(HANDLE_BY_ID, {"handle_id": handle_id})
+    return None if row is None else HandleRow._make(row)
+
+
+def observers_handle(tx: Transaction, scope: str, task_seq: int) -> HandleRow | None:
+    """Return the handle through which a session observes a task, if it does."""
+    row = tx.one(_OBSERVERS_HANDLE, {"scope": scope, "task_seq": task_seq})
+    return None if row is None else HandleRow._make(row)
+
+
+def mark_read(tx: Transaction, handle_id: str) -> None:
+    """Note that an outcome was handed out through a handle, unless it was before."""
+    tx.one(_MARK_READ, {"key_handle_id": handle_id, "now": tx.now})
+
+
+def mark_all_read(tx: Transaction, task_seqs: Iterable[int]) -> None:
+    """Note that outcomes were handed out to the sessions of their tasks, unless they were before."""
+    tx.one(_MARK_READ_BY_SEQ, {"task_seqs": names(task_seqs), "now": tx.now})
+
+
+def move_handle(tx: Transaction, task_seq: int, destination: str) -> None:
+    """Put the handle a task was born with into another session."""
+    tx.one(_MOVE_HANDLE, {"key_task_seq": task_seq, "destination": destination})
+
+
+# --- families of tasks ----------------------------------------------------------------------------------------------
+
+_TASK = select(*tasks.c)
+_LIVE_OF_SESSION = sql(_TASK.where(tasks.c.scope == bindparam("scope"), LIVE).order_by(tasks.c.task_seq))
+_LIVE_HIDDEN = sql(
+    _TASK.where(tasks.c.scope == bindparam("scope"), LIVE, tasks.c.mode == word(TaskMode.HIDDEN)).order_by(
+        tasks.c.task_seq
+    )
+)
+_HIDDEN_FAILURES = sql(
+    _TASK.select_from(tasks.join(handles, and_(handles.c.task_seq == tasks.c.task_seq, _IS_OWNERS)))
+    .where(
+        tasks.c.scope == bindparam("scope"),
+        text(HIDDEN_FAILED),
+        or_(
+            handles.c.read_at.is_(None),
+            select(events.c.seq)
+            .where(
+                events.c.task_seq == tasks.c.task_seq,
+                or_(*(events.c.type == word(kind) for kind in TERMINAL_EVENTS)),
+                events.c.seq > bindparam("since"),
+            )
+            .correlate(tasks)
+            .exists(),
+        ),
+    )
+    .order_by(tasks.c.task_seq)
+)
+_BY_KEY = sql(
+    _TASK.where(tasks.c.scope == bindparam("scope"), tasks.c.idempotency_key == bindparam("key"))
+    .order_by(tasks.c.task_seq.desc())
+    .limit(ONE)
+    .offset(ZERO)
+)
+
+_CHILD_SCOPE = case(
+    (
+        tasks.c.child_session_id.is_not(None),
+        func.substr(tasks.c.scope, ONE, func.instr(tasks.c.scope, word(":"))) + tasks.c.child_session_id,
+    ),
+    else_=None,
+).label("child_scope")
+_down = (
+    select(tasks.c.task_seq, _CHILD_SCOPE).where(tasks.c.task_seq == bindparam("task_seq")).cte("down", recursive=True)
+)
+_down = _down.union(
+    select(tasks.c.task_seq, _CHILD_SCOPE).join_from(_down, tasks, tasks.c.parent_seq == _down.c.task_seq),
+    select(tasks.c.task_seq, _CHILD_SCOPE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, LIVE)),
+    # finished sub-agents of a sub-agent's session: what works through theirs descends from them, too
+    select(tasks.c.task_seq, _CHILD_SCOPE).join_from(
+        _down, tasks, and_(tasks.c.child_session_id.is_not(None), tasks.c.scope == _down.c.child_scope)
+    ),
+)
+_LIVE_DESCENDANTS = sql(
+    _TASK.where(
+        tasks.c.task_seq.in_(select(_down.c.task_seq)), LIVE, tasks.c.task_seq != bindparam("task_seq")
+    ).order_by(tasks.c.task_seq)
+)
+
+
+def _tasks(rows: Iterable[Any]) -> list[Task]:
+    return [Task._make(row) for row in rows]
+
+
+def live_tasks_of_session(tx: Transaction, scope: str) -> list[Task]:
+    """Return a session's live tasks, hidden ones too, oldest first."""
+    return _tasks(tx.all(_LIVE_OF_SESSION, {"scope": scope}))
+
+
+def live_hidden_tasks(tx: Transaction, scope: str) -> list[Task]:
+    """Return a session's live hidden tasks, oldest first."""
+    return _tasks(tx.all(_LIVE_HIDDEN, {"scope": scope}))
+
+
+def hidden_failures(tx: Transaction, scope: str, since: int) -> list[Task]:
+    """Return a session's failed or abandoned hidden tasks that nobody was told of, or that ended after event *since*."""
+    return _tasks(tx.all(_HIDDEN_FAILURES, {"scope": scope, "since": since}))
+
+
+def live_descendants(tx: Transaction, task_seq: int) -> list[Task]:
+    """Return the live tasks below one: children by parent, and all in the session a sub-agent works in, at any depth."""
+    return _tasks(tx.all(_LIVE_DESCENDANTS, {"task_seq": task_seq}))
+
+
+def task_by_key(tx: Transaction, scope: str, key: str) -> Task | None:
+    """Return the newest task of a session that was created under an idempotency key."""
+    row = tx.one(_BY_KEY, {"scope": scope, "key": key})
+    return None if row is None else Task._make(row)
+
+
+# --- notes ----------------------------------------------------------------------------------------------------------
+
+_NOTE_COLUMNS = ("note_seq", "scope", "key", "task_seq", "task_id", "text", "data", "posted_at", "acknowledged_at")
+_NOTE = select(*(inbox.c[name] for name in _NOTE_COLUMNS)).where(inbox.c.scope == bindparam("scope"))
+_UNREAD = inbox.c.acknowledged_at.is_(None)
+UNREAD_NOTES = sql(_NOTE.where(_UNREAD).order_by(inbox.c.note_seq))
+ALL_NOTES = sql(_NOTE.order_by(inbox.c.note_seq))
+_INSERT_NOTE = sql(
+    sqlite_insert(inbox)
+    .values({name: bindparam(name) for name in ("scope", "key", "task_seq", "task_id", "text", "data", "posted_at")})
+    .on_conflict_do_nothing(index_elements=[inbox.c.task_seq, inbox.c.key])
+    .returning(inbox.c.note_seq)
+)
+_TAKE_NOTES = sql(
+    _NOTE.where(
+        _UNREAD,
+        or_(
+            inbox.c.claim.is_(None),
+            inbox.c.claim.not_in(
+                select(func.json_extract(sessions.c.inbox_claim, word("$.token"))).where(
+                    sessions.c.inbox_claim.is_not(None)
+                )
+            ),
+        ),
+    )
+    .order_by(inbox.c.note_seq)
+    .limit(bindparam("limit"))
+    .offset(ZERO)
+)
+_MARK_TAKEN = sql(update(inbox).where(values(inbox.c.note_seq, "note_seqs")).values(claim=bindparam("token")))
+_ACKNOWLEDGE = sql(
+    update(inbox)
+    .where(values(inbox.c.note_seq, "note_seqs"), _UNREAD, inbox.c.claim == bindparam("token"))
+    .values(acknowledged_at=bindparam("now"))
+)
+_MOVE_NOTES = sql(
+    update(inbox)
+    .where(inbox.c.task_seq == bindparam("key_task_seq"), inbox.c.scope == bindparam("source"), _UNREAD)
+    .values(scope=bindparam("destination"))
+)
+
+
+def insert_note(tx: Transaction, task: Task, key: str, note: str, data: str) -> int | None:
+    """Post a note of a task to its session and return its number; None if one of that key was posted before."""
+    tx.bytes += len(note) + len(data)
+    columns = {"scope": task.scope, "key": key, "task_seq": task.task_seq, "task_id": task.id, "text": note}
+    row = tx.one(_INSERT_NOTE, {**columns, "data": data, "posted_at": tx.now})
+    return None if row is None else int(row[0])
+
+
+def take_notes(tx: Transaction, scope: str, token: str, limit: int | None) -> list[Note]:
+    """Mark a session's unread notes as a reader's, but for those another live reader has, and return them."""
+    rows = tx.all(_TAKE_NOTES, {"scope": scope, "limit": -1 if limit is None else limit})
+    tx.one(_MARK_TAKEN, {"note_seqs": names(row[0] for row in rows), "token": token})
+    return [note_record(row) for row in rows]
+
+
+def acknowledge(tx: Transaction, note_seqs: Iterable[int], token: str) -> None:
+    """Note that a reader has dealt with notes that are still its own."""
+    tx.one(_ACKNOWLEDGE, {"note_seqs": names(note_seqs), "token": token, "now": tx.now})
+
+
+def move_notes(tx: Transaction, task: Task, destination: str) -> None:
+    """Put what a task's session has not dealt with into another session's inbox."""
+    tx.one(_MOVE_NOTES, {"key_task_seq": task.task_seq, "source": task.scope, "destination": destination})
+
+
+def inbox_claims(tx: Transaction) -> list[tuple[str, str]]:
+    """Return every session whose notes somebody reads, with the claim, JSON text."""
+    return [(scope, claim) for scope, claim in tx.all(_CLAIMS, {})]
+
+
+def claim_inbox(tx: Transaction, scope: str, claim: str | None) -> None:
+    """Note who reads a session's notes; None: nobody does."""
+    tx.one(_CLAIM_INBOX, {"key_scope": scope, "claim": claim})
+
+
+def note_record(row: Sequence[Any]) -> Note:
+    """Build the public record of a note."""
+    columns = dict(zip(_NOTE_COLUMNS, row, strict=True))
+    return Note.model_validate({**columns, "scope": Scope.parse(columns["scope"]), "data": json.loads(columns["data"])})
+
+
+# --- handoffs -------------------------------------------------------------------------------------------------------
+
+
+class HandoffRow(NamedTuple):
+    """One handoff, as it was done; *kept*, *moved* and *cancelled* are JSON text."""
+
+    handoff_id: str
+    is_named: int
+    source: str
+    destination: str
+    kept: str
+    moved: str
+    cancelled: str
+    at: str
+
+
+_HANDOFF = select(*(handoffs.c[name] for name in HandoffRow._fields)).where(handoffs.c.source == bindparam("source"))
+_HANDOFF_BY_ID = sql(_HANDOFF.where(handoffs.c.handoff_id == bindparam("handoff_id")))
+_HANDOFF_BETWEEN = sql(_HANDOFF.where(handoffs.c.destination == bindparam("destination"), handoffs.c.is_named == ZERO))
+_INSERT_HANDOFF = sql(insert(handoffs).values({name: bindparam(name) for name in HandoffRow._fields}))
+
+
+def handoff_by_id(tx: Transaction, source: str, handoff_id: str) -> HandoffRow | None:
+    """Return what a session handed over under an id."""
+    row = tx.one(_HANDOFF_BY_ID, {"source": source, "handoff_id": handoff_id})
+    return None if row is None else HandoffRow._make(row)
+
+
+def handoff_between(tx: Transaction, source: str, destination: str) -> HandoffRow | None:
+    """Return what one session handed to another without an id."""
+    row = tx.one(_HANDOFF_BETWEEN, {"source": source, "destination": destination})
+    return None if row is None else HandoffRow._make(row)
+
+
+def insert_handoff(tx: Transaction, row: HandoffRow) -> None:
+    """Store a handoff."""
+    tx.bytes += len(row.moved) + len(row.cancelled)
+    tx.one(_INSERT_HANDOFF, row._asdict())
+
+
+def handoff_record(row: HandoffRow) -> Handoff:
+    """Build the public record of a handoff, its tasks as they stood after it."""
+    return Handoff.model_validate(
+        {
+            "id": row.handoff_id,
+            "source": Scope.parse(row.source),
+            "destination": Scope.parse(row.destination),
+            "moved": json.loads(row.moved),
+            "cancelled": json.loads(row.cancelled),
+            "at": row.at,
+        }
+    )
