@@ -46,12 +46,19 @@ if TYPE_CHECKING:
         UnknownSession,
     )
     from .feed import Subscription
+    from .handles import TaskHandle
+    from .inbox import Inbox
     from .models import (
         CancelPolicy,
+        CancelReport,
+        ClosePolicy,
+        CloseReport,
         EventType,
         Evidence,
         Failure,
         HandleRole,
+        Handoff,
+        Note,
         OwnerEnd,
         Recovery,
         RecoveryReport,
@@ -64,13 +71,17 @@ if TYPE_CHECKING:
         TaskMode,
         TaskRecord,
         TaskState,
+        Transition,
         Verdict,
     )
-    from .sessions import SessionTasks, TaskHandle
+    from .sessions import SessionTasks
     from .store import TaskStore
 
 __all__ = [
     "CancelPolicy",
+    "CancelReport",
+    "ClosePolicy",
+    "CloseReport",
     "CommitInDoubt",
     "DuplicateFunction",
     "EventType",
@@ -79,12 +90,15 @@ __all__ = [
     "FunctionError",
     "HandleNotVisible",
     "HandleRole",
+    "Handoff",
     "IdempotencyConflict",
+    "Inbox",
     "InboxBusy",
     "InvalidArguments",
     "InvalidId",
     "LimitExceeded",
     "NotAStore",
+    "Note",
     "OwnerEnd",
     "Recovery",
     "RecoveryReport",
@@ -126,12 +140,13 @@ __all__ = [
     "TaskState",
     "TaskStore",
     "TransferConflict",
+    "Transition",
     "UnknownFunction",
     "UnknownSession",
     "Verdict",
 ]
 
-_HOMES = ("errors", "models", "store", "sessions", "context", "feed")
+_HOMES = ("errors", "models", "store", "sessions", "handles", "inbox", "context", "feed")
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
         TaskExists: the id is live, and somebody keeps it.
         IdempotencyConflict, SessionClosed, UnknownSession: see `transitions.create`.
     """
+    transitions.refuse_given_up(tx)
     before = transitions.same_before(tx, new)
     live = before if before is not None and not before.is_terminal else None
     if before is None:

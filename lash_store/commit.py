@@ -57,7 +57,7 @@ class Batch:
     results: list[Any] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
     events: list[Committed] = field(default_factory=list)
-    fatal: StoreError | None = None
+    fatal: StorageError | None = None
 
 
 class _Lost(Exception):
@@ -96,6 +96,7 @@ class Committer:
         self._foreign_version = self._guarded_version = data_version(self._raw)
         self.foreign_seen = False
         self.guard: Callable[[Transaction], StoreError | None] | None = None
+        self._forbidden: StoreError | None = None
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -161,12 +162,7 @@ class Committer:
             self._refuse(chosen, _named(error, self._path), batch)
             return
         tx = Transaction(self._raw, utc_text(time.time()))
-        forbidden = self._ask_guard(tx)
-        if forbidden is not None:
-            _roll_back(self._raw)
-            self._refuse(chosen, forbidden, batch)
-            batch.fatal = forbidden
-            return
+        tx.forbidden = self._ask_guard(tx)
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
@@ -195,13 +191,11 @@ class Committer:
         self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
 
     def _ask_guard(self, tx: Transaction) -> StoreError | None:
-        """Ask, if another connection committed since the last time, whether this one still may."""
-        if self.guard is None or self._guarded_version == self._foreign_version:
-            return None
-        forbidden = self.guard(tx)
-        if forbidden is None:
+        """Ask, if another connection committed since the last time, whether this one may still take work on."""
+        if self.guard is not None and self._guarded_version != self._foreign_version:
+            self._forbidden = self.guard(tx)
             self._guarded_version = self._foreign_version
-        return forbidden
+        return self._forbidden
 
     def _check_in_place(self) -> None:
         """

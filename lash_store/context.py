@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import Any
 
 from pydantic import JsonValue
 
 from . import queries, transitions
-from .commands import Command, Progress, Save
+from .commands import Command, Notify, Progress, Save
 from .database import Transaction
-from .models import Scope, StopReason, TaskRecord, Verdict, check_text
+from .errors import InvalidId
+from .models import Scope, StopReason, TaskRecord, Verdict, check_id, check_text
 from .registry import to_json
 from .runner import Body
 from .transitions import Outcome
@@ -84,6 +86,27 @@ class TaskContext:
         check_text("progress", message)
         command = Progress(self._body.fence, message, None if fraction is None else float(fraction))
         await self._write(lambda tx: self._transition(tx, command))
+
+    async def notify(self, text: str, data: Any = None, *, key: str | None = None) -> None:
+        """
+        Post a note to the inbox of the task's session: a line, and *data* that is JSON. Durable on return.
+
+        With a *key* one note is posted however often this is called, by later attempts too.
+
+        Raises:
+            ResultNotSerializable: *data* is not JSON.
+            StaleAttempt: the task is another attempt's.
+        """
+        check_text("note", text)
+        if key is None:
+            key = f"note:{secrets.token_hex(8)}"
+        elif check_id("note key", key).startswith("end:"):
+            raise InvalidId(f"note key {key!r} begins with 'end:', as those of ends do: choose another")
+        value = to_json(data, f"a note of task {self.id!r}")
+        command = Notify(self._body.fence, {"note_key": key, "note": text})
+        outcome = await self._writer.run(lambda tx: transitions.notify(tx, self._body.task, command, value))
+        if outcome.verdict is Verdict.SUPERSEDED:
+            raise transitions.stale(outcome.task, self.attempt)
 
     @property
     def cancel_requested(self) -> bool:

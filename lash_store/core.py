@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import logging
+import os
 import platform
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import owners, queries, session_queries, transitions
 from .callbacks import Callbacks
@@ -152,14 +152,14 @@ class Core:
         """Wait until a task has ended and return its row."""
         return (await self.ends_of([task_seq]))[0]
 
-    async def ends_of(self, task_seqs: Sequence[int]) -> list[Task]:
+    async def ends_of(self, task_seqs: Sequence[int]) -> Sequence[Task]:
         """Wait until each of several tasks has ended, without the slot of a body that waits, and return their rows."""
         waiters = {task_seq: self.feed.wait_for_end(task_seq) for task_seq in task_seqs}
         try:
             rows = {task_seq: await self._ended_already(task_seq) for task_seq in task_seqs}
             missing = [waiters[task_seq] for task_seq, row in rows.items() if row is None]
             if missing:
-                all_ended = missing[0] if len(missing) == 1 else asyncio.gather(*missing)
+                all_ended: asyncio.Future[Any] = missing[0] if len(missing) == 1 else asyncio.gather(*missing)
                 await (all_ended if self.runner is None else self.runner.wait_without_slot(all_ended))
         finally:
             for task_seq, waiter in waiters.items():

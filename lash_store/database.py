@@ -419,16 +419,17 @@ class Transaction:
     One open transaction: what a unit reads and writes through. Made by the writer alone, and only for as long as it is open.
 
     ``now`` is the time of everything in it (UTC text); ``events`` is what happened so far, written all at once before COMMIT;
-    ``bytes`` how much payload.
+    ``bytes`` how much payload. ``forbidden`` says why its owner may not take work on any more, if it may not.
     """
 
-    __slots__ = ("_last_seq", "bytes", "connection", "events", "now")
+    __slots__ = ("_last_seq", "bytes", "connection", "events", "forbidden", "now")
 
     def __init__(self, connection: sqlite3.Connection, now: str) -> None:
         self.connection = connection
         self.now = now
         self.events: list[Committed] = []
         self.bytes = 0
+        self.forbidden: StoreError | None = None
         self._last_seq: int | None = None
 
     @property

@@ -6,7 +6,7 @@ import traceback
 
 from .models import Failure
 
-__all__ = ["failure_of"]
+__all__ = ["failure_of", "failure_text"]
 
 _TRACEBACK = 8_000
 _MESSAGE = 2_000
@@ -32,6 +32,19 @@ def failure_of(error: BaseException) -> str:
         traceback=None if lines is None else _storable(lines[-_TRACEBACK:]),
     )
     return failure.model_dump_json()
+
+
+def failure_text(failure: Failure | BaseException | str | None) -> str:
+    """Write a failure that somebody reports, in whatever form, as JSON text."""
+    if isinstance(failure, BaseException):
+        return failure_of(failure)
+    if not isinstance(failure, Failure):
+        failure = Failure(type="Failed", message="" if failure is None else str(failure))
+    return Failure(
+        type=_storable(failure.type[:_MESSAGE]),
+        message=_storable(failure.message[:_MESSAGE]),
+        traceback=None if failure.traceback is None else _storable(failure.traceback[-_TRACEBACK:]),
+    ).model_dump_json()
 
 
 def _storable(text: str) -> str:

@@ -144,7 +144,7 @@ def visible(
     found: dict[str, Visible] = {}
     missing: list[str] = []
     for reference in references:
-        seen = _look_up(tx, scope, reference)
+        seen = look_up(tx, scope, reference)
         if seen is None or not _counts(seen, owned=owned, read_too=read_too):
             missing.append(reference)
         else:
@@ -164,7 +164,8 @@ def _counts(seen: Visible, *, owned: bool, read_too: bool) -> bool:
     return read_too or not seen.task.is_terminal or seen.handle.read_at is None
 
 
-def _look_up(tx: Transaction, scope: Scope, reference: str) -> Visible | None:
+def look_up(tx: Transaction, scope: Scope, reference: str) -> Visible | None:
+    """Return what a handle's id or a task's id names in a session, if it names anything."""
     if reference.startswith("h-"):
         handle = session_queries.handle_by_id(tx, reference)
         if handle is None or handle.scope != str(scope):

@@ -428,6 +428,8 @@ def task_record(task: Task) -> TaskRecord:
     values["result"] = None if task.result is None else json.loads(task.result)
     values["failure"] = None if task.failure is None else Failure.model_validate_json(task.failure)
     values["evidence"] = None if task.evidence is None else Evidence.model_validate_json(task.evidence)
+    error = task.callback_error
+    values["callback_error"] = None if error is None else Failure.model_validate_json(error)
     return TaskRecord.model_validate(values)
 
 

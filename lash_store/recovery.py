@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from . import lifecycle, owners, queries, transitions
-from .commands import ConfirmCancel, Start
-from .database import Reader, Transaction
+from .commands import ConfirmCancel, Release, Start
+from .database import Committed, Reader, Transaction
 from .errors import StoreError
 from .lifecycle import Task
-from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskRecord, Verdict
+from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskRecord, TaskState, Verdict
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
 from .writer import Writer
 
-__all__ = ["Recoverer", "evidence_of"]
+__all__ = ["Recoverer", "evidence_of", "give_up_owner", "report_of"]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,39 @@ def evidence_of(
         reason=reason,
         by=by,
     ).model_dump_json()
+
+
+def report_of(events: Sequence[Committed]) -> RecoveryReport:
+    """Sort what was changed by what became of it."""
+    changed: dict[str, list[TaskRecord]] = {name: [] for name in _LISTS.values()}
+    for event in events:
+        if event.task is not None and event.type in _LISTS:
+            changed[_LISTS[EventType(event.type)]].append(queries.task_record(event.task))
+    return RecoveryReport.model_validate(changed)
+
+
+def give_up_owner(tx: Transaction, owner_id: int, reason: str, by: str) -> list[Committed]:
+    """
+    End an owner by a person's decision, with all that it holds; return what that changed.
+
+    Raises:
+        StoreError: the file has no such owner.
+    """
+    owner = queries.owner_by_id(tx, owner_id)
+    if owner is None:
+        raise StoreError(f"owner {owner_id} is not in this file: its row in 'owners' would name it")
+    before = len(tx.events)
+    evidence = evidence_of(owner, OwnerEnd.ABANDONED, tx.now, reason, by)
+    if owner.ended_at is None:
+        for task in queries.live_tasks_of_owner(tx, owner_id):
+            if not task.is_external:
+                transitions.give_up(tx, task, reason, evidence)
+            elif task.state == TaskState.CANCEL_REQUESTED:
+                transitions.end_cancelled(tx, task)
+            else:
+                transitions.transition(tx, task, Release("owner_abandoned"))
+        queries.end_owner(tx, owner_id, OwnerEnd.ABANDONED)
+    return tx.events[before:]
 
 
 class Recoverer:
@@ -103,6 +136,9 @@ class Recoverer:
             return report.model_copy(update={"unreachable": unreachable})
 
     def _recover(self, tx: Transaction, dead: list[OwnerRow], known: frozenset[str], slots: int) -> RecoveryReport:
+        if tx.forbidden is not None:
+            # what a given-up owner took would be taken from it at once
+            return RecoveryReport()
         for owner in dead:
             queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
         before = len(tx.events)
@@ -111,13 +147,9 @@ class Recoverer:
             if task.may_rerun and task.function not in known:
                 unknown.add(task.function or "")
             slots -= self._recover_task(tx, task, known, slots > 0)
-        changed: dict[str, list[TaskRecord]] = {name: [] for name in _LISTS.values()}
-        for event in tx.events[before:]:
-            if event.task is not None and event.type in _LISTS:
-                changed[_LISTS[EventType(event.type)]].append(queries.task_record(event.task))
-        return RecoveryReport.model_validate(
-            {"dead_owners": [owner.owner_id for owner in dead], "unknown_functions": sorted(unknown), **changed}
-        )
+        report = report_of(tx.events[before:])
+        found = {"dead_owners": tuple(owner.owner_id for owner in dead), "unknown_functions": tuple(sorted(unknown))}
+        return report.model_copy(update=found)
 
     def _recover_task(self, tx: Transaction, task: Task, known: frozenset[str], slot: bool) -> bool:
         """Recover one row, and say whether that took a slot."""
@@ -152,11 +184,7 @@ class Recoverer:
     async def look_for_peers(self) -> None:
         """Read which other owners of this runtime have not ended; told when somebody else committed."""
         rows = await self._reader.rows(queries.OPEN_OWNERS, {"runtime": self._runtime})
-        found = list(map(OwnerRow._make, rows))
-        if all(owner.owner_id != self._owner_id for owner in found):
-            # somebody gave this owner up: the writer looks, and stops the store
-            await self._writer.run(lambda tx: None)
-        peers = [owner for owner in found if owner.owner_id != self._owner_id]
+        peers = [owner for owner in map(OwnerRow._make, rows) if owner.owner_id != self._owner_id]
         if {owner.owner_id for owner in self._peers} - {owner.owner_id for owner in peers}:
             self._someone_left = True
         self._peers = peers

@@ -1,144 +1,63 @@
-"""Owns what a session may do with its tasks: spawn, see, await and cancel them; builds units, and nothing else."""
+"""Owns the background-task capability of one session: every verb a session has; builds units, and nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-import os
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
-from . import queries, transitions
+from . import books, cancelling, handover, hidden, queries, session_queries, transitions
+from .callbacks import Callback
+from .commands import Flip, Progress, Settle
 from .core import Core
-from .errors import InvalidArguments, InvalidId, TaskAbandoned, TaskCancelled, TaskFailed
+from .database import Transaction
+from .errors import InvalidArguments, InvalidId, SessionError
+from .failures import failure_text
 from .feed import Subscription
-from .lifecycle import TERMINAL_EVENTS, Task
+from .handles import Reference, TaskHandle, new_handle_id, new_id, reference, references, refuse_observer
+from .inbox import Inbox, look_at_notes
+from .lifecycle import Task
 from .models import (
     CancelPolicy,
+    CancelReport,
+    ClosePolicy,
+    CloseReport,
     EventType,
-    Evidence,
     Failure,
+    HandleRole,
+    Handoff,
+    Note,
+    OwnerEnd,
     Recovery,
     Scope,
-    TaskEvent,
     TaskFilter,
     TaskKind,
     TaskMode,
     TaskRecord,
     TaskState,
+    Transition,
     check_id,
+    check_text,
 )
-from .registry import Function
-from .transitions import NewTask
+from .recovery import evidence_of
+from .registry import to_json
+from .transitions import Born, NewTask, Outcome
 
-__all__ = ["SessionTasks", "TaskHandle", "owner_handle"]
+__all__ = ["SessionTasks", "as_scope"]
 
-
-class TaskHandle:
-    """
-    A session's right to see and steer one incarnation of a task.
-
-    ``await handle`` gives the result. Cancelling who waits never cancels the task.
-    """
-
-    def __init__(self, core: Core, task: Task, handle_id: str) -> None:
-        self._core = core
-        self._task = task
-        self.handle_id = handle_id
-
-    def __repr__(self) -> str:
-        return f"<TaskHandle {self._task.scope}/{self.id} #{self.task_seq}>"
-
-    @property
-    def id(self) -> str:
-        """The task's id in its session."""
-        return self._task.id
-
-    @property
-    def task_seq(self) -> int:
-        """The number of this incarnation, for ever."""
-        return self._task.task_seq
-
-    @property
-    def scope(self) -> Scope:
-        """The session the task was in when the handle was made."""
-        return Scope.parse(self._task.scope)
-
-    def __await__(self) -> Generator[Any, None, JsonValue]:
-        return self.result().__await__()
-
-    async def result(self, timeout: float | None = None) -> JsonValue:
-        """
-        Wait for the end and return the result: the stored JSON value, the same in every process.
-
-        Raises:
-            TaskFailed, TaskCancelled, TaskAbandoned: how else it ended.
-            TimeoutError: *timeout* seconds passed; the task goes on.
-            StoreClosed: the store closed meanwhile; the task's row tells the rest.
-        """
-        task = await self._core.end_within(self.task_seq, timeout)
-        match task.state:
-            case TaskState.FAILED:
-                failure = Failure.model_validate_json(task.failure or "{}")
-                message = f"task {task.id!r} failed: {failure.type}: {failure.message}"
-                raise TaskFailed(message, task_id=task.id, failure=failure)
-            case TaskState.CANCELLED:
-                because = "" if task.cancel_reason is None else f": {task.cancel_reason}"
-                raise TaskCancelled(
-                    f"task {task.id!r} was cancelled{because}", task_id=task.id, reason=task.cancel_reason
-                )
-            case TaskState.ABANDONED:
-                evidence = Evidence.model_validate_json(task.evidence or "{}")
-                message = f"task {task.id!r} was abandoned: its owner {evidence.owner_id} {evidence.end}; the outcome is unknown"
-                raise TaskAbandoned(message, task_id=task.id, evidence=evidence)
-        value: JsonValue = json.loads(task.result or "null")
-        return value
-
-    async def wait(self, timeout: float | None = None) -> TaskRecord:
-        """
-        Wait for the end and return the row, whatever the outcome; after *timeout* seconds, the row as it stands.
-
-        Raises:
-            StoreClosed: the store closed meanwhile.
-        """
-        try:
-            return queries.task_record(await self._core.end_within(self.task_seq, timeout))
-        except TimeoutError:
-            return await self.record()
-
-    async def record(self) -> TaskRecord:
-        """
-        Return the row as it stands.
-
-        Raises:
-            TaskNotFound: it is not in the file any more.
-        """
-        return queries.task_record(await self._core.task(self.task_seq))
-
-    async def cancel(self, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:
-        """Ask this incarnation to stop; see `SessionTasks.cancel`."""
-        return await self._core.cancel(lambda tx: transitions.by_seq(tx, self.task_seq), reason, timeout)
-
-    async def events(self) -> AsyncIterator[TaskEvent]:
-        """Yield this incarnation's events from its first, in order, and end after the one that ends it."""
-        async for event in self._core.feed.subscribe(0, task_seq=self.task_seq):
-            yield event
-            if event.type in TERMINAL_EVENTS:
-                return
-
-
-async def owner_handle(core: Core, task: Task) -> TaskHandle:
-    """Read the handle a task was born with."""
-    rows = await core.reader.rows(queries.OWNER_HANDLE, {"task_seq": task.task_seq})
-    return TaskHandle(core, task, rows[0][0])
+T = TypeVar("T")
 
 
 class SessionTasks:
-    """The background-task capability of one session: every method works on the tasks of its scope alone."""
+    """
+    The background-task capability of one session: every method works on the tasks of its scope alone.
+
+    Where a method takes a task, it takes a handle, a handle's id or JSON, or the task's id in this session.
+    """
 
     def __init__(self, core: Core, scope: Scope) -> None:
         self._core = core
@@ -152,13 +71,20 @@ class SessionTasks:
         """The key every row of the session carries."""
         return self._scope
 
+    # --- work of this store ---
+
     async def spawn(
         self,
         fn: Callable[..., Any] | Coroutine[Any, Any, Any],
         *args: Any,
         id: str | None = None,
         kind: TaskKind = TaskKind.OTHER,
+        parent: Reference | None = None,
+        child_session_id: str | None = None,
         cancel_policy: CancelPolicy | None = None,
+        close_policy: ClosePolicy = ClosePolicy.KEEP,
+        idempotency_key: str | None = None,
+        notify_on_end: bool = False,
         **kwargs: Any,
     ) -> TaskHandle:
         """
@@ -169,87 +95,227 @@ class SessionTasks:
         its owner goes away the task is abandoned; one that is refused is closed. Registered functions are cancelled
         cooperatively by default, coroutine objects at once.
 
+        A cancel of the *parent* covers this task; a cancel of this one covers all in the session *child_session_id*. Under an
+        ancestor whose cancel was requested it is stored and born ``cancelled``. *close_policy* says what becomes of it when the
+        session closes. With an *idempotency_key* that was used for the same function and arguments the task of then comes back.
+        *notify_on_end* posts a note to the session's inbox in the transaction that ends it.
+
         Raises:
             TaskExists: a live task has the id.
             UnknownFunction, InvalidArguments: not registered here, or the arguments do not fit.
-            InvalidId: an id that cannot be stored.
+            IdempotencyConflict: the key was used for other work.
+            InvalidId, TaskNotFound, UnknownSession: an id that cannot be stored, or a parent or session that is not there.
+            SessionClosed: the session is closed, and the parent is no live task of it.
         """
-        coroutine = fn if inspect.iscoroutine(fn) else None
-        try:
-            runner, owner_id = self._core.to_create()
-            reserved = _RESERVED & kwargs.keys()
-            if reserved:
-                raise InvalidArguments(
-                    f"{sorted(reserved)} are words of spawn() itself: give the function's own by position"
-                )
-            function = None if coroutine is not None else self._core.registry.by_body(fn)  # type: ignore[arg-type]
-            new = self._new_task(owner_id, function, coroutine, args, kwargs, id, TaskKind(kind), cancel_policy)
-            created = runner.create(lambda start: lambda tx: transitions.create(tx, new, start=start))
-        except BaseException:
-            if coroutine is not None:
-                coroutine.close()
-            raise
-        if coroutine is not None:
-            # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
-            created.add_done_callback(lambda future: _close_if_refused(coroutine, future))
-        return TaskHandle(self._core, await asyncio.shield(created), new.handle_id)
-
-    def _new_task(
-        self,
-        owner_id: int,
-        function: Function | None,
-        coroutine: Coroutine[Any, Any, Any] | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        task_id: str | None,
-        kind: TaskKind,
-        cancel_policy: CancelPolicy | None,
-    ) -> NewTask:
-        if coroutine is not None:
-            if args or kwargs:
-                raise InvalidArguments("a coroutine object has its arguments already: spawn(fn(…)) or spawn(fn, …)")
-            label = getattr(coroutine, "__name__", "coroutine")
-        else:
-            assert function is not None
-            label = function.name
-        if task_id is None:
-            task_id = f"{label.removeprefix('h-')[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
-        elif check_id("task id", task_id).startswith("h-"):
-            raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
-        default = CancelPolicy.ABORT_LOCAL if function is None else CancelPolicy.COOPERATIVE
-        return NewTask(
-            scope=self._scope,
-            id=task_id,
-            kind=kind,
-            mode=TaskMode.MANAGED,
-            label=label,
-            function=None if function is None else function.name,
-            recovery=Recovery.OWNER_BOUND if function is None else function.recovery,
-            cancel_policy=default if cancel_policy is None else CancelPolicy(cancel_policy),
-            arguments=None if function is None else function.bind(args, kwargs),
-            max_attempts=1 if function is None else function.max_attempts,
-            owner_id=owner_id,
-            handle_id=_new_handle_id(),
-            body=coroutine,
+        reserved = _RESERVED & kwargs.keys()
+        if reserved:
+            _close(fn)
+            raise InvalidArguments(
+                f"{sorted(reserved)} are words of spawn() itself: give the function's own by position"
+            )
+        return await self._spawn(
+            fn,
+            args,
+            kwargs,
+            {
+                "id": id,
+                "kind": kind,
+                "child_session_id": child_session_id,
+                "close_policy": close_policy,
+                "idempotency_key": idempotency_key,
+                "notify_on_end": bool(notify_on_end),
+            },
+            cancel_policy,
+            parent,
         )
 
-    async def get(self, id: str) -> TaskRecord:
+    async def spawn_hidden(
+        self, label: str, fn: Callable[..., Any] | Coroutine[Any, Any, Any], *args: Any, **kwargs: Any
+    ) -> TaskHandle:
+        """
+        Start work that the session awaits before it persists itself, and that no list shows unless asked; see `spawn`.
+
+        In the same transaction the session is flagged: it must take its state up again. Spawned inside a body, it is that
+        body's child.
+        """
+        body = None if self._core.runner is None else self._core.runner.body_here()
+        parent = None if body is None else body.task_seq
+        try:
+            check_id("label", label)
+        except BaseException:
+            _close(fn)
+            raise
+        return await self._spawn(fn, args, kwargs, {"label": label, "mode": TaskMode.HIDDEN}, None, parent)
+
+    async def await_hidden(self) -> None:
+        """
+        Wait until no hidden task of the session is live, those included that are spawned meanwhile.
+
+        Called from a body, that body and its ancestors are left out, and so are bodies that wait here themselves. Who waits at
+        the same time is told the same failures; they are acknowledged after the last was, and never told again.
+
+        Raises:
+            ExceptionGroup: every hidden task that failed or was abandoned and that nobody was told of yet.
+        """
+        await hidden.settle(self._core, self._scope, clear=False)
+
+    async def await_background_work(self) -> bool:
+        """
+        Wait for hidden work as `await_hidden` does; return whether the session must take its state up again.
+
+        The flag is cleared in the transaction that sees no live hidden task; failures leave it.
+
+        Raises:
+            ExceptionGroup: see `await_hidden`.
+        """
+        return await hidden.settle(self._core, self._scope, clear=True)
+
+    async def sync_needed(self) -> bool:
+        """Return whether hidden work was spawned since the session last took its state up."""
+        row = await self._core.look(lambda tx: session_queries.session(tx, str(self._scope)))
+        if row is None:
+            raise transitions.unknown_session(self._scope)
+        return bool(row.sync_needed)
+
+    # --- work of somebody else ---
+
+    async def register(
+        self,
+        id: str,
+        kind: TaskKind,
+        cancel: Callback | None = None,
+        *,
+        label: str | None = None,
+        parent: Reference | None = None,
+        child_session_id: str | None = None,
+        close_policy: ClosePolicy = ClosePolicy.KEEP,
+        idempotency_key: str | None = None,
+        notify_on_end: bool = False,
+    ) -> TaskHandle:
+        """
+        Keep the books of work that somebody else does; it is ``running`` when this returns.
+
+        *cancel* is called when its cancel was requested: at most once, crashes included, and for no longer than the store's
+        ``callback_timeout``; then the task is ``cancelled``, and its row keeps what the callback raised. An ``async def`` runs
+        on the loop, a plain function in a thread of its own; it gets the task's record if it has a parameter for it. Without a
+        callback the task is cancelled by the books.
+
+        Registered again after a restart, a live task gets its new callback, also one whose cancel was requested meanwhile.
+
+        Raises:
+            TaskExists: the id is live and somebody keeps it, unless it is the same idempotency key: then that task comes back.
+            IdempotencyConflict, InvalidId, TaskNotFound, UnknownSession, SessionClosed: see `spawn`.
+        """
+        _, owner_id = self._core.to_create()
+        if cancel is not None and not callable(cancel):
+            raise InvalidArguments(f"cancel must be a function, not {type(cancel).__name__}")
+        check_id("task id", id)
+        new = self._new(
+            owner_id,
+            {
+                "id": id,
+                "kind": kind,
+                "mode": TaskMode.EXTERNAL,
+                "label": id if label is None else label,
+                "recovery": Recovery.EXTERNAL,
+                "child_session_id": child_session_id,
+                "close_policy": close_policy,
+                "idempotency_key": idempotency_key,
+                "notify_on_end": bool(notify_on_end),
+            },
+        )
+        new = replace(new, local=cancel)
+        parent = None if parent is None else reference(parent)
+        # its owner may have died without anybody having noticed yet
+        gone = await self._gone_keeper(id)
+        born = await self._run(lambda tx: books.register(tx, self._with_parent(tx, new, parent), gone))
+        return TaskHandle(self._core, born.task, born.handle_id)
+
+    async def unregister(self, id: str) -> None:
+        """
+        End external work that is live as ``cancelled``, reason ``unregistered``; its callback is not called.
+
+        Raises:
+            TaskError: the store does this work itself.
+        """
+        check_id("task id", id)
+        command = Settle(TaskState.CANCELLED, reason="unregistered")
+        await self._run(lambda tx: books.unregister(tx, self._scope, id, command))
+
+    async def complete(
+        self,
+        id: str,
+        state: TaskState,
+        *,
+        result: Any = None,
+        failure: Failure | BaseException | str | None = None,
+    ) -> Transition:
+        """
+        End external work: ``completed`` with a *result*, ``failed`` with a *failure*, or ``cancelled``.
+
+        The first end stands: a later one is ``unchanged`` if it says the same, else ``superseded``.
+
+        Raises:
+            ValueError: a state in which work does not end, or a result or failure that does not belong to it.
+            TaskError: the store does this work itself.
+            ResultNotSerializable: the result is not JSON.
+        """
+        command = _ending(id, TaskState(state), result, failure)
+        return await self._change(id, command, "complete()")
+
+    async def set_live_state(self, id: str, state: TaskState) -> Transition:
+        """
+        Say that external work is ``running`` or ``waiting``; a cancel request stands whatever is said.
+
+        Raises:
+            ValueError: any other state.
+            TaskError: the store does this work itself.
+        """
+        state = TaskState(state)
+        if state not in {TaskState.RUNNING, TaskState.WAITING}:
+            raise ValueError(f"external work is 'running' or 'waiting', not {str(state)!r}: complete() ends it")
+        return await self._change(id, Flip(state), "set_live_state()")
+
+    async def update(self, id: str, *, progress: str | None = None, fraction: float | None = None) -> Transition:
+        """
+        Show how far a task has come: a line, a *fraction* from 0 to 1, or both; what is not given stays. Durable on return.
+
+        A finished task stays as it is (``superseded``).
+
+        Raises:
+            ValueError: *fraction* is outside 0 to 1, or the text cannot be stored.
+        """
+        if fraction is not None and not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
+        if progress is not None:
+            check_text("progress", progress)
+        command = Progress(None, progress, None if fraction is None else float(fraction))
+        name = reference(id)
+        outcome = await self._run(lambda tx: transitions.transition(tx, self._find(tx, name), command))
+        return _transition(outcome)
+
+    # --- seeing ---
+
+    async def get(self, id: Reference) -> TaskRecord:
         """
         Return the row of the live task of an id, else of the newest.
 
         Raises:
             TaskNotFound: no such task in this session.
         """
-        return queries.task_record(await self._core.task_by_id(self._scope, id))
+        name = reference(id)
+        return queries.task_record(await self._core.look(lambda tx: self._find(tx, name, owned=False)))
 
-    async def handle(self, id: str) -> TaskHandle:
+    async def handle(self, id: Reference) -> TaskHandle:
         """
         Return a handle on the live task of an id, else on the newest; it stays on that incarnation.
 
         Raises:
             TaskNotFound: no such task in this session.
         """
-        return await owner_handle(self._core, await self._core.task_by_id(self._scope, id))
+        name = reference(id)
+        seen = await self._core.look(lambda tx: self._see(tx, name))
+        return TaskHandle(self._core, seen.task, seen.handle.handle_id, HandleRole(seen.handle.role))
 
     async def list(
         self,
@@ -273,53 +339,347 @@ class SessionTasks:
         )
         return await self._core.list(wanted)
 
-    async def cancel(self, id: str, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:
+    def events(self, after: int | None = None, *, types: Iterable[EventType] | None = None) -> Subscription:
+        """Return the session's events after a cursor, those of work that came or went included; see `TaskStore.events`."""
+        return self._core.feed.subscribe(after, scope=self._scope, types=types)
+
+    async def observe(self, scope: Scope | str | SessionTasks, id: str) -> TaskHandle:
+        """
+        Return a handle through which this session may look at a task of any session and await it, but not cancel it.
+
+        Durable on return, and the same one when asked again.
+
+        Raises:
+            TaskNotFound, UnknownSession: nothing to look at.
+            SessionClosed: this session is closed.
+        """
+        self._core.to_create()
+        of, made = as_scope(scope), new_handle_id()
+        check_id("task id", id)
+        task, handle_id = await self._run(lambda tx: handover.observe(tx, self._scope, of, id, made))
+        return TaskHandle(self._core, task, handle_id, HandleRole.OBSERVER)
+
+    # --- stopping ---
+
+    async def cancel(self, id: Reference, reason: str | None = None, *, timeout: float | None = None) -> TaskRecord:
         """
         Ask a task to stop and return its row.
 
-        The request is durable when this returns. The row says ``cancelled`` only once the body has stopped; after *timeout*
-        seconds the row comes back as it stands. A body that finishes first wins. A finished task comes back unchanged.
+        The request is durable when this returns, and covers every live descendant: children by parent, and all in the session a
+        sub-agent works in. The row says ``cancelled`` only once the body has stopped; after *timeout* seconds the row comes back
+        as it stands. A body that finishes first wins. A finished task comes back unchanged. External work whose callback nobody
+        can call before it is registered again comes back as it stands.
+
+        Raises:
+            TaskNotFound: no such task in this session.
+            HandleNotVisible: an observer's handle.
+        """
+        name = reference(id)
+        return await self._core.cancel(lambda tx: self._find(tx, name), reason, timeout)
+
+    async def cancel_all(self, reason: str | None = None, *, timeout: float | None = None) -> Sequence[CancelReport]:
+        """
+        Cancel every live task of the session, hidden ones too, and those spawned while it goes on; report on each.
+
+        It returns when all have stopped, or after *timeout* seconds with the rows as they stand. What goes wrong with one stands
+        in its report, and does not stop the rest.
+        """
+        if reason is not None:
+            check_text("reason", reason)
+        return await cancelling.cancel_all(self._core, self._scope, reason, timeout)
+
+    async def abandon(self, id: Reference, reason: str) -> TaskRecord:
+        """
+        Give a task up by a person's decision: whoever runs it is fenced out, and its writes are refused from now on.
+
+        What may be run again is ``pending`` and free, for the next `TaskStore.recover` or a peer; the rest, external work
+        included, is ``abandoned`` with the reason. A finished task comes back unchanged.
 
         Raises:
             TaskNotFound: no such task in this session.
         """
+        check_text("reason", reason)
+        name, by = reference(id), self._core.requester
+
+        def unit(tx: Transaction) -> Outcome:
+            task = self._find(tx, name)
+            owner = None if task.owner_id is None else queries.owner_by_id(tx, task.owner_id)
+            return transitions.give_up(
+                tx, task, reason, evidence_of(owner, OwnerEnd.ABANDONED, tx.now, reason=reason, by=by)
+            )
+
+        return queries.task_record((await self._run(unit)).task)
+
+    # --- handing over ---
+
+    async def validate_handles(self, ids: Iterable[Reference]) -> Sequence[TaskRecord]:
+        """
+        Return the rows of tasks this session sees: live, or finished and unread.
+
+        Raises:
+            HandleNotVisible: some are not; ``missing`` names them all.
+        """
+        names = references(ids)
+        seen = await self._core.look(lambda tx: handover.visible(tx, self._scope, names))
+        return [queries.task_record(one.task) for one in seen]
+
+    async def transfer(self, to: SessionTasks | Scope | str, ids: Iterable[Reference]) -> Sequence[TaskRecord]:
+        """
+        Put tasks into another session of this runtime, all or none, and return their rows, the named ones first.
+
+        Their handles, live descendants in this session and unread notes go with them. Bodies run on undisturbed, and what comes
+        of them lands in the new session. Into the same session there is nothing to do.
+
+        Raises:
+            HandleNotVisible: an id is unknown, another session's, or finished and read.
+            UnknownSession, SessionClosed: the destination.
+            TransferConflict: an id is live there.
+        """
+        names, destination = references(ids), self._sibling(to)
+        moved = await self._run(lambda tx: handover.transfer(tx, self._scope, destination, names))
+        return [queries.task_record(task) for task in moved]
+
+    async def cancel_unreferenced(self, keep: Iterable[Reference]) -> Sequence[TaskRecord]:
+        """
+        Ask for the end of every listed live task that *keep*, and what descends from it, does not cover; return those.
+
+        It does not wait for bodies. Hidden work is not touched.
+
+        Raises:
+            HandleNotVisible: an id in *keep* is unknown or another session's; nothing was cancelled.
+        """
+        names, by = references(keep), self._core.requester
+        reached = await self._run(lambda tx: handover.cancel_unreferenced(tx, self._scope, names, by))
+        return [queries.task_record(task) for task in reached]
+
+    async def handoff(
+        self, to: SessionTasks | Scope | str, keep: Iterable[Reference], *, id: str | None = None
+    ) -> Handoff:
+        """
+        Hand what is to be kept to a successor session, and ask for the end of the rest, in one transaction.
+
+        It does not wait for bodies, and this session stays open. Repeated with the same *keep*, under the same *id* or, without
+        one, between the same sessions, it changes nothing and returns what was done: repeat it after a crash.
+
+        Raises:
+            IdempotencyConflict: it was done with another *keep*.
+            HandleNotVisible, UnknownSession, SessionClosed, TransferConflict: see `transfer`; nothing was changed.
+        """
+        names, destination, by = references(keep), self._sibling(to), self._core.requester
+        if id is not None:
+            check_id("handoff id", id)
+        made = new_id("handoff")
+        row = await self._run(lambda tx: handover.handoff(tx, self._scope, destination, names, id, made, by))
+        return session_queries.handoff_record(row)
+
+    # --- the inbox ---
+
+    def inbox(self, limit: int | None = None) -> Inbox:
+        """
+        Claim the session's unread notes: ``async with session.inbox() as notes:``; see `Inbox`.
+
+        Raises, on entering:
+            InboxBusy: another live reader has them.
+        """
+        return Inbox(self._core, self._scope, limit)
+
+    async def notes(self, unread: bool = True) -> Sequence[Note]:
+        """Return the session's notes, oldest first, without claiming them; not only the *unread* ones if so wished."""
+        return await look_at_notes(self._core, self._scope, unread=unread)
+
+    # --- the end ---
+
+    async def close(
+        self, *, successor: SessionTasks | Scope | str | None = None, timeout: float | None = None
+    ) -> CloseReport:
+        """
+        Close the session: one transaction applies each live task's close policy, then the cancelled ones are waited for.
+
+        What is to be transferred goes to the *successor*, else to the session's parent. Hidden work is cancelled. What is kept
+        goes on, and may still spawn children; nobody else creates here. Closing again changes nothing.
+
+        Raises:
+            SessionError, UnknownSession, SessionClosed, TransferConflict: no usable destination; nothing was changed.
+        """
+        to, by = None if successor is None else self._sibling(successor), self._core.requester
+        closed = await self._run(lambda tx: handover.close_session(tx, self._scope, to, by))
+        cancelled = await cancelling.stopped(self._core, closed.cancelled, timeout)
+        return CloseReport(
+            scope=self._scope,
+            closed_at=closed.closed_at,  # type: ignore[arg-type]
+            successor=None if closed.successor is None else Scope.parse(closed.successor),
+            kept=tuple(map(queries.task_record, closed.kept)),
+            cancelled=tuple(cancelled),
+            transferred=tuple(map(queries.task_record, closed.moved)),
+        )
+
+    # --- building units ---
+
+    async def _spawn(
+        self,
+        fn: Callable[..., Any] | Coroutine[Any, Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        columns: dict[str, Any],
+        cancel_policy: CancelPolicy | None,
+        parent: Reference | int | None,
+    ) -> TaskHandle:
+        coroutine = fn if inspect.iscoroutine(fn) else None
+        try:
+            runner, owner_id = self._core.to_create()
+            columns |= self._work(fn, coroutine, args, kwargs, cancel_policy)
+            new = replace(self._new(owner_id, columns), local=coroutine)
+            named = parent if parent is None or isinstance(parent, int) else reference(parent)
+            created = runner.create(
+                lambda start: lambda tx: transitions.create(tx, self._with_parent(tx, new, named), start=start)
+            )
+        except BaseException:
+            _close(fn)
+            raise
+        if coroutine is not None:
+            # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
+            created.add_done_callback(lambda future: _close_if_refused(coroutine, future))
+        born = await asyncio.shield(created)
+        return TaskHandle(self._core, born.task, born.handle_id)
+
+    def _work(
+        self,
+        fn: Callable[..., Any] | Coroutine[Any, Any, Any],
+        coroutine: Coroutine[Any, Any, Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        cancel_policy: CancelPolicy | None,
+    ) -> dict[str, Any]:
+        """Return the columns that say what a body will do."""
+        if coroutine is not None:
+            if args or kwargs:
+                raise InvalidArguments("a coroutine object has its arguments already: spawn(fn(…)) or spawn(fn, …)")
+            return {
+                "function_label": getattr(coroutine, "__name__", "coroutine"),
+                "recovery": Recovery.OWNER_BOUND,
+                "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.ABORT_LOCAL),
+            }
+        function = self._core.registry.by_body(fn)  # type: ignore[arg-type]
+        return {
+            "function_label": function.name,
+            "function": function.name,
+            "recovery": function.recovery,
+            "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.COOPERATIVE),
+            "arguments": function.bind(args, kwargs),
+            "max_attempts": function.max_attempts,
+        }
+
+    def _new(self, owner_id: int, columns: dict[str, Any]) -> NewTask:
+        """Check what a task is to be born with."""
+        label = columns.pop("function_label", None)
+        label = check_text("label", columns.pop("label", None) or label)
+        task_id = columns.pop("id", None)
+        if task_id is None:
+            task_id = new_id(label)
+        elif check_id("task id", task_id).startswith("h-"):
+            raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
+        child_session_id = columns.get("child_session_id")
+        if child_session_id is not None and check_id("child session id", child_session_id) == self._scope.session_id:
+            raise SessionError(f"task {task_id!r} cannot work in its own session: child_session_id names another")
+        if columns.get("idempotency_key") is not None:
+            check_id("idempotency key", columns["idempotency_key"])
+        columns["kind"] = TaskKind(columns.get("kind", TaskKind.OTHER))
+        columns["close_policy"] = ClosePolicy(columns.get("close_policy", ClosePolicy.KEEP))
+        defaults: dict[str, Any] = {
+            "mode": TaskMode.MANAGED,
+            "function": None,
+            "arguments": None,
+            "max_attempts": 1,
+            "cancel_policy": CancelPolicy.COOPERATIVE,
+        }
+        return NewTask(
+            scope=self._scope,
+            id=task_id,
+            label=label,
+            owner_id=owner_id,
+            handle_id=new_handle_id(),
+            **{**defaults, **columns},
+        )
+
+    def _with_parent(self, tx: Transaction, new: NewTask, parent: str | int | None) -> NewTask:
+        if parent is None:
+            return new
+        return replace(new, parent_seq=parent if isinstance(parent, int) else self._see(tx, parent).task.task_seq)
+
+    def _see(self, tx: Transaction, name: str) -> handover.Visible:
+        """
+        Return what a handle id or a task id names in this session.
+
+        Raises:
+            TaskNotFound, UnknownSession: nothing.
+        """
+        seen = handover.look_up(tx, self._scope, name)
+        if seen is not None:
+            return seen
+        if session_queries.session(tx, str(self._scope)) is None:
+            raise transitions.unknown_session(self._scope)
+        raise transitions.task_not_found(self._scope, name)
+
+    def _find(self, tx: Transaction, name: str, *, owned: bool = True) -> Task:
+        seen = self._see(tx, name)
+        if owned:
+            refuse_observer(seen.handle.handle_id, seen.handle.role)
+        return seen.task
+
+    async def _change(self, id: str, command: Settle | Flip, what: str) -> Transition:
         check_id("task id", id)
-        return await self._core.cancel(lambda tx: transitions.find(tx, self._scope, id), reason, timeout)
+        return _transition(await self._run(lambda tx: books.change(tx, self._scope, id, command, what)))
 
-    def events(self, after: int | None = None, *, types: Iterable[EventType] | None = None) -> Subscription:
-        """Return the session's events after a cursor; see `TaskStore.events`."""
-        return self._core.feed.subscribe(after, scope=self._scope, types=types)
+    async def _gone_keeper(self, task_id: str) -> frozenset[int]:
+        task = await self._core.look(lambda tx: queries.live_task_by_id(tx, str(self._scope), task_id))
+        if task is None or task.owner_id is None or task.owner_id == self._core.owner_id:
+            return frozenset()
+        return frozenset({task.owner_id} if await self._core.is_gone(task.owner_id) else ())
+
+    def _sibling(self, to: SessionTasks | Scope | str) -> Scope:
+        """Return the session that is meant: a name is one of this runtime."""
+        return Scope(self._scope.runtime, to) if isinstance(to, str) else as_scope(to)
+
+    async def _run(self, unit: Callable[[Transaction], T]) -> T:
+        return await self._core.to_request().run(unit)
 
 
-def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Future[Task]) -> None:
-    if stored.cancelled() or stored.exception() is not None:
+def as_scope(of: Scope | str | SessionTasks) -> Scope:
+    """Return the scope that a session, a scope, or its text ``runtime:session`` names."""
+    if isinstance(of, SessionTasks):
+        return of.scope
+    return of if isinstance(of, Scope) else Scope.parse(of)
+
+
+def _transition(outcome: Outcome) -> Transition:
+    return Transition(record=queries.task_record(outcome.task), verdict=outcome.verdict)
+
+
+def _ending(task_id: str, state: TaskState, result: JsonValue, failure: Failure | BaseException | str | None) -> Settle:
+    """Check how external work is said to have ended."""
+    if state not in {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED}:
+        raise ValueError(f"external work ends 'completed', 'failed' or 'cancelled', not {str(state)!r}")
+    if result is not None and state is not TaskState.COMPLETED:
+        raise ValueError(f"a result belongs to 'completed', not to {str(state)!r}")
+    if failure is not None and state is not TaskState.FAILED:
+        raise ValueError(f"a failure belongs to 'failed', not to {str(state)!r}")
+    return Settle(
+        state,
+        result=to_json(result, f"the result of task {task_id!r}") if state is TaskState.COMPLETED else None,
+        failure=failure_text(failure) if state is TaskState.FAILED else None,
+    )
+
+
+def _close(fn: object) -> None:
+    """Close a coroutine object that is refused: nobody will ever run it."""
+    if inspect.iscoroutine(fn):
+        fn.close()
+
+
+def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Future[Born]) -> None:
+    if stored.cancelled() or stored.exception() is not None or not stored.result().is_new:
         coroutine.close()
 
 
-_RESERVED = frozenset({"parent", "child_session_id", "close_policy", "timeout", "idempotency_key", "notify_on_end"})
+_RESERVED = frozenset({"timeout"})
 """What `spawn` will say about a task some day must not reach its function today."""
-
-_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
-_BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
-"""RFC 4648, sections 6 and 7: the second sorts as its numbers do."""
-
-
-def _pairs(digits: str) -> list[str]:
-    return [high + low for high in digits for low in digits]
-
-
-_PAIRS, _SORTED_PAIRS = _pairs(_BASE32), _pairs(_BASE32HEX)
-
-
-def _base32(number: int, digits: int, pairs: list[str]) -> str:
-    return "".join([pairs[number >> shift & 1023] for shift in range(5 * digits - 10, -1, -10)])
-
-
-def _new_handle_id() -> str:
-    """
-    Make a handle id: ``h-`` and 26 characters, the time in milliseconds first and 80 random bits after it.
-
-    The order of ULIDs (github.com/ulid/spec), so that the index over a long history grows at its end.
-    """
-    number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    return f"h-{_base32(number, 26, _SORTED_PAIRS)}"

@@ -12,12 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from . import __version__, database, guards, migrate, queries, transitions
+from . import __version__, database, guards, handover, migrate, queries, session_queries, transitions
+from .callbacks import Callbacks
 from .context import TaskContext
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
-from .errors import SchemaTooOld, StorageError, StoreClosed, StoreError, StoreReadOnly
+from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed, Subscription
+from .handles import TaskHandle, owner_handle
 from .lifecycle import Task
 from .models import (
     EventType,
@@ -28,13 +30,15 @@ from .models import (
     SessionRecord,
     TaskFilter,
     TaskRecord,
+    check_text,
 )
 from .owners import OwnerLock, describe_process
-from .recovery import Recoverer, evidence_of
+from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
 from .runner import Runner
 from .schema import HEAD
-from .sessions import SessionTasks, TaskHandle, owner_handle
+from .sessions import SessionTasks, as_scope
+from .statements import names
 from .writer import Writer
 
 __all__ = ["TaskStore"]
@@ -55,7 +59,8 @@ class TaskStore:
     *runtime* names the host application and must stay the same from run to run. *durability* ``"full"`` keeps what was
     acknowledged through a power loss; ``"normal"`` is quicker with few callers, keeps it through the death of the process, and
     may lose the last acknowledged commits when the machine loses power. *max_running* bodies run at once. *cancel_grace* is how
-    many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes.
+    many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes;
+    *callback_timeout* how long the cancel callback of external work may take.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class TaskStore:
         max_running: int = 64,
         cancel_grace: float = 5.0,
         lock_timeout: float = 30.0,
+        callback_timeout: float = 10.0,
     ) -> None:
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
@@ -79,6 +85,7 @@ class TaskStore:
         self._max_running = max_running
         self._cancel_grace = cancel_grace
         self._lock_timeout = lock_timeout
+        self._callback_timeout = callback_timeout
         self._registry = Registry()
         self._core: Core | None = None
         self._recoverer: Recoverer | None = None
@@ -236,7 +243,9 @@ class TaskStore:
             cancel_grace=self._cancel_grace,
             make_context=lambda body: TaskContext(body, writer),
         )
-        core.owner_id, core.runner = owner_id, runner
+        callbacks = Callbacks(writer, owner_id=owner_id, timeout=self._callback_timeout)
+        core.owner_id, core.runner, core.callbacks = owner_id, runner, callbacks
+        writer.guard(lambda tx: _given_up(tx, owner_id, self._path))
         recoverer = Recoverer(
             self._path,
             runtime=self._runtime or "",
@@ -248,7 +257,7 @@ class TaskStore:
             slots=runner.slots.reserved,
         )
         lives.push_async_callback(core.feed.close)
-        lives.push_async_callback(self._give_back, writer, runner, owner_id)
+        lives.push_async_callback(self._give_back, writer, runner, callbacks, owner_id)
         await recoverer.recover()
         recoverer.watch()
         lives.push_async_callback(recoverer.close)
@@ -295,9 +304,9 @@ class TaskStore:
             raise StorageError(f"{self._path} does not exist: check the path")
         _check_head(database.probe(self._path), self._path)
 
-    async def _give_back(self, writer: Writer, runner: Runner, owner_id: int) -> None:
+    async def _give_back(self, writer: Writer, runner: Runner, callbacks: Callbacks, owner_id: int) -> None:
         """Stop the bodies and give back their rows, in the transaction that ends this owner."""
-        alive = await runner.detach(self._close_timeout)
+        alive, _ = await asyncio.gather(runner.detach(self._close_timeout), callbacks.detach(self._close_timeout))
         left = {task.task_seq for task in alive}
         try:
             await writer.run(lambda tx: _end_owner(tx, owner_id, left))
@@ -317,21 +326,31 @@ class TaskStore:
     def _committed(self, core: Core, events: Sequence[Committed]) -> None:
         if core.runner is not None:
             core.runner.react(events)
+        if core.callbacks is not None:
+            core.callbacks.react(events)
         core.feed.publish(events)
 
     def _failed(self, core: Core, error: StorageError) -> None:
         if core.runner is not None:
             core.runner.stop()
+        if core.callbacks is not None:
+            core.callbacks.stop()
         core.feed.stop(error)
 
     async def _others_committed(self, core: Core, events: Sequence[Committed]) -> None:
         """Compare what another process changed with what runs here, and take what it left."""
-        if core.runner is None or self._recoverer is None:
+        if core.runner is None or core.callbacks is None or self._recoverer is None:
             return
-        changed = {event.task_seq for event in events if event.task_seq is not None}.intersection(core.runner.held)
+        for event in events:
+            if event.type == EventType.TRANSFERRED and event.task_seq is not None:
+                core.runner.note_moved(event.task_seq, event.scope, event.seq)
+        held = {*core.runner.held, *core.callbacks.held}
+        changed = held.intersection(event.task_seq for event in events if event.task_seq is not None)
         if changed:
-            rows = await core.reader.rows(queries.TASKS_BY_SEQ, {"task_seqs": queries.names(changed)})
-            core.runner.compare(map(Task._make, rows))
+            rows = await core.reader.rows(queries.TASKS_BY_SEQ, {"task_seqs": names(changed)})
+            tasks = [Task._make(row) for row in rows]
+            core.runner.compare(tasks)
+            core.callbacks.compare(tasks)
         await self._recoverer.take_what_was_left()
         if any(event.type == EventType.RELEASED and event.scope.startswith(f"{self._runtime}:") for event in events):
             await self._recoverer.recover()
@@ -344,42 +363,55 @@ class TaskStore:
             raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
         return self._core
 
-    async def session(self, id: str) -> SessionTasks:
+    async def session(
+        self, id: str, *, parent: SessionTasks | Scope | str | None = None, reopen: bool = False
+    ) -> SessionTasks:
         """
         Open a session of this runtime, or resume it.
 
-        A store that does not own creates none.
+        *parent* is the session it belongs to: where its work goes that is to be transferred when it closes. A closed session is
+        a view, in which nothing is created, unless *reopen* opens it again. A store that does not own creates none.
 
         Raises:
-            UnknownSession: a reading or requesting store met a session the file has not.
+            UnknownSession: the parent, or, for a reading or requesting store, the session is not in the file.
+            SessionError: the session has another parent.
             InvalidId: the id cannot be stored.
         """
         core = self._open
         if self._runtime is None:
             raise StoreReadOnly("give open_readonly() a runtime= to name sessions by their id, or use get() and list()")
         scope = Scope(self._runtime, id)
+        above = (
+            Scope(self._runtime, parent) if isinstance(parent, str) else None if parent is None else as_scope(parent)
+        )
+        if above is not None and above.runtime != self._runtime:
+            raise SessionError(f"session {str(above)!r} is of another runtime: a parent is of {self._runtime!r}")
         if self._access == "own":
-            await core.to_request().run(lambda tx: transitions.open_session(tx, scope))
+            await core.to_request().run(lambda tx: handover.open_session(tx, scope, above, reopen=reopen))
+        elif parent is not None or reopen:
+            core.to_create()
         else:
             await core.check_session(scope)
         return SessionTasks(core, scope)
 
     async def sessions(self) -> Sequence[SessionRecord]:
         """Return every session of the file, oldest first."""
-        return [queries.session_record(row) for row in await self._open.reader.rows(queries.SESSIONS, {})]
+        return [
+            session_queries.session_record(row) for row in await self._open.reader.rows(session_queries.SESSIONS, {})
+        ]
 
     # --- the whole file ---
 
-    async def get(self, scope: Scope | str, id: str) -> TaskRecord:
+    async def get(self, scope: Scope | str | SessionTasks, id: str) -> TaskRecord:
         """
         Return the row of the live task of an id in any session, else of the newest.
 
         Raises:
             TaskNotFound, UnknownSession: not in this file.
         """
-        return queries.task_record(await self._open.task_by_id(_scope(scope), id))
+        return queries.task_record(await self._open.task_by_id(as_scope(scope), id))
 
-    async def handle(self, scope: Scope | str, id: str) -> TaskHandle:
+    async def handle(self, scope: Scope | str | SessionTasks, id: str) -> TaskHandle:
         """
         Return a handle on the live task of an id in any session, else on the newest.
 
@@ -387,7 +419,7 @@ class TaskStore:
             TaskNotFound, UnknownSession: not in this file.
         """
         core = self._open
-        return await owner_handle(core, await core.task_by_id(_scope(scope), id))
+        return await owner_handle(core, await core.task_by_id(as_scope(scope), id))
 
     async def list(self, filter: TaskFilter | None = None) -> Sequence[TaskRecord]:
         """Return the tasks a filter wants, by ``task_seq``; the whole file, finished and hidden ones too, without one."""
@@ -401,7 +433,7 @@ class TaskStore:
         self,
         after: int | None = None,
         *,
-        scope: Scope | str | None = None,
+        scope: Scope | str | SessionTasks | None = None,
         types: Iterable[EventType] | None = None,
     ) -> Subscription:
         """
@@ -410,7 +442,7 @@ class TaskStore:
         ``after=0`` is from the beginning, None from now; go on later after the ``seq`` of the last one seen. No loss, no
         duplicate, bounded memory. The iteration ends when the store closes.
         """
-        return self._open.feed.subscribe(after, scope=None if scope is None else _scope(scope), types=types)
+        return self._open.feed.subscribe(after, scope=None if scope is None else as_scope(scope), types=types)
 
     async def recover(self) -> RecoveryReport:
         """
@@ -425,6 +457,26 @@ class TaskStore:
         assert self._recoverer is not None
         return await self._recoverer.recover()
 
+    async def abandon_owner(self, owner_id: int, reason: str) -> RecoveryReport:
+        """
+        Give up, by a person's decision, an owner that lives but is stuck: its work is ended or freed, and its writes refused.
+
+        What may be run again is ``pending`` and free, external work waits to be registered again, the rest is ``abandoned``
+        with the reason. The owner itself, should it ever go on, creates nothing more (`StoreClosed`). One that has ended is left
+        as it is.
+
+        Raises:
+            StoreError: the file has no such owner, or it is this store itself.
+            StoreReadOnly: this store only reads.
+        """
+        core = self._open
+        writer, by = core.to_request(), core.requester
+        check_text("reason", reason)
+        if owner_id == core.owner_id:
+            raise StoreError(f"owner {owner_id} is this store itself: close it")
+        changed = await writer.run(lambda tx: give_up_owner(tx, owner_id, reason, by))
+        return report_of(changed)
+
 
 async def _whole(task: asyncio.Task[None]) -> None:
     """Wait for a task to its end, whatever happens to the caller meanwhile: half open or half closed would be neither."""
@@ -438,10 +490,6 @@ async def _whole(task: asyncio.Task[None]) -> None:
         _ = task.cancelled() or task.exception()
         raise cancelled
     await task
-
-
-def _scope(scope: Scope | str) -> Scope:
-    return scope if isinstance(scope, Scope) else Scope.parse(scope)
 
 
 def _check_head(revision: str | None, path: Path) -> None:
@@ -461,6 +509,14 @@ def _insert_owner(tx: Transaction, path: Path, lock: OwnerLock, runtime: str | N
     return queries.insert_owner(
         tx, {"token": lock.token, "runtime": runtime, "version": __version__, **describe_process()}
     )
+
+
+def _given_up(tx: Transaction, owner_id: int, path: Path) -> StoreError | None:
+    """Say why this owner may not write any more, if somebody gave it up while it was stuck."""
+    owner = queries.owner_by_id(tx, owner_id)
+    if owner is not None and owner.ended_at is None:
+        return None
+    return StoreClosed(f"owner {owner_id} of {path} was given up by a person: open the store again")
 
 
 def _end_owner(tx: Transaction, owner_id: int, alive: Collection[int]) -> None:

@@ -224,8 +224,10 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         TaskExists: a live task has the id.
         IdempotencyConflict: the key was used for other work.
         SessionClosed: the session is closed, and no live task of it is the parent.
+        StoreClosed: a person gave this owner up.
         UnknownSession: the file has no such session, or not the one a sub-agent should work in.
     """
+    refuse_given_up(tx)
     before = same_before(tx, new)
     if before is not None:
         return Born(before, session_queries.owner_handle(tx, before.task_seq).handle_id, is_new=False)
@@ -263,6 +265,17 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         data = queries.event_data(started.type, started.columns, started.detail)
         queries.insert_event(tx, started.type, scope=task.scope, task=task, data=data)
     return Born(task, new.handle_id)
+
+
+def refuse_given_up(tx: Transaction) -> None:
+    """
+    Refuse new work of an owner that somebody gave up while it was stuck: it would be taken from it at once.
+
+    Raises:
+        StoreClosed: the store must be opened again.
+    """
+    if tx.forbidden is not None:
+        raise tx.forbidden
 
 
 def _first_columns(tx: Transaction, new: NewTask) -> dict[str, Any]:

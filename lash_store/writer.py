@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from . import guards
 from .commit import Batch, Committer, Unit
 from .database import Committed, Connection, Durability, Transaction, connect
-from .errors import CommitInDoubt, StoreClosed, StoreError
+from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
 
 __all__ = ["Unit", "Writer"]
 
@@ -50,7 +50,7 @@ class Writer:
         durability: Durability,
         patience: float,
         on_commit: Callable[[Sequence[Committed]], None],
-        on_fatal: Callable[[StoreError], None],
+        on_fatal: Callable[[StorageError], None],
     ) -> None:
         self._path = path
         self._durability = durability
@@ -60,7 +60,7 @@ class Writer:
         self._queue: deque[_Job[Any]] = deque()
         self._wake = asyncio.Event()
         self._closing = False
-        self._fatal: StoreError | None = None
+        self._fatal: StorageError | None = None
         self._task: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._identity: guards.FileIdentity | None = None
@@ -144,7 +144,7 @@ class Writer:
             self._committer.patience = min(self._committer.patience, patience)
 
     def guard(self, guard: Callable[[Transaction], StoreError | None]) -> None:
-        """Have *guard* asked in each transaction that follows another connection's commit; its error stops the writer."""
+        """Have *guard* asked, after others' commits, why this owner may take no more work on; `Transaction.forbidden` has it."""
         if self._committer is not None:
             self._committer.guard = guard
 
@@ -211,7 +211,7 @@ class Writer:
         if batch.fatal is not None:
             self._stop(batch.fatal)
 
-    def _stop(self, error: StoreError) -> None:
+    def _stop(self, error: StorageError) -> None:
         self._fatal = error
         self._closing = True
         while self._queue:

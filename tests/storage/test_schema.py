@@ -20,7 +20,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import Operations
 
-from lash_store import database, lifecycle, migrate, queries, schema
+from lash_store import database, lifecycle, migrate, queries, schema, session_queries
 from lash_store.errors import StorageFull, StoreError
 from lash_store.models import (
     CancelPolicy,
@@ -602,9 +602,9 @@ LOOK_UPS = {
     "live tasks of a session, by state": _listed(**SESSION_LIST, states=frozenset({TaskState.RUNNING})),
     "live tasks of a runtime": _listed(runtime="desktop", include_terminal=False),
     "events of a task after a cursor": queries.events_page(frozenset({"after", "task_seq"})),
-    "a task's handle": queries.OWNER_HANDLE,
+    "a task's handle": session_queries.OWNER_HANDLE,
     "open owners": queries.OPEN_OWNERS,
-    "sessions": queries.SESSIONS,
+    "sessions": session_queries.SESSIONS,
 }
 
 LIVE_LOOK_UPS = {
