@@ -147,7 +147,7 @@ class TaskStore:
 
     async def __aenter__(self) -> Self:
         self._forget_dead_loop()
-        if self._core is None or self._closing is not None:
+        if self._core is None or self._closing is not None or self._is_opening:
             await self.open()
         return self
 
@@ -210,10 +210,13 @@ class TaskStore:
             self._lives = AsyncExitStack()
 
     async def _open_all(self) -> None:
-        async with AsyncExitStack() as lives:
-            core = await (self._open_to_own(lives) if self._access == "own" else self._open_beside(lives))
-            self._lives = lives.pop_all()
-            self._core = core
+        try:
+            async with AsyncExitStack() as lives:
+                self._core = await (self._open_to_own(lives) if self._access == "own" else self._open_beside(lives))
+                self._lives = lives.pop_all()
+        except BaseException:
+            self._core = self._recoverer = None
+            raise
 
     async def _close(self) -> None:
         core = self._open
@@ -258,11 +261,12 @@ class TaskStore:
         )
         lives.push_async_callback(core.feed.close)
         lives.push_async_callback(self._give_back, writer, runner, callbacks, owner_id)
+        # a body that recovery starts may use the store at once
+        self._core, self._recoverer = core, recoverer
         await recoverer.recover()
         recoverer.watch()
         lives.push_async_callback(recoverer.close)
         core.feed.watch()
-        self._recoverer = recoverer
         return core
 
     async def _open_beside(self, lives: AsyncExitStack) -> Core:

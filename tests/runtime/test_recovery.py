@@ -409,3 +409,22 @@ async def test_a_plain_copy_of_a_live_file_starts_nothing(
 
     assert (report.unreachable, report.dead_owners, ran) == ((1,), (), [])
     assert (record.state, record.attempt, record.owner_id) == (TaskState.RUNNING, 1, 1)
+
+
+async def test_a_reattached_body_may_use_the_store_at_once(new: Callable[..., TaskStore]) -> None:
+    # it starts while the store is still being opened
+    first, second = new(), new()
+
+    @first.task(recovery=Recovery.RERUN, name="asks")
+    async def waits(task: TaskContext) -> None:
+        await asyncio.Event().wait()
+
+    @second.task(recovery=Recovery.RERUN)
+    async def asks(task: TaskContext) -> str:
+        session = await second.session("another")
+        return f"{session.scope} {len(await second.list())} {len((await second.recover()).reattached)}"
+
+    async with first:
+        await (await first.session("s1")).spawn(waits, id="t")
+    async with second:
+        assert await (await second.handle("desktop:s1", "t")) == "desktop:another 1 0"
