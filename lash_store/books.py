@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from . import queries, session_queries, transitions
+from . import births, queries, session_queries, transitions
+from .births import Born, NewTask
 from .commands import Command, ConfirmCancel, Rebind
 from .database import Transaction
 from .errors import TaskError
 from .lifecycle import Task
 from .models import Scope, TaskMode, TaskState, Verdict
-from .transitions import Born, NewTask, Outcome
+from .transitions import Outcome
 
 __all__ = ["change", "register", "unregister"]
 
@@ -24,10 +25,10 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
 
     Raises:
         TaskExists: the id is live, and somebody keeps it.
-        IdempotencyConflict, SessionClosed, UnknownSession: see `transitions.create`.
+        IdempotencyConflict, SessionClosed, UnknownSession: see `births.create`.
     """
-    transitions.refuse_given_up(tx)
-    before = transitions.same_before(tx, new)
+    births.refuse_given_up(tx)
+    before = births.same_before(tx, new)
     live = before if before is not None and not before.is_terminal else None
     if before is None:
         live = queries.live_task_by_id(tx, str(new.scope), new.id)
@@ -39,8 +40,8 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
         task = live or before
         return Born(task, session_queries.owner_handle(tx, task.task_seq).handle_id, is_new=False)
     if live is not None and not live.is_terminal:
-        raise transitions.task_exists(new)
-    return transitions.create(tx, new)
+        raise births.task_exists(new)
+    return births.create(tx, new)
 
 
 def _is_unkept(tx: Transaction, task: Task, owner_id: int, gone: Collection[int]) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from . import transitions
+from .births import Born
 from .commands import Command, Complete, ConfirmCancel, Fail, Fence, Start
 from .database import Committed
 from .errors import (
@@ -31,7 +32,7 @@ from .lifecycle import Task
 from .models import CancelPolicy, EventType, StopReason, TaskState
 from .registry import Registry, to_json
 from .slots import Slot, Slots
-from .transitions import Born, Outcome
+from .transitions import Outcome
 from .writer import Unit, Writer
 
 __all__ = ["Body", "Runner"]

@@ -8,15 +8,13 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pydantic import JsonValue
-
-from . import books, cancelling, handover, hidden, queries, session_queries, transitions
+from . import births, books, cancelling, handover, hidden, queries, session_queries, spawning, transitions
+from .births import NewTask
 from .callbacks import Callback
 from .commands import Flip, Progress, Settle
 from .core import Core
 from .database import Transaction
-from .errors import InvalidArguments, InvalidId, SessionError
-from .failures import failure_text
+from .errors import InvalidArguments
 from .feed import Subscription
 from .handles import Reference, TaskHandle, new_handle_id, new_id, reference, references, refuse_observer
 from .inbox import Inbox, look_at_notes
@@ -44,8 +42,7 @@ from .models import (
     check_text,
 )
 from .recovery import evidence_of
-from .registry import to_json
-from .transitions import Born, NewTask, Outcome
+from .transitions import Outcome
 
 __all__ = ["SessionTasks", "as_scope"]
 
@@ -107,12 +104,14 @@ class SessionTasks:
             InvalidId, TaskNotFound, UnknownSession: an id that cannot be stored, or a parent or session that is not there.
             SessionClosed: the session is closed, and the parent is no live task of it.
         """
-        reserved = _RESERVED & kwargs.keys()
-        if reserved:
-            _close(fn)
-            raise InvalidArguments(
-                f"{sorted(reserved)} are words of spawn() itself: give the function's own by position"
-            )
+        try:
+            named = _parent_named(parent)
+            if _RESERVED & kwargs.keys():
+                words = sorted(_RESERVED & kwargs.keys())
+                raise InvalidArguments(f"{words} are words of spawn() itself: give the function's own by position")
+        except BaseException:
+            spawning.close_refused(fn)
+            raise
         return await self._spawn(
             fn,
             args,
@@ -126,7 +125,7 @@ class SessionTasks:
                 "notify_on_end": bool(notify_on_end),
             },
             cancel_policy,
-            parent,
+            named,
         )
 
     async def spawn_hidden(
@@ -143,7 +142,7 @@ class SessionTasks:
         try:
             check_id("label", label)
         except BaseException:
-            _close(fn)
+            spawning.close_refused(fn)
             raise
         return await self._spawn(fn, args, kwargs, {"label": label, "mode": TaskMode.HIDDEN}, None, parent)
 
@@ -210,7 +209,8 @@ class SessionTasks:
         if cancel is not None and not callable(cancel):
             raise InvalidArguments(f"cancel must be a function, not {type(cancel).__name__}")
         check_id("task id", id)
-        new = self._new(
+        new = spawning.new_task(
+            self._scope,
             owner_id,
             {
                 "id": id,
@@ -225,10 +225,10 @@ class SessionTasks:
             },
         )
         new = replace(new, local=cancel)
-        parent = None if parent is None else reference(parent)
+        named = _parent_named(parent)
         # its owner may have died without anybody having noticed yet
         gone = await self._gone_keeper(id)
-        born = await self._run(lambda tx: books.register(tx, self._with_parent(tx, new, parent), gone))
+        born = await self._run(lambda tx: books.register(tx, self._with_parent(tx, new, named), gone))
         return TaskHandle(self._core, born.task, born.handle_id)
 
     async def unregister(self, id: str) -> None:
@@ -260,7 +260,7 @@ class SessionTasks:
             TaskError: the store does this work itself.
             ResultNotSerializable: the result is not JSON.
         """
-        command = _ending(id, TaskState(state), result, failure)
+        command = spawning.ending(id, TaskState(state), result, failure)
         return await self._change(id, command, "complete()")
 
     async def set_live_state(self, id: str, state: TaskState) -> Transition:
@@ -522,84 +522,24 @@ class SessionTasks:
         kwargs: dict[str, Any],
         columns: dict[str, Any],
         cancel_policy: CancelPolicy | None,
-        parent: Reference | int | None,
+        parent: str | int | None,
     ) -> TaskHandle:
         coroutine = fn if inspect.iscoroutine(fn) else None
         try:
             runner, owner_id = self._core.to_create()
-            columns |= self._work(fn, coroutine, args, kwargs, cancel_policy)
-            new = replace(self._new(owner_id, columns), local=coroutine)
-            named = parent if parent is None or isinstance(parent, int) else reference(parent)
+            columns = {**spawning.body_columns(self._core.registry, fn, args, kwargs, cancel_policy), **columns}
+            new = replace(spawning.new_task(self._scope, owner_id, columns), local=coroutine)
             created = runner.create(
-                lambda start: lambda tx: transitions.create(tx, self._with_parent(tx, new, named), start=start)
+                lambda start: lambda tx: births.create(tx, self._with_parent(tx, new, parent), start=start)
             )
         except BaseException:
-            _close(fn)
+            spawning.close_refused(fn)
             raise
         if coroutine is not None:
             # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
-            created.add_done_callback(lambda future: _close_if_refused(coroutine, future))
+            created.add_done_callback(lambda future: spawning.close_unless_adopted(coroutine, future))
         born = await asyncio.shield(created)
         return TaskHandle(self._core, born.task, born.handle_id)
-
-    def _work(
-        self,
-        fn: Callable[..., Any] | Coroutine[Any, Any, Any],
-        coroutine: Coroutine[Any, Any, Any] | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        cancel_policy: CancelPolicy | None,
-    ) -> dict[str, Any]:
-        """Return the columns that say what a body will do."""
-        if coroutine is not None:
-            if args or kwargs:
-                raise InvalidArguments("a coroutine object has its arguments already: spawn(fn(…)) or spawn(fn, …)")
-            return {
-                "function_label": getattr(coroutine, "__name__", "coroutine"),
-                "recovery": Recovery.OWNER_BOUND,
-                "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.ABORT_LOCAL),
-            }
-        function = self._core.registry.by_body(fn)  # type: ignore[arg-type]
-        return {
-            "function_label": function.name,
-            "function": function.name,
-            "recovery": function.recovery,
-            "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.COOPERATIVE),
-            "arguments": function.bind(args, kwargs),
-            "max_attempts": function.max_attempts,
-        }
-
-    def _new(self, owner_id: int, columns: dict[str, Any]) -> NewTask:
-        """Check what a task is to be born with."""
-        label = columns.pop("function_label", None)
-        label = check_text("label", columns.pop("label", None) or label)
-        task_id = columns.pop("id", None)
-        if task_id is None:
-            task_id = new_id(label)
-        elif check_id("task id", task_id).startswith("h-"):
-            raise InvalidId(f"task id {task_id!r} begins with 'h-', as handle ids do: choose another")
-        child_session_id = columns.get("child_session_id")
-        if child_session_id is not None and check_id("child session id", child_session_id) == self._scope.session_id:
-            raise SessionError(f"task {task_id!r} cannot work in its own session: child_session_id names another")
-        if columns.get("idempotency_key") is not None:
-            check_id("idempotency key", columns["idempotency_key"])
-        columns["kind"] = TaskKind(columns.get("kind", TaskKind.OTHER))
-        columns["close_policy"] = ClosePolicy(columns.get("close_policy", ClosePolicy.KEEP))
-        defaults: dict[str, Any] = {
-            "mode": TaskMode.MANAGED,
-            "function": None,
-            "arguments": None,
-            "max_attempts": 1,
-            "cancel_policy": CancelPolicy.COOPERATIVE,
-        }
-        return NewTask(
-            scope=self._scope,
-            id=task_id,
-            label=label,
-            owner_id=owner_id,
-            handle_id=new_handle_id(),
-            **{**defaults, **columns},
-        )
 
     def _with_parent(self, tx: Transaction, new: NewTask, parent: str | int | None) -> NewTask:
         if parent is None:
@@ -644,41 +584,24 @@ class SessionTasks:
         return await self._core.to_request().run(unit)
 
 
+def _parent_named(parent: Reference | None) -> str | int | None:
+    """Return a parent's ``task_seq``, which a handle of any session knows, or what names it in this one."""
+    if parent is None or isinstance(parent, TaskHandle):
+        return None if parent is None else parent.task_seq
+    return reference(parent)
+
+
 def as_scope(of: Scope | str | SessionTasks) -> Scope:
     """Return the scope that a session, a scope, or its text ``runtime:session`` names."""
     if isinstance(of, SessionTasks):
         return of.scope
+    if not isinstance(of, Scope | str):
+        raise InvalidId(f"give a session, a scope or its text, not {type(of).__name__}")
     return of if isinstance(of, Scope) else Scope.parse(of)
 
 
 def _transition(outcome: Outcome) -> Transition:
     return Transition(record=queries.task_record(outcome.task), verdict=outcome.verdict)
-
-
-def _ending(task_id: str, state: TaskState, result: JsonValue, failure: Failure | BaseException | str | None) -> Settle:
-    """Check how external work is said to have ended."""
-    if state not in {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED}:
-        raise ValueError(f"external work ends 'completed', 'failed' or 'cancelled', not {str(state)!r}")
-    if result is not None and state is not TaskState.COMPLETED:
-        raise ValueError(f"a result belongs to 'completed', not to {str(state)!r}")
-    if failure is not None and state is not TaskState.FAILED:
-        raise ValueError(f"a failure belongs to 'failed', not to {str(state)!r}")
-    return Settle(
-        state,
-        result=to_json(result, f"the result of task {task_id!r}") if state is TaskState.COMPLETED else None,
-        failure=failure_text(failure) if state is TaskState.FAILED else None,
-    )
-
-
-def _close(fn: object) -> None:
-    """Close a coroutine object that is refused: nobody will ever run it."""
-    if inspect.iscoroutine(fn):
-        fn.close()
-
-
-def _close_if_refused(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Future[Born]) -> None:
-    if stored.cancelled() or stored.exception() is not None or not stored.result().is_new:
-        coroutine.close()
 
 
 _RESERVED = frozenset({"timeout"})
