@@ -14,7 +14,7 @@ from .callbacks import Callback
 from .commands import Flip, Progress, Settle
 from .core import Core
 from .database import Transaction
-from .errors import InvalidArguments
+from .errors import InvalidArguments, InvalidId
 from .feed import Subscription
 from .handles import Reference, TaskHandle, new_handle_id, new_id, reference, references, refuse_observer
 from .inbox import Inbox, look_at_notes
