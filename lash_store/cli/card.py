@@ -40,6 +40,7 @@ def _rows(record: TaskRecord) -> Table:
 
 
 def _what(record: TaskRecord) -> list[tuple[str, Text | None]]:
+    external = record.mode == "external"
     spent = f", {record.attempts_spent} ended by a crash" if record.attempts_spent else ""
     far = " · ".join(
         part for part in (None if record.fraction is None else f"{record.fraction:.0%}", record.progress) if part
@@ -50,11 +51,22 @@ def _what(record: TaskRecord) -> list[tuple[str, Text | None]]:
         ("function", _if(record.function)),
         ("label", None if record.label == record.function else text(record.label)),
         ("arguments", None if record.arguments is None else text(one_line(record.arguments))),
-        ("attempt", text(f"{record.attempt} of at most {record.max_attempts}{spent}")),
-        ("recovery", text(f"{record.recovery}; cancel {record.cancel_policy}")),
+        ("attempt", None if external else text(f"{record.attempt} of at most {record.max_attempts}{spent}")),
+        ("recovery", None if external else text(f"{record.recovery}; cancel {record.cancel_policy}")),
+        ("callback", _if(_callback(record) if external else None)),
         ("owner", _if(record.owner_id)),
+        ("parent", None if record.parent_seq is None else text(f"#{record.parent_seq}")),
+        ("works in", _if(record.child_session_id)),
+        ("on close", None if record.close_policy == "keep" else text(record.close_policy)),
+        ("key", _if(record.idempotency_key)),
         ("progress", _if(far or None)),
     ]
+
+
+def _callback(record: TaskRecord) -> str:
+    if not record.has_callback:
+        return "none: cancelled by the books"
+    return "not called" if record.callback_begun_at is None else f"called {moment(record.callback_begun_at)}"
 
 
 def _when(record: TaskRecord) -> list[tuple[str, Text | None]]:
@@ -74,6 +86,8 @@ def _outcome(record: TaskRecord) -> list[tuple[str, Any]]:
         rows.append(("cancel asked", text(f"{moment(record.cancel_requested_at)} by {by}")))
     if record.cancel_reason is not None:
         rows.append(("reason", text(record.cancel_reason)))
+    if record.callback_error is not None:
+        rows.append(("callback", text(f"{record.callback_error.type}: {record.callback_error.message}", "red")))
     if record.state == "completed":
         rows.append(("result", text(one_line(record.result))))
     if record.failure is not None:
@@ -86,6 +100,8 @@ def _outcome(record: TaskRecord) -> list[tuple[str, Any]]:
         rows.append(
             ("evidence", text(f"owner {seen.owner_id}{process}: {seen.end}, found {moment(seen.found_at)}", "red"))
         )
+        if seen.reason is not None:
+            rows.append(("given up", text(f"{seen.reason}, by {seen.by}", "red")))
     return rows
 
 

@@ -212,13 +212,31 @@ class EventLines:
             line.append_text(text(event.scope if event.task_id is None else f"{event.scope} {event.task_id}", "bold"))
             line.append("  ")
         room = min(max(self._out.width - cell_len(line.plain), _LEAST_DATA), _MOST_DATA)
-        line.append(cropped(_digest(event.data), room), "dim")
+        line.append(cropped(_digest(_told(event)), room), "dim")
         line.rstrip()
         return line
 
 
 _LEAST_DATA, _MOST_DATA = 12, 300
-_TELLING = ("reason", "progress", "failure", "result", "evidence", "arguments")
+_TELLING = (
+    "from",
+    "to",
+    "reason",
+    "note",
+    "progress",
+    "callback_error",
+    "failure",
+    "result",
+    "evidence",
+    "arguments",
+)
+
+
+def _told(event: TaskEvent) -> dict[str, Any]:
+    """Return what an event tells beside its columns: for work that was moved, from where to where."""
+    if event.from_scope is None:
+        return event.data
+    return {"from": str(event.from_scope), "to": str(event.scope), **event.data}
 
 
 def _digest(data: dict[str, Any]) -> str:
