@@ -418,3 +418,48 @@ def test_text_the_outputs_encoding_cannot_say_is_escaped(db: Path) -> None:
     done = run_process("--db", db, "events", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
+
+
+# --- work that belongs to a session ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def handed_over(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a file with external work whose callback failed, and a child that was moved to another session."""
+    path = tmp_path_factory.mktemp("sessions") / "agent.db"
+    asyncio.run(_hand_over(path))
+    return path
+
+
+async def _hand_over(path: Path) -> None:
+    async with TaskStore(path, runtime="desktop") as store:
+        one, two = await store.session("s1"), await store.session("s2")
+        await one.register("ci", TaskKind.OTHER, cancel=_refuse, idempotency_key="run-17", close_policy="transfer")
+        await one.register("lint", TaskKind.OTHER, parent="ci")
+        await one.transfer(two, ["lint"])
+        await two.abandon("lint", "nobody runs it")
+        await one.cancel("ci", "superseded")
+
+
+def _refuse() -> None:
+    raise RuntimeError(HOSTILE)
+
+
+def test_show_tells_of_external_work_whose_callback_failed(handed_over: Path) -> None:
+    shown = run("show", "desktop:s1", "ci", db=handed_over).stdout
+
+    assert re.search(r"callback +called \d{4}-", shown)
+    assert re.search(r"callback +RuntimeError: \\x1b\[2J", shown)
+    assert re.search(r"key +run-17 *\n", shown)
+    assert re.search(r"on close +transfer *\n", shown)
+    assert "attempt" not in shown.partition("seq")[0]
+    assert "\x1b" not in shown
+
+
+def test_show_tells_whose_child_it_is_where_it_came_from_and_who_gave_it_up(handed_over: Path) -> None:
+    shown = run("show", "desktop:s2", "lint", db=handed_over).stdout
+
+    assert re.search(r"parent +#1 *\n", shown)
+    assert re.search(r"callback +none: cancelled by the books *\n", shown)
+    assert re.search(r"given up +nobody runs it, by desktop pid \d+ on ", shown)
+    assert re.search(r'transferred .* from="desktop:s1", to="desktop:s2"', shown)
