@@ -199,9 +199,16 @@ def _already_ended(task: Task, command: Command) -> Refused:
     if isinstance(command, RequestCancel | ConfirmCancel):
         return _UNCHANGED if task.state == TaskState.CANCELLED else _SUPERSEDED
     if isinstance(command, Settle):
-        same = (command.state, command.result, command.failure) == (task.state, task.result, task.failure)
+        said = _plain(command.result), _plain(command.failure)
+        same = command.state == task.state and said == (_plain(task.result), _plain(task.failure))
         return _UNCHANGED if same else _SUPERSEDED
     return _UNCHANGED if _OUTCOME.get(type(command)) == task.state else _SUPERSEDED
+
+
+def _plain(text: str | None) -> Any:
+    """Return what JSON text says, whatever the order of its keys and wherever an exception was raised."""
+    said = None if text is None else json.loads(text)
+    return {**said, "traceback": None} if isinstance(said, dict) and "traceback" in said else said
 
 
 def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:

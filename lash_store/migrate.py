@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 __all__ = ["current", "downgrade", "head", "prepare", "transaction", "upgrade"]
+
+log = logging.getLogger(__name__)
 
 _alembic = threading.Lock()
 """Alembic keeps global state: one run at a time in a process."""
@@ -88,15 +90,19 @@ def upgrade(path: str | os.PathLike[str], revision: str = "head") -> None:
     """
     Bring the file to *revision* in one transaction; a crash leaves the old one. A file that is not there is made.
 
+    The file from before an upgrade is kept beside it, as ``<file>-<revision>.backup``.
+
     Raises:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
+        SchemaError: it is open elsewhere, in a process that an upgrade would break.
     """
     path = guards.resolve(path)
     guards.check_target(path, writing=True)
+    target = HEAD if revision == "head" else revision
     if not database.has_content(path):
-        make(path, lambda made: _run(made, lambda config: _command().upgrade(config, revision)))
-    elif database.probe(path) != HEAD or revision not in {"head", HEAD}:
-        _run(path, lambda config: _command().upgrade(config, revision))
+        make(path, lambda made: _run(made, lambda config: _command().upgrade(config, revision), target))
+    elif database.probe(path) != target:
+        _run(path, lambda config: _command().upgrade(config, revision), target)
 
 
 def downgrade(path: str | os.PathLike[str], revision: str) -> None:
@@ -111,7 +117,7 @@ def _command() -> ModuleType:
     return command
 
 
-def _run(path: Path, action: Callable[[Config], object]) -> None:
+def _run(path: Path, action: Callable[[Config], object], target: str | None = None) -> None:
     from alembic.util import CommandError
 
     config = _config()
@@ -120,7 +126,7 @@ def _run(path: Path, action: Callable[[Config], object]) -> None:
         level = logger.level
         logger.setLevel(logging.WARNING)
         try:
-            with transaction(path) as connection:
+            with transaction(path, target) as connection:
                 config.attributes["connection"] = connection
                 action(config)
         except CommandError as error:
@@ -146,9 +152,11 @@ def _scripts() -> Path:
 
 
 @contextmanager
-def transaction(path: Path) -> Iterator[Connection]:
+def transaction(path: Path, target: str | None = None) -> Iterator[Connection]:
     """
     Give an SQLAlchemy connection inside one ``BEGIN IMMEDIATE``, with Alembic's version table made; commit at the end.
+
+    On the way up to *target*, a file that somebody else has brought there meanwhile is let be, and an older one is kept.
 
     Raises:
         SchemaError: the revisions left rows without their parents; nothing is committed.
@@ -157,6 +165,7 @@ def transaction(path: Path) -> Iterator[Connection]:
     import sqlalchemy.exc
     from sqlalchemy.pool import StaticPool
 
+    kept: list[Path] = []
     raw = _open(path)
     engine = sqlalchemy.create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
     try:
@@ -167,8 +176,12 @@ def transaction(path: Path) -> Iterator[Connection]:
             # SQLAlchemy's side of the same transaction: Alembic then leaves the commit to us
             with connection.begin():
                 _begin(raw)
-                database.check_revision(database.read_revision(raw, path), path)
-                _refuse_beside_owners(raw, path)
+                revision = database.read_revision(raw, path)
+                database.check_revision(revision, path)
+                if target is None or revision != target:
+                    _refuse_beside_owners(raw, path)
+                    if target is not None and revision is not None:
+                        kept.append(_keep(path, revision))
                 # STRICT, which Alembic's own would not be
                 raw.execute(
                     f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num TEXT NOT NULL PRIMARY KEY) STRICT"
@@ -179,15 +192,39 @@ def transaction(path: Path) -> Iterator[Connection]:
                     raise SchemaError(
                         f"{path}: the revision leaves rows without parents, {orphans[:3]}: nothing was changed"
                     )
-    except sqlite3.Error as error:
-        database.raise_translated(error, path)
-    except sqlalchemy.exc.DBAPIError as error:
-        raise database.translate(error.orig or error, path) from error
+    except BaseException as error:
+        for backup in kept:
+            backup.unlink(missing_ok=True)
+        if isinstance(error, sqlite3.Error):
+            database.raise_translated(error, path)
+        if isinstance(error, sqlalchemy.exc.DBAPIError):
+            raise database.translate(error.orig or error, path) from error
+        raise
+    else:
+        for backup in kept:
+            log.info("upgraded", extra={"path": str(path), "backup": str(backup)})
     finally:
         if raw.in_transaction:
             raw.execute("ROLLBACK")
         engine.dispose()
         raw.close()
+
+
+def _keep(path: Path, revision: str) -> Path:
+    """Copy the file as it is before an upgrade, through SQLite, under a name nothing has yet; whole or not at all."""
+    backup = Path(f"{path}-{revision}.backup")
+    number = 1
+    while backup.exists():
+        number += 1
+        backup = Path(f"{path}-{revision}.backup-{number}")
+    made = Path(f"{path}-backup-making")
+    made.unlink(missing_ok=True)
+    guards.create_private(made)
+    with closing(database.open_sqlite(path, "read")) as source, closing(sqlite3.connect(made)) as copy:
+        source.backup(copy)
+    made.rename(backup)
+    _sync_folder(path.parent)
+    return backup
 
 
 def _refuse_beside_owners(raw: sqlite3.Connection, path: Path) -> None:

@@ -73,7 +73,9 @@ CREATE TABLE inbox (
 )
  STRICT
     """,
+    "CREATE INDEX inbox_scope ON inbox (scope)",
     "CREATE INDEX inbox_unread ON inbox (scope) WHERE acknowledged_at IS NULL",
+    "CREATE INDEX tasks_agents ON tasks (scope) WHERE child_session_id IS NOT NULL",
     "CREATE INDEX tasks_child_session ON tasks (child_session_id) WHERE child_session_id IS NOT NULL",
     "CREATE INDEX tasks_children ON tasks (parent_seq) WHERE parent_seq IS NOT NULL",
     """
@@ -114,6 +116,7 @@ UNDO = (
     "DROP TABLE handoffs",
     "DROP TABLE inbox",
     "DROP INDEX handles_observers",
+    "DROP INDEX tasks_agents",
     "DROP INDEX tasks_idempotency",
     "DROP INDEX tasks_hidden_failed",
     "DROP INDEX tasks_children",

@@ -21,12 +21,18 @@ Shell = Callable[..., str]
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
+@pytest.fixture(scope="session")
+def newborn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store at head, made once and only copied."""
+    made = tmp_path_factory.mktemp("newborn") / "agent.db"
+    migrate.prepare(made)
+    return made
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, newborn: Path) -> Path:
     """A new store at head that nobody has open."""
-    found = tmp_path / "agent.db"
-    migrate.prepare(found)
-    return found
+    return Path(shutil.copy(newborn, tmp_path / "agent.db"))
 
 
 @pytest.fixture

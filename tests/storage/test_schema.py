@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -20,10 +20,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import Operations
 
-from lash_store import database, lifecycle, migrate, queries, schema, session_queries
+from lash_store import births, database, lifecycle, migrate, queries, schema, session_queries
+from lash_store.births import NewTask
+from lash_store.database import Transaction
 from lash_store.errors import StorageFull, StoreError
 from lash_store.models import (
     CancelPolicy,
+    ClosePolicy,
     EventType,
     HandleRole,
     OwnerEnd,
@@ -37,6 +40,8 @@ from lash_store.models import (
 
 REPOSITORY = Path(__file__).parents[2]
 AT = "2024-05-01T10:00:00.000Z"
+SESSION = {"scope": "desktop:s2", "runtime": "desktop", "session_id": "s2", "opened_at": AT}
+NOTE = {"scope": "desktop:s1", "key": "k", "task_seq": 1, "task_id": "index", "text": "", "data": "{}", "posted_at": AT}
 
 Insert = Callable[..., int]
 
@@ -156,6 +161,7 @@ def test_an_event_has_the_columns_of_its_table_in_order(raw: sqlite3.Connection)
         ("tasks", "mode", TaskMode),
         ("tasks", "recovery", Recovery),
         ("tasks", "cancel_policy", CancelPolicy),
+        ("tasks", "close_policy", ClosePolicy),
         ("events", "type", EventType),
         ("handles", "role", HandleRole),
         ("owners", "end", OwnerEnd),
@@ -171,7 +177,18 @@ def test_a_check_in_the_file_names_the_words_python_has(
     assert set(re.findall(r"'(\w+)'", check[1])) == set(words)
 
 
-@pytest.mark.parametrize("table", ["sessions", "owners", "tasks", "events", "handles"])
+def test_a_new_row_has_what_the_fold_of_its_events_takes_for_granted(
+    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
+) -> None:
+    names = ", ".join(lifecycle.DEFAULTS)
+
+    task_seq = insert(filled, "tasks", task_row)
+
+    found = filled.execute(f"SELECT {names} FROM tasks WHERE task_seq = ?", (task_seq,)).fetchone()
+    assert found == tuple(lifecycle.DEFAULTS.values())
+
+
+@pytest.mark.parametrize("table", ["sessions", "owners", "tasks", "events", "handles", "inbox", "handoffs"])
 def test_a_number_that_is_a_cursor_is_never_used_again(path: Path, table: str) -> None:
     assert "AUTOINCREMENT" in objects(path)["table", table]
 
@@ -183,6 +200,32 @@ def test_a_view_for_the_shell_can_be_read(
     insert(filled, "tasks", task_row)
 
     filled.execute(f"SELECT * FROM {view}").fetchall()
+
+
+def test_the_view_of_live_tasks_shows_families(
+    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
+) -> None:
+    parent = insert(filled, "tasks", {**task_row, "child_session_id": "s9"})
+    insert(filled, "tasks", {**task_row, "id": "child", "parent_seq": parent})
+
+    shown = filled.execute("SELECT id, parent_seq, child_session_id FROM live_tasks").fetchall()
+
+    assert shown == [("index", None, "s9"), ("child", parent, None)]
+
+
+def test_the_view_of_sessions_shows_their_parent_and_what_is_unread(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int
+) -> None:
+    insert(filled, "sessions", {**SESSION, "parent": "desktop:s1"})
+    note = {**NOTE, "task_seq": task_seq}
+    insert(filled, "inbox", note)
+    insert(filled, "inbox", {**note, "key": "read", "acknowledged_at": AT})
+    insert(filled, "inbox", {**note, "key": "elsewhere", "scope": "desktop:s2"})
+    insert(filled, "inbox", {**note, "key": "elsewhere too", "scope": "desktop:s2"})
+
+    shown = filled.execute("SELECT scope, parent, live, unread_notes FROM session_summary").fetchall()
+
+    assert shown == [("desktop:s1", None, 1, 1), ("desktop:s2", "desktop:s1", 0, 2)]
 
 
 # --- the file's birth -----------------------------------------------------------------------------------------------
@@ -408,7 +451,7 @@ def test_no_part_of_an_outcome_is_edited(
 def test_a_finished_task_may_change_its_session(
     filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
 ) -> None:
-    insert(filled, "sessions", {"scope": "desktop:s2", "runtime": "desktop", "session_id": "s2", "opened_at": AT})
+    insert(filled, "sessions", SESSION)
     insert(filled, "tasks", {**task_row, **ENDINGS["completed"], "completed_at": AT})
 
     filled.execute("UPDATE tasks SET scope = 'desktop:s2'")
@@ -433,6 +476,12 @@ def test_a_finished_task_may_change_its_session(
         {"attempts_spent": -1},
         {"max_attempts": 0},
         {"attempt": "one"},
+        {"close_policy": "maybe"},
+        {"close_policy": None},
+        {"notify_on_end": 2},
+        {"notify_on_end": None},
+        {"has_callback": -1},
+        {"callback_error": "{"},
         {"fraction": 1.5},
         {"fraction": -0.5},
         {"state": "waiting", "owner_id": None},
@@ -477,7 +526,10 @@ def test_one_id_has_one_live_task_in_a_session(
         {"scope": "a:b", "runtime": "a", "session_id": "c"},
         {"scope": "a:b:c", "runtime": "a:b", "session_id": "c"},
         {"scope": "desktop:s1", "runtime": "desktop", "session_id": "s1"},
+        {"scope": "desktop:s2", "runtime": "desktop", "session_id": "s2", "sync_needed": 2},
+        {"scope": "desktop:s2", "runtime": "desktop", "session_id": "s2", "inbox_claim": "o-1"},
     ],
+    ids=repr,
 )
 def test_a_sessions_scope_is_its_two_parts_and_stands_once(
     filled: sqlite3.Connection, insert: Insert, session: dict[str, str]
@@ -559,6 +611,84 @@ def test_a_task_has_one_owning_handle(filled: sqlite3.Connection, insert: Insert
         insert(filled, "handles", {**handle, "handle_id": "h-3", "role": "owner"})
 
 
+def test_a_session_observes_a_task_through_one_handle(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int
+) -> None:
+    handle = {"scope": "desktop:s2", "task_seq": task_seq, "created_at": AT, "role": "observer"}
+    insert(filled, "sessions", SESSION)
+    insert(filled, "handles", {**handle, "handle_id": "h-1"})
+    insert(filled, "handles", {**handle, "handle_id": "h-2", "scope": "desktop:s1"})
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        insert(filled, "handles", {**handle, "handle_id": "h-3"})
+
+
+def test_a_task_says_one_thing_once(filled: sqlite3.Connection, insert: Insert, task_seq: int) -> None:
+    note = {**NOTE, "task_seq": task_seq, "key": f"end:{task_seq}"}
+    insert(filled, "inbox", note)
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        insert(filled, "inbox", {**note, "scope": "desktop:s2", "acknowledged_at": AT})
+
+
+@pytest.mark.parametrize("change", [{"data": "{"}, {"data": None}, {"text": None}, {"key": None}], ids=repr)
+def test_the_file_refuses_a_note_that_cannot_be(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int, change: dict[str, Any]
+) -> None:
+    note = {**NOTE, "task_seq": task_seq}
+
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(filled, "inbox", {**note, **change})
+    insert(filled, "inbox", note)
+
+
+HANDOFF = {
+    "handoff_id": "ho-1",
+    "is_named": 1,
+    "source": "desktop:s1",
+    "destination": "desktop:s2",
+    "kept": "[]",
+    "moved": "[]",
+    "cancelled": "[]",
+    "at": AT,
+}
+
+
+@pytest.mark.parametrize(
+    "change", [{"is_named": 2}, {"kept": "["}, {"moved": "["}, {"cancelled": "["}, {"handoff_id": None}], ids=repr
+)
+def test_the_file_refuses_a_handoff_that_cannot_be(
+    filled: sqlite3.Connection, insert: Insert, change: dict[str, Any]
+) -> None:
+    insert(filled, "sessions", SESSION)
+
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(filled, "handoffs", {**HANDOFF, **change})
+    insert(filled, "handoffs", HANDOFF)
+
+
+def test_an_id_of_a_session_names_one_handoff(filled: sqlite3.Connection, insert: Insert) -> None:
+    insert(filled, "sessions", SESSION)
+    insert(filled, "sessions", {**SESSION, "scope": "desktop:s3", "session_id": "s3"})
+    insert(filled, "handoffs", HANDOFF)
+    insert(filled, "handoffs", {**HANDOFF, "source": "desktop:s2", "destination": "desktop:s1"})
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        insert(filled, "handoffs", {**HANDOFF, "destination": "desktop:s3"})
+
+
+def test_two_sessions_have_one_handoff_without_a_name_and_any_number_with(
+    filled: sqlite3.Connection, insert: Insert
+) -> None:
+    insert(filled, "sessions", SESSION)
+    for number in range(2):
+        insert(filled, "handoffs", {**HANDOFF, "handoff_id": f"named-{number}"})
+    insert(filled, "handoffs", {**HANDOFF, "handoff_id": "generated", "is_named": 0})
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        insert(filled, "handoffs", {**HANDOFF, "handoff_id": "generated too", "is_named": 0})
+
+
 def test_a_checkpoint_is_json(filled: sqlite3.Connection, insert: Insert, task_seq: int) -> None:
     step = {"task_seq": task_seq, "kind": "checkpoint", "name": "", "attempt": 1, "saved_at": AT}
 
@@ -568,20 +698,72 @@ def test_a_checkpoint_is_json(filled: sqlite3.Connection, insert: Insert, task_s
 
 # --- look-ups beside a long history ---------------------------------------------------------------------------------
 
-HISTORY = 5_000
+HISTORY = 100_000
+FLAT = 5_000
+"""More instructions of SQLite's machine than any look-up takes that does not walk through the history."""
+
+# Every tenth task was hidden and failed, every third had an idempotency key, every fourth left a note; all was read. One id
+# had half of the incarnations.
+MANY_TASKS = """
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)
+INSERT INTO tasks (scope, id, kind, mode, state, label, function, recovery, cancel_policy, arguments, attempt,
+  attempts_spent, max_attempts, owner_id, result, failure, created_at, started_at, updated_at, completed_at, idempotency_key)
+SELECT 'desktop:s1', iif(i % 2, 'again', 't' || i), 'other', iif(i % 10, 'managed', 'hidden'),
+  iif(i % 10, 'completed', 'failed'), 'f', 'f', 'rerun', 'cooperative', '{}', 1, 0, 3, 1, iif(i % 10, '1', NULL),
+  iif(i % 10, NULL, '{}'), :at, :at, :at, :at, iif(i % 3, NULL, 'key-' || i)
+FROM n
+"""
+MANY_HANDLES = """
+INSERT INTO handles (handle_id, scope, task_seq, role, created_at, read_at)
+SELECT 'h-' || task_seq, scope, task_seq, 'owner', :at, :at FROM tasks
+"""
+MANY_EVENTS = """
+INSERT INTO events (task_seq, scope, task_id, attempt, type, at, data)
+SELECT task_seq, scope, id, 1, {type}, :at, '{{}}' FROM tasks
+"""
+MANY_NOTES = """
+INSERT INTO inbox (scope, key, task_seq, task_id, text, data, posted_at, acknowledged_at)
+SELECT scope, 'end:' || task_seq, task_seq, id, '', '{}', :at, :at FROM tasks WHERE task_seq % 4 = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with 100,000 finished tasks in one session; only read, or changed and rolled back."""
+    path = tmp_path_factory.mktemp("crowded") / "agent.db"
+    migrate.prepare(path)
+    at = {"at": AT}
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        # nobody mourns this file
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN")
+        for session in ("s1", "s2"):
+            connection.execute(
+                "INSERT INTO sessions (scope, runtime, session_id, opened_at) VALUES (?, 'desktop', ?, ?)",
+                (f"desktop:{session}", session, AT),
+            )
+        connection.execute(
+            "INSERT INTO owners (token, runtime, pid, process_start, boot_id, host, version, opened_at) "
+            "VALUES ('o-1', 'desktop', 1, '', '', 'host', '0', :at)",
+            at,
+        )
+        connection.execute(MANY_TASKS, {**at, "count": HISTORY})
+        connection.execute(MANY_HANDLES, at)
+        connection.execute(MANY_EVENTS.format(type="'registered'"), at)
+        connection.execute(MANY_EVENTS.format(type="state"), at)
+        connection.execute(MANY_NOTES, at)
+        connection.execute("COMMIT")
+    return path
 
 
 @pytest.fixture
-def long(filled: sqlite3.Connection, task_row: dict[str, Any], insert: Insert) -> sqlite3.Connection:
-    """A file with 5,000 finished tasks, each with an event, and one live one."""
-    task = {**task_row, **ENDINGS["completed"], "completed_at": AT, "id": None}
-    filled.execute("BEGIN")
-    for number in range(HISTORY):
-        task_seq = insert(filled, "tasks", {**task, "id": f"t{number % 500}"})
-        insert(filled, "events", event(task_seq, "completed", task_id=f"t{number % 500}"))
-    insert(filled, "tasks", task_row)
-    filled.execute("COMMIT")
-    return filled
+def long(crowded: Path, task_row: dict[str, Any], insert: Insert) -> Iterator[sqlite3.Connection]:
+    """A connection of ours to that file, in a transaction with one live task, which is rolled back."""
+    with closing(database.open_sqlite(crowded, "write")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        insert(connection, "tasks", task_row)
+        yield connection
+        connection.execute("ROLLBACK")
 
 
 def _listed(**wanted: Any) -> str:
@@ -589,6 +771,40 @@ def _listed(**wanted: Any) -> str:
 
 
 SESSION_LIST = {"scope": Scope("desktop", "s1"), "include_terminal": False, "include_hidden": False}
+
+SESSION_LOOK_UPS = {
+    "a session": session_queries.SESSION,
+    "sessions": session_queries.SESSIONS,
+    "whom a task is born to": session_queries._BIRTHPLACE,
+    "a task's handle": session_queries.OWNER_HANDLE,
+    "a handle by its id": session_queries.HANDLE_BY_ID,
+    "an observer's handle": session_queries._OBSERVERS_HANDLE,
+    "live tasks of a session, hidden ones too": session_queries._LIVE_OF_SESSION,
+    "live hidden tasks": session_queries._LIVE_HIDDEN,
+    "hidden failures": session_queries._HIDDEN_FAILURES,
+    "a task by its idempotency key": session_queries._BY_KEY,
+    "live descendants": session_queries._LIVE_DESCENDANTS,
+    "unread notes": session_queries.UNREAD_NOTES,
+    "notes to take": session_queries._TAKE_NOTES,
+    "a handoff by its id": session_queries._HANDOFF_BY_ID,
+    "a handoff between two sessions": session_queries._HANDOFF_BETWEEN,
+}
+
+SESSION_CHANGES = {
+    "a session's parent": session_queries._ADOPT_SESSION,
+    "a session's end": session_queries._CLOSE_SESSION,
+    "a session's flag": session_queries._FLAG_SYNC,
+    "a session's reader": session_queries._CLAIM_INBOX,
+    "a handle is read": session_queries._MARK_READ,
+    "handles are read": session_queries._MARK_READ_BY_SEQ,
+    "a handle is moved": session_queries._MOVE_HANDLE,
+    "notes are taken": session_queries._MARK_TAKEN,
+    "notes are acknowledged": session_queries._ACKNOWLEDGE,
+    "notes are moved": session_queries._MOVE_NOTES,
+}
+
+# what is asked for is all there is: every note of a session, every session whose notes are being read
+WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS"}
 
 LOOK_UPS = {
     "a live task by its id": queries.LIVE_TASK_BY_ID,
@@ -602,55 +818,162 @@ LOOK_UPS = {
     "live tasks of a session, by state": _listed(**SESSION_LIST, states=frozenset({TaskState.RUNNING})),
     "live tasks of a runtime": _listed(runtime="desktop", include_terminal=False),
     "events of a task after a cursor": queries.events_page(frozenset({"after", "task_seq"})),
-    "a task's handle": session_queries.OWNER_HANDLE,
     "open owners": queries.OPEN_OWNERS,
-    "sessions": session_queries.SESSIONS,
+    **SESSION_LOOK_UPS,
+    **SESSION_CHANGES,
 }
 
-LIVE_LOOK_UPS = {
+# hidden work that failed and was told of is read again with every look: it is few
+FLAT_LOOK_UPS = {
     **{name: sql for name, sql in LOOK_UPS.items() if "live" in name},
+    **{name: sql for name, sql in SESSION_LOOK_UPS.items() if name != "hidden failures"},
+    "a task by its id": queries.TASK_BY_ID,
     "live tasks of the file": _listed(include_terminal=False),
     "the count of live tasks of the file": queries.count_tasks(TaskFilter(include_terminal=False))[0],
     "the view live_tasks": "SELECT * FROM live_tasks",
 }
 
+GIVEN = {
+    "after_seq": 0,
+    "limit": -1,
+    "scope": "desktop:s1",
+    "id": "index",
+    "owner_id": 1,
+    "runtime": "desktop",
+    "task_seq": HISTORY + 1,
+    "since": 2 * HISTORY,
+    "key": "key-3",
+    "handle_id": "h-3",
+    "source": "desktop:s1",
+    "destination": "desktop:s2",
+    "handoff_id": "ho-1",
+}
+
+SCANS_A_HISTORY = re.compile(
+    # a range of the primary key from a cursor is the whole history too
+    r"SCAN (tasks|events|handles|owners|inbox|handoffs|steps)\b|PRIMARY KEY \(rowid>"
+)
+
+
+def parameters_of(sql: str) -> Any:
+    """Return something for every parameter of a statement."""
+    if "?" in sql:
+        return ["desktop:s1"] * sql.count("?")
+    return {name: GIVEN.get(name, '["running","other"]') for name in re.findall(r":(\w+)", sql)}
+
 
 def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
-    parameters = dict.fromkeys(re.findall(r":(\w+)", sql))
-    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters_of(sql))]
+
+
+def test_every_statement_about_sessions_is_looked_at_here() -> None:
+    found = {}
+    for name, value in vars(session_queries).items():
+        sql = getattr(value, "sql", value)
+        if isinstance(sql, str) and re.match(r"(SELECT|UPDATE|WITH|DELETE)\b", sql):
+            found[name] = sql
+
+    assert len(found) >= 20
+    looked_at = {*SESSION_LOOK_UPS.values(), *SESSION_CHANGES.values()}
+    assert {name for name, sql in found.items() if sql not in looked_at} == WHOLE_LISTS
 
 
 @pytest.mark.parametrize("sql", LOOK_UPS.values(), ids=LOOK_UPS.keys())
 def test_a_look_up_uses_an_index_and_never_scans_a_history(long: sqlite3.Connection, sql: str) -> None:
-    steps = plan(long, sql)
-
-    assert not [step for step in steps if re.match(r"SCAN (tasks|events|handles|owners)\b", step)]
-    # a range of the primary key from a cursor is the whole history too
-    assert not [step for step in steps if "PRIMARY KEY (rowid>" in step]
+    assert not [step for step in plan(long, sql) if SCANS_A_HISTORY.match(step)]
 
 
-@pytest.mark.parametrize("sql", LIVE_LOOK_UPS.values(), ids=LIVE_LOOK_UPS.keys())
-def test_a_look_up_of_live_tasks_stays_flat_beside_a_long_history(long: sqlite3.Connection, sql: str) -> None:
-    given = {"after_seq": 0, "limit": -1, "scope": "desktop:s1", "id": "index", "owner_id": 1, "runtime": "desktop"}
-    parameters = {name: given.get(name, '["running","other"]') for name in re.findall(r":(\w+)", sql)}
-
-    assert steps_of(long, sql, parameters) < HISTORY
+@pytest.mark.parametrize("sql", FLAT_LOOK_UPS.values(), ids=FLAT_LOOK_UPS.keys())
+def test_a_look_up_stays_flat_beside_a_long_history(long: sqlite3.Connection, sql: str) -> None:
+    assert steps_of(long, lambda: long.execute(sql, parameters_of(sql)).fetchall()) < FLAT
 
 
-@pytest.mark.parametrize("incarnations", [HISTORY])
-def test_a_look_up_by_id_stays_flat_beside_many_incarnations_of_the_id(
-    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], incarnations: int
+def test_a_look_up_by_id_stays_flat_beside_many_incarnations_of_the_id(long: sqlite3.Connection) -> None:
+    wanted = {"scope": "desktop:s1", "id": "again"}
+
+    assert steps_of(long, lambda: long.execute(queries.TASK_BY_ID, wanted).fetchall()) < FLAT
+
+
+def new_task(**changed: Any) -> NewTask:
+    given: dict[str, Any] = {
+        "scope": Scope("desktop", "s1"),
+        "id": "born",
+        "kind": TaskKind.OTHER,
+        "mode": TaskMode.MANAGED,
+        "label": "f",
+        "function": "f",
+        "recovery": Recovery.RERUN,
+        "cancel_policy": CancelPolicy.COOPERATIVE,
+        "arguments": "{}",
+        "max_attempts": 3,
+        "owner_id": 1,
+        "handle_id": "h-born",
+        "parent_seq": HISTORY + 1,
+        "idempotency_key": "new",
+    }
+    return NewTask(**{**given, **changed})
+
+
+NEW_TASKS = {
+    "a child with a key": new_task(),
+    "a hidden one": new_task(mode=TaskMode.HIDDEN, parent_seq=None),
+    "a sub-agent": new_task(kind=TaskKind.SUBAGENT, child_session_id="s2"),
+    "the next incarnation of an old id": new_task(id="again"),
+    "a repetition": new_task(idempotency_key="key-3"),
+}
+
+
+@pytest.mark.parametrize("new", NEW_TASKS.values(), ids=NEW_TASKS.keys())
+def test_a_task_is_born_by_look_ups_alone_beside_a_long_history(long: sqlite3.Connection, new: NewTask) -> None:
+    tx = Transaction(long, AT)
+    ran: list[str] = []
+
+    def bear() -> None:
+        births.create(tx, new, start=True)
+        queries.write_events(tx)
+
+    long.set_trace_callback(ran.append)
+    steps = steps_of(long, bear)
+    long.set_trace_callback(None)
+
+    assert ran
+    plans = {sql: [row[3] for row in long.execute(f"EXPLAIN QUERY PLAN {sql}")] for sql in ran}
+    assert not {sql: plan for sql, plan in plans.items() if any(map(SCANS_A_HISTORY.match, plan))}
+    assert steps < FLAT
+
+
+@pytest.fixture
+def worked_through(long: sqlite3.Connection) -> sqlite3.Connection:
+    """The same, all of whose finished tasks worked in session s2 as sub-agents."""
+    long.execute("UPDATE tasks SET child_session_id = 's2' WHERE completed_at IS NOT NULL")
+    return long
+
+
+def test_a_task_is_born_as_quickly_in_a_session_many_sub_agents_worked_in(worked_through: sqlite3.Connection) -> None:
+    tx = Transaction(worked_through, AT)
+    new = new_task(scope=Scope("desktop", "s2"), parent_seq=None)
+
+    assert steps_of(worked_through, lambda: births.create(tx, new)) < FLAT
+
+
+def test_the_descendants_of_a_leaf_are_found_without_the_history(long: sqlite3.Connection) -> None:
+    tx = Transaction(long, AT)
+
+    assert steps_of(long, lambda: session_queries.live_descendants(tx, HISTORY + 1)) < FLAT
+
+
+def test_the_descendants_of_a_sub_agent_are_found_without_the_history_of_its_session(
+    long: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
 ) -> None:
-    filled.execute("BEGIN")
-    for _ in range(incarnations):
-        insert(filled, "tasks", {**task_row, **ENDINGS["completed"], "completed_at": AT})
-    filled.execute("COMMIT")
+    agent = insert(long, "tasks", {**task_row, "scope": "desktop:s2", "id": "agent", "child_session_id": "s1"})
+    tx = Transaction(long, AT)
 
-    assert steps_of(filled, queries.TASK_BY_ID, {"scope": "desktop:s1", "id": "index"}) < incarnations
+    assert [task.id for task in session_queries.live_descendants(tx, agent)] == ["index"]
+    assert steps_of(long, lambda: session_queries.live_descendants(tx, agent)) < FLAT
 
 
-def steps_of(connection: sqlite3.Connection, sql: str, parameters: dict[str, Any]) -> int:
-    """Count the instructions of SQLite's machine a statement takes, to the nearest hundred."""
+def steps_of(connection: sqlite3.Connection, action: Callable[[], object]) -> int:
+    """Count the instructions of SQLite's machine an action takes, to the nearest hundred."""
     counted = 0
 
     def count() -> int:
@@ -660,7 +983,7 @@ def steps_of(connection: sqlite3.Connection, sql: str, parameters: dict[str, Any
 
     connection.set_progress_handler(count, 100)
     try:
-        connection.execute(sql, parameters).fetchall()
+        action()
     finally:
         connection.set_progress_handler(None, 0)
     return counted

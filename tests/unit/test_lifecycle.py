@@ -7,19 +7,27 @@ from typing import Any
 
 import pytest
 
-from lash_store import lifecycle
+from lash_store import lifecycle, queries
 from lash_store.commands import (
     Abandon,
+    BeginCallback,
+    CallbackFailed,
     Claim,
     Command,
     Complete,
     ConfirmCancel,
     Fail,
     Fence,
+    Flip,
+    GiveUp,
+    Move,
+    Notify,
     Progress,
+    Rebind,
     Release,
     RequestCancel,
     Save,
+    Settle,
     Start,
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
@@ -29,6 +37,7 @@ BEFORE, NOW = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z"
 MINE = Fence(attempt=1, owner_id=1)
 FAILURE = '{"type":"ValueError","message":"no","traceback":null}'
 EVIDENCE = '{"owner_id":1,"end":"died"}'
+NOTE = {"note_key": "k", "note": "look here"}
 
 STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
 LIVE, TERMINAL = STATES[:4], STATES[4:]
@@ -93,33 +102,58 @@ COMMANDS: dict[str, Command] = {
     "give up": Fail(None, FAILURE),
     "give up after a crash": Fail(None, FAILURE, crashed=True),
     "abandon": Abandon(EVIDENCE),
+    "given up by a person": GiveUp("stuck", EVIDENCE),
     "progress": Progress(MINE, "half", 0.5),
+    "progress told from outside": Progress(None, "half", None),
     "save": Save(MINE, 12),
+    "notify": Notify(MINE, NOTE),
+    "notify of the store": Notify(None, NOTE),
+    "move": Move("desktop:s2"),
+    "move to where it is": Move("desktop:s1"),
+    # of external work: nothing to do with a row whose body the store runs
+    "rebind": Rebind(owner_id=2, from_owner=1, has_callback=True),
+    "settle as completed": Settle(TaskState.COMPLETED, result='{"files":3}'),
+    "settle as failed": Settle(TaskState.FAILED, failure='{"type":"E"}'),
+    "flip": Flip(TaskState.WAITING),
+    "begin the callback": BeginCallback(MINE),
+    "the callback failed": CallbackFailed(FAILURE),
 }
 
 # What each command does to each state. A change is `event > state attempt/owner/spent`; the rows above begin at 1/1/0, and
 # owner - is NULL. `stale`: refused because the writer is not the one whose body is on the row. `?`: cannot be asked, for a
 # crash ends an execution and a pending row has none, and what runs is only taken from the dead.
 TABLE = """
-command                        | pending                       | running                       | waiting                       | cancel_requested                      | completed  | failed     | cancelled  | abandoned
-start                          | started > running 2/1/0       | superseded                    | superseded                    | superseded                            | superseded | superseded | superseded | superseded
-start from another owner       | superseded                    | superseded                    | superseded                    | superseded                            | superseded | superseded | superseded | superseded
-reattach what was pending      | reattached > running 2/2/0    | superseded                    | superseded                    | superseded                            | superseded | superseded | superseded | superseded
-reattach after a crash         | ?                             | reattached > running 2/2/1    | reattached > running 2/2/1    | superseded                            | superseded | superseded | superseded | superseded
-claim what was pending         | claimed > pending 1/2/0       | ?                             | ?                             | superseded                            | superseded | superseded | superseded | superseded
-claim after a crash            | ?                             | claimed > pending 1/2/1       | claimed > pending 1/2/1       | superseded                            | superseded | superseded | superseded | superseded
-release                        | released > pending 1/-/0      | released > pending 1/-/0      | released > pending 1/-/0      | superseded                            | superseded | superseded | superseded | superseded
-release after a crash          | ?                             | released > pending 1/-/1      | released > pending 1/-/1      | superseded                            | superseded | superseded | superseded | superseded
-request cancel                 | cancelled > cancelled 1/1/0   | cancel_requested > cancel_requested 1/1/0 | cancel_requested > cancel_requested 1/1/0 | unchanged     | superseded | superseded | unchanged  | superseded
-confirm cancel                 | stale                         | superseded                    | superseded                    | cancelled > cancelled 1/1/0           | superseded | superseded | unchanged  | superseded
-confirm cancel of a dead owner | superseded                    | superseded                    | superseded                    | cancelled > cancelled 1/1/0           | superseded | superseded | unchanged  | superseded
-complete                       | stale                         | completed > completed 1/1/0   | completed > completed 1/1/0   | completed > completed 1/1/0           | unchanged  | superseded | superseded | superseded
-fail                           | stale                         | failed > failed 1/1/0         | failed > failed 1/1/0         | failed > failed 1/1/0                 | superseded | unchanged  | superseded | superseded
-give up                        | failed > failed 1/1/0         | failed > failed 1/1/0         | failed > failed 1/1/0         | failed > failed 1/1/0                 | superseded | unchanged  | superseded | superseded
-give up after a crash          | ?                             | failed > failed 1/1/1         | failed > failed 1/1/1         | failed > failed 1/1/1                 | superseded | unchanged  | superseded | superseded
-abandon                        | abandoned > abandoned 1/1/0   | abandoned > abandoned 1/1/0   | abandoned > abandoned 1/1/0   | abandoned > abandoned 1/1/0           | superseded | superseded | superseded | unchanged
-progress                       | stale                         | progress > running 1/1/0      | progress > waiting 1/1/0      | progress > cancel_requested 1/1/0     | superseded | superseded | superseded | superseded
-save                           | stale                         | saved > running 1/1/0         | saved > waiting 1/1/0         | saved > cancel_requested 1/1/0        | superseded | superseded | superseded | superseded
+command                        | pending                     | running                                   | waiting                                   | cancel_requested                     | completed                     | failed                     | cancelled                     | abandoned
+start                          | started > running 2/1/0     | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+start from another owner       | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+reattach what was pending      | reattached > running 2/2/0  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+reattach after a crash         | ?                           | reattached > running 2/2/1                | reattached > running 2/2/1                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+claim what was pending         | claimed > pending 1/2/0     | ?                                         | ?                                         | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+claim after a crash            | ?                           | claimed > pending 1/2/1                   | claimed > pending 1/2/1                   | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+release                        | released > pending 1/-/0    | released > pending 1/-/0                  | released > pending 1/-/0                  | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+release after a crash          | ?                           | released > pending 1/-/1                  | released > pending 1/-/1                  | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+request cancel                 | cancelled > cancelled 1/1/0 | cancel_requested > cancel_requested 1/1/0 | cancel_requested > cancel_requested 1/1/0 | unchanged                            | superseded                    | superseded                 | unchanged                     | superseded
+confirm cancel                 | stale                       | superseded                                | superseded                                | cancelled > cancelled 1/1/0          | superseded                    | superseded                 | unchanged                     | superseded
+confirm cancel of a dead owner | superseded                  | superseded                                | superseded                                | cancelled > cancelled 1/1/0          | superseded                    | superseded                 | unchanged                     | superseded
+complete                       | stale                       | completed > completed 1/1/0               | completed > completed 1/1/0               | completed > completed 1/1/0          | unchanged                     | superseded                 | superseded                    | superseded
+fail                           | stale                       | failed > failed 1/1/0                     | failed > failed 1/1/0                     | failed > failed 1/1/0                | superseded                    | unchanged                  | superseded                    | superseded
+give up                        | failed > failed 1/1/0       | failed > failed 1/1/0                     | failed > failed 1/1/0                     | failed > failed 1/1/0                | superseded                    | unchanged                  | superseded                    | superseded
+give up after a crash          | ?                           | failed > failed 1/1/1                     | failed > failed 1/1/1                     | failed > failed 1/1/1                | superseded                    | unchanged                  | superseded                    | superseded
+abandon                        | abandoned > abandoned 1/1/0 | abandoned > abandoned 1/1/0               | abandoned > abandoned 1/1/0               | abandoned > abandoned 1/1/0          | superseded                    | superseded                 | superseded                    | unchanged
+given up by a person           | released > pending 1/-/0    | released > pending 2/-/0                  | released > pending 2/-/0                  | abandoned > abandoned 2/1/0          | superseded                    | superseded                 | superseded                    | unchanged
+progress                       | stale                       | progress > running 1/1/0                  | progress > waiting 1/1/0                  | progress > cancel_requested 1/1/0    | superseded                    | superseded                 | superseded                    | superseded
+progress told from outside     | progress > pending 1/1/0    | progress > running 1/1/0                  | progress > waiting 1/1/0                  | progress > cancel_requested 1/1/0    | superseded                    | superseded                 | superseded                    | superseded
+save                           | stale                       | saved > running 1/1/0                     | saved > waiting 1/1/0                     | saved > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
+notify                         | stale                       | noted > running 1/1/0                     | noted > waiting 1/1/0                     | noted > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
+notify of the store            | noted > pending 1/1/0       | noted > running 1/1/0                     | noted > waiting 1/1/0                     | noted > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
+move                           | transferred > pending 1/1/0 | transferred > running 1/1/0               | transferred > waiting 1/1/0               | transferred > cancel_requested 1/1/0 | transferred > completed 1/1/0 | transferred > failed 1/1/0 | transferred > cancelled 1/1/0 | transferred > abandoned 1/1/0
+move to where it is            | unchanged                   | unchanged                                 | unchanged                                 | unchanged                            | unchanged                     | unchanged                  | unchanged                     | unchanged
+rebind                         | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+settle as completed            | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+settle as failed               | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+flip                           | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+begin the callback             | stale                       | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+the callback failed            | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 """  # noqa: E501  a table is read across
 
 
@@ -132,6 +166,8 @@ def _cells() -> list[tuple[str, str, str]]:
 
 CELLS = [cell for cell in _cells() if cell[2] != "?"]
 CHANGES = [cell for cell in CELLS if ">" in cell[2]]
+MOVES = [cell for cell in CHANGES if cell[2].startswith("transferred")]
+WRITES = [cell for cell in CHANGES if cell not in MOVES]
 
 
 def _shown(decision: Change | Refused, task: Task) -> str:
@@ -149,11 +185,18 @@ def test_every_command_does_in_every_state_what_the_table_says(command: str, sta
     assert _shown(decide(task, COMMANDS[command], NOW), task) == expected
 
 
+@pytest.mark.parametrize(("command", "state", "expected"), CELLS)
+def test_hidden_work_lives_by_the_same_rules(command: str, state: str, expected: str) -> None:
+    task = row(state, mode="hidden")
+
+    assert _shown(decide(task, COMMANDS[command], NOW), task) == expected
+
+
 def test_the_table_has_every_command() -> None:
-    assert {type(command) for command in COMMANDS.values()} == set(lifecycle.Command.__args__)
+    assert {type(command) for command in COMMANDS.values()} == set(Command.__args__)
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@pytest.mark.parametrize(("command", "state", "expected"), WRITES)
 def test_a_change_is_dated_and_a_terminal_one_has_its_end(command: str, state: str, expected: str) -> None:
     decision = decide(row(state), COMMANDS[command], NOW)
 
@@ -218,8 +261,24 @@ DETAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
     ),
     ("fail", "running", {"state": "failed", "failure": FAILURE, "updated_at": NOW, "completed_at": NOW}, None),
     ("abandon", "running", {"state": "abandoned", "evidence": EVIDENCE, "updated_at": NOW, "completed_at": NOW}, None),
+    (
+        "given up by a person",
+        "running",
+        {"state": "pending", "owner_id": None, "attempt": 2, "updated_at": NOW},
+        {"reason": "stuck", "previous_owner_id": 1},
+    ),
+    (
+        "given up by a person",
+        "cancel_requested",
+        {"state": "abandoned", "evidence": EVIDENCE, "attempt": 2, "updated_at": NOW, "completed_at": NOW},
+        None,
+    ),
     ("progress", "running", {"progress": "half", "fraction": 0.5, "updated_at": NOW}, None),
+    ("progress told from outside", "pending", {"progress": "half", "updated_at": NOW}, None),
     ("save", "running", {"updated_at": NOW}, {"bytes": 12}),
+    ("notify", "running", {"updated_at": NOW}, NOTE),
+    ("move", "running", {"scope": "desktop:s2"}, None),
+    ("move", "completed", {"scope": "desktop:s2"}, None),
 ]
 
 
@@ -247,6 +306,7 @@ def fenced(attempt: int, owner_id: int) -> list[Command]:
         Fail(fence, FAILURE),
         Progress(fence, "half", None),
         Save(fence, 1),
+        Notify(fence, NOTE),
     ]
 
 
@@ -293,9 +353,14 @@ def test_no_write_is_taken_after_the_end_even_from_the_attempt_that_ended_it(com
 
 
 @pytest.mark.parametrize("state", TERMINAL)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "move"])
 def test_the_first_terminal_state_wins(command: str, state: str) -> None:
     assert isinstance(decide(row(state), COMMANDS[command], NOW), Refused)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_transfer_changes_the_scope_and_nothing_else_whatever_the_state(state: str) -> None:
+    assert decide(row(state), Move("desktop:s2"), NOW) == Change(EventType.TRANSFERRED, {"scope": "desktop:s2"})
 
 
 @pytest.mark.parametrize(
@@ -345,14 +410,74 @@ def test_a_free_row_is_started_by_who_takes_it_from_nobody() -> None:
     assert (decision.columns["owner_id"], decision.columns["attempt"]) == (2, 1)
 
 
-def test_only_a_start_raises_the_attempt() -> None:
-    raised = {name for name, state, cell in CHANGES if " 2/" in cell}
+def test_only_a_start_and_a_person_raise_the_attempt() -> None:
+    raised = {(name, state) for name, state, cell in CHANGES if " 2/" in cell}
 
-    assert raised == {"start", "reattach what was pending", "reattach after a crash"}
+    assert {name for name, _ in raised} == {
+        "start",
+        "reattach what was pending",
+        "reattach after a crash",
+        "given up by a person",
+    }
     for name, state, _ in CHANGES:
         decision = decide(row(state), COMMANDS[name], NOW)
         assert isinstance(decision, Change)
-        assert ("attempt" in decision.columns) == (name in raised)
+        assert decision.columns.get("attempt", 1) == (2 if (name, state) in raised else 1)
+
+
+# --- given up by a person -------------------------------------------------------------------------------------------
+
+
+def given_up(task: Task) -> Task:
+    decision = decide(task, GiveUp("stuck", EVIDENCE), NOW)
+    assert isinstance(decision, Change)
+    return task._replace(**decision.columns)
+
+
+@pytest.mark.parametrize("state", EXECUTING)
+@pytest.mark.parametrize("recovery", ["rerun", "owner_bound"])
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+def test_a_body_that_was_given_up_cannot_write_any_more(command: Command, recovery: str, state: str) -> None:
+    task = given_up(row(state, recovery=recovery))
+
+    assert decide(task, command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
+
+
+@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("function", ["index_repo", None])
+def test_work_that_may_not_be_run_again_is_abandoned_when_it_is_given_up(function: str | None, state: str) -> None:
+    task = given_up(row(state, recovery="owner_bound", function=function))
+
+    assert (task.state, task.evidence, task.completed_at) == ("abandoned", EVIDENCE, NOW)
+
+
+def test_giving_up_what_is_free_writes_nothing() -> None:
+    assert decide(row("pending", owner_id=None), GiveUp("stuck", EVIDENCE), NOW) == Refused(Verdict.UNCHANGED)
+
+
+def test_giving_a_task_up_spends_no_attempt() -> None:
+    assert given_up(row("running", attempt=3, attempts_spent=2)).attempts_spent == 2
+
+
+# --- progress and notes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "columns"),
+    [
+        (Progress(None, "half", 0.5), {"progress": "half", "fraction": 0.5}),
+        (Progress(None, "half", None), {"progress": "half"}),
+        (Progress(None, None, 0.5), {"fraction": 0.5}),
+    ],
+)
+def test_progress_told_from_outside_keeps_what_it_does_not_name(told: Progress, columns: dict[str, Any]) -> None:
+    decision = decide(row("running", progress="begun", fraction=0.1), told, NOW)
+
+    assert decision == Change(EventType.PROGRESS, {**columns, "updated_at": NOW})
+
+
+def test_progress_that_tells_nothing_writes_nothing() -> None:
+    assert decide(row("running"), Progress(None, None, None), NOW) == Refused(Verdict.UNCHANGED)
 
 
 @pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
@@ -482,6 +607,11 @@ HISTORY = [
             "attempts_spent": 0,
             "max_attempts": 100,
             "owner_id": 1,
+            "parent_seq": 3,
+            "child_session_id": "s9",
+            "close_policy": "transfer",
+            "idempotency_key": "once",
+            "notify_on_end": 1,
             "handle_id": "h-1",
         },
     ),
@@ -495,8 +625,9 @@ HISTORY = [
         2,
         {"state": "cancel_requested", "cancel_reason": "enough", "cancel_requested_by": "a person"},
     ),
-    _event(7, "completed", 2, {"state": "completed", "result": {"files": 3}}),
-    _event(8, "transferred", 2, {}, scope="desktop:s2"),
+    _event(7, "noted", 2, {"note_key": "end:7", "note": "task 'index' completed"}),
+    _event(8, "completed", 2, {"state": "completed", "result": {"files": 3}}),
+    _event(9, "transferred", 2, {}, scope="desktop:s2"),
 ]
 
 
@@ -528,8 +659,20 @@ def test_folding_a_history_gives_the_row() -> None:
         "created_at": "2024-05-01T10:00:01.000Z",
         "started_at": "2024-05-01T10:00:05.000Z",
         "updated_at": "2024-05-01T10:00:08.000Z",
-        "completed_at": "2024-05-01T10:00:07.000Z",
+        "completed_at": "2024-05-01T10:00:08.000Z",
+        "parent_seq": 3,
+        "child_session_id": "s9",
+        "close_policy": "transfer",
+        "idempotency_key": "once",
+        "notify_on_end": 1,
+        "has_callback": 0,
+        "callback_begun_at": None,
+        "callback_error": None,
     }
+
+
+def test_folding_gives_every_column_of_the_row() -> None:
+    assert tuple(fold(HISTORY)) == Task._fields
 
 
 def test_folding_the_beginning_of_a_history_gives_the_row_of_that_moment() -> None:
@@ -544,3 +687,75 @@ def test_folding_a_release_frees_the_row() -> None:
     task = fold([*HISTORY[:2], released])
 
     assert (task["state"], task["attempt"], task["owner_id"]) == ("pending", 1, None)
+
+
+def test_what_the_first_event_does_not_name_is_folded_to_what_the_table_has_by_itself() -> None:
+    first = {**HISTORY[0], "data": {"kind": "other", "state": "pending"}}
+
+    task = fold([first])
+
+    assert {name: task[name] for name in lifecycle.DEFAULTS} == {
+        "close_policy": "keep",
+        "notify_on_end": 0,
+        "has_callback": 0,
+    }
+
+
+def test_folding_a_transfer_changes_the_scope_and_no_time() -> None:
+    before, after = fold(HISTORY[:2]), fold([*HISTORY[:2], _event(3, "transferred", 1, {}, scope="desktop:s2")])
+
+    assert after == {**before, "scope": "desktop:s2"}
+
+
+def test_folding_a_note_changes_the_time_and_nothing_else() -> None:
+    noted = _event(3, "noted", 1, NOTE)
+
+    assert fold([*HISTORY[:2], noted]) == {**fold(HISTORY[:2]), "updated_at": noted["at"]}
+
+
+def test_folding_what_a_person_gave_up_raises_the_attempt_and_frees_the_row() -> None:
+    released = _event(3, "released", 2, {"state": "pending", "owner_id": None, "reason": "stuck"})
+
+    task = fold([*HISTORY[:2], released])
+
+    assert (task["state"], task["attempt"], task["owner_id"]) == ("pending", 2, None)
+    assert task["started_at"] == HISTORY[1]["at"]
+
+
+def _plain(task: Task) -> dict[str, Any]:
+    """A row with its JSON columns as values, as events tell them."""
+    row = task._asdict()
+    return {
+        name: json.loads(value) if name in lifecycle.JSON_COLUMNS and value is not None else value
+        for name, value in row.items()
+    }
+
+
+@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+def test_the_event_of_a_change_folds_to_the_row_it_made(command: str, state: str, expected: str) -> None:
+    before = row(state)
+    decision = decide(before, COMMANDS[command], NOW)
+    assert isinstance(decision, Change)
+    after = before._replace(**decision.columns)
+
+    told = {"task_seq": 7, "task_id": "index"}
+    history = [
+        {
+            **told,
+            "type": "saved",
+            "at": BEFORE,
+            "scope": before.scope,
+            "attempt": before.attempt,
+            "data": _plain(before),
+        },
+        {
+            **told,
+            "type": str(decision.type),
+            "at": NOW,
+            "scope": after.scope,
+            "attempt": after.attempt,
+            "data": json.loads(queries.event_data(decision.type, decision.columns, decision.detail)),
+        },
+    ]
+
+    assert fold(history) == _plain(after)

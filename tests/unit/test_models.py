@@ -5,15 +5,25 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
 
 import lash_store
+from lash_store import lifecycle
 from lash_store.errors import InvalidId
 from lash_store.models import (
+    CancelPolicy,
+    CancelReport,
+    ClosePolicy,
+    CloseReport,
     EventType,
     Failure,
+    HandleRole,
+    Handoff,
+    Note,
+    OwnerEnd,
     Recovery,
     Scope,
     SessionRecord,
@@ -21,10 +31,15 @@ from lash_store.models import (
     TaskFilter,
     TaskKind,
     TaskMode,
+    TaskRecord,
     TaskState,
+    Transition,
     Verdict,
     check_id,
+    check_text,
 )
+
+AT = datetime(2024, 5, 1, 10, tzinfo=UTC)
 
 # --- ids ------------------------------------------------------------------------------------------------------------
 
@@ -52,6 +67,22 @@ def test_an_id_that_cannot_be_stored_is_refused_by_what_it_is(value: str) -> Non
 @pytest.mark.parametrize("value", ["a", "x" * 256, "monitor:build", "été", "日本", "a b", "\U0001f600", "a/b\\c'\"--"])
 def test_an_id_is_any_printable_text(value: str) -> None:
     assert check_id("task id", value) == value
+
+
+def test_an_id_that_cannot_be_stored_is_a_value_error_too() -> None:
+    with pytest.raises(ValueError):
+        check_id("task id", "")
+
+
+@pytest.mark.parametrize("value", ["", "a\nb", "x" * 10_000, "\x1b[31m", "été"])
+def test_text_is_whatever_can_be_stored(value: str) -> None:
+    assert check_text("reason", value) == value
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\ud800", "\udfff", 7, b"a", None], ids=repr)
+def test_text_that_cannot_be_stored_is_refused_by_what_it_is(value: str) -> None:
+    with pytest.raises(ValueError, match="reason"):
+        check_text("reason", value)
 
 
 # --- scopes ---------------------------------------------------------------------------------------------------------
@@ -97,13 +128,99 @@ def test_a_scope_within_a_record_survives_json() -> None:
 # --- records --------------------------------------------------------------------------------------------------------
 
 
+def task(**changed: object) -> TaskRecord:
+    """The record of a task in its first attempt."""
+    columns = {
+        **dict.fromkeys(TaskRecord.model_fields),
+        "task_seq": 7,
+        "scope": Scope("desktop", "s1"),
+        "id": "index",
+        "kind": "other",
+        "mode": "managed",
+        "state": "running",
+        "label": "index_repo",
+        "recovery": "rerun",
+        "cancel_policy": "cooperative",
+        "attempt": 1,
+        "attempts_spent": 0,
+        "max_attempts": 100,
+        "created_at": AT,
+        "updated_at": AT,
+        "close_policy": "keep",
+        "notify_on_end": False,
+        "has_callback": False,
+    }
+    return TaskRecord.model_validate({**columns, **changed})
+
+
+NOTE = Note(
+    note_seq=1,
+    scope=Scope("desktop", "s1"),
+    key="end:7",
+    task_seq=7,
+    task_id="index",
+    text="task 'index' completed",
+    data={"state": "completed"},
+    posted_at=AT,
+)
+HANDOFF = Handoff(
+    id="ho-1",
+    source=Scope("desktop", "s1"),
+    destination=Scope("desktop", "s2"),
+    moved=(task(scope=Scope("desktop", "s2"), arguments={"path": "/src"}),),
+    cancelled=(task(state="cancel_requested", cancel_requested_at=AT),),
+    at=AT,
+)
+CLOSED = CloseReport(scope=Scope("desktop", "s1"), closed_at=AT, kept=(task(),))
+
+
 @pytest.mark.parametrize(
     ("record", "field"),
-    [(Scope("desktop", "s1"), "runtime"), (Failure(type="E", message="m"), "message"), (TaskFilter(), "limit")],
+    [
+        (Scope("desktop", "s1"), "runtime"),
+        (Failure(type="E", message="m"), "message"),
+        (TaskFilter(), "limit"),
+        (task(), "state"),
+        (Transition(record=task(), verdict=Verdict.APPLIED), "verdict"),
+        (CancelReport(record=task()), "error"),
+        (NOTE, "acknowledged_at"),
+        (HANDOFF, "moved"),
+        (CLOSED, "kept"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_record_is_frozen(record: Scope | Failure | TaskFilter, field: str) -> None:
+def test_a_record_is_frozen(record: Scope | TaskRecord | Note, field: str) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         setattr(record, field, "other")
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        (Transition, "record verdict"),
+        (CancelReport, "record error"),
+        (Handoff, "id source destination moved cancelled at"),
+        (CloseReport, "scope closed_at successor kept cancelled transferred"),
+        (Note, "note_seq scope key task_seq task_id text data posted_at acknowledged_at"),
+        (TaskRecord, " ".join(lifecycle.Task._fields)),
+    ],
+)
+def test_a_record_has_the_fields_it_promises_in_order(record: type[TaskRecord], fields: str) -> None:
+    assert list(record.model_fields) == fields.split()
+
+
+@pytest.mark.parametrize("record", [HANDOFF, NOTE, CLOSED], ids=lambda record: type(record).__name__)
+def test_a_record_survives_json(record: Handoff) -> None:
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_cancel_that_went_well_has_no_error() -> None:
+    assert CancelReport(record=task()).error is None
+
+
+@pytest.mark.parametrize(("ended", "is_terminal"), [(None, False), (AT, True)])
+def test_a_task_is_terminal_once_it_has_its_end(ended: datetime | None, is_terminal: bool) -> None:
+    assert task(completed_at=ended).is_terminal is is_terminal
 
 
 def test_a_record_has_no_field_the_design_does_not_name() -> None:
@@ -146,6 +263,10 @@ def test_four_states_are_live(state: str) -> None:
         (Recovery, "rerun owner_bound external"),
         (Verdict, "applied unchanged superseded"),
         (StopReason, "cancel detach timeout stale"),
+        (CancelPolicy, "cooperative abort_local"),
+        (ClosePolicy, "keep cancel transfer"),
+        (HandleRole, "owner observer"),
+        (OwnerEnd, "closed died abandoned"),
         (
             EventType,
             "registered claimed started reattached released retry_scheduled state_changed progress saved signalled "

@@ -1,0 +1,634 @@
+"""Rules of taking a file to another revision: every row is kept, its work goes on, and a kill leaves the old one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+
+from lash_store import (
+    ClosePolicy,
+    EventType,
+    Recovery,
+    SchemaError,
+    SchemaTooOld,
+    StorageFull,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskContext,
+    TaskFailed,
+    TaskKind,
+    TaskState,
+    TaskStore,
+    database,
+    guards,
+    migrate,
+    owners,
+    schema,
+)
+from tests.runtime.support import check_file, rows
+from tests.storage.test_schema import objects
+
+REPOSITORY = Path(__file__).parents[2]
+DATA = REPOSITORY / "tests" / "data"
+
+Contents = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """
+    A file of revision 0001, written by the code of that revision in two processes that were killed.
+
+    The first left what is finished; the second, owner 2, died over `half-way`, `asked`, `bare` and `open-ended`.
+    """
+    return Path(shutil.copy(DATA / "0001.db", tmp_path / "agent.db"))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        yield connection
+
+
+def contents(path: Path, like: Contents | None = None) -> Contents:
+    """Return every row of every table; with *like*, only of the tables and columns that has."""
+    with reading(path) as connection:
+        found = [
+            name
+            for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+            if not name.startswith("sqlite_") and name != schema.VERSION_TABLE
+        ]
+        chosen = dict.fromkeys(found, "*")
+        if like is not None:
+            chosen = {name: ", ".join(f'"{column}"' for column in like[name][0]) for name in like if like[name]}
+        return {
+            table: [dict(row) for row in connection.execute(f"SELECT {columns} FROM {table} ORDER BY rowid")]
+            for table, columns in chosen.items()
+        }
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    """Return the file and what stands in its log, as they lie on the disk."""
+    files = (path, Path(f"{path}-wal"))
+    return {file.name: file.read_bytes() for file in files if file.exists() and file.stat().st_size}
+
+
+async def wait_here(task: TaskContext) -> None:
+    await asyncio.Event().wait()
+
+
+def working(path: Path, begun: list[Any]) -> TaskStore:
+    """Make a store with the functions the old file names; each body tells *begun* with what it begins."""
+    store = TaskStore(path, runtime="desktop", cancel_grace=0.0)
+    store.task(recovery=Recovery.RERUN)(wait_here)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def count(task: TaskContext, until: int) -> list[int]:
+        first: Any = task.checkpoint
+        begun.append((task.id, task.attempt, first))
+        for done in range(first, until):
+            await task.save(done + 1)
+        return [first, until]
+
+    @store.task(recovery=Recovery.RERUN)
+    async def forever(task: TaskContext) -> None:
+        begun.append((task.id, task.attempt, task.checkpoint))
+        await asyncio.Event().wait()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def broken(task: TaskContext) -> None:
+        raise AssertionError("it has failed, and stays so")
+
+    @store.task(recovery=Recovery.OWNER_BOUND)
+    async def once(task: TaskContext) -> None:
+        raise AssertionError("it may not be run again")
+
+    return store
+
+
+# --- files from before a revision -----------------------------------------------------------------------------------
+
+
+def revisions() -> list[tuple[str, str | None]]:
+    """Return every revision with the one before it, as the scripts say."""
+    scripts = ScriptDirectory(str(REPOSITORY / "migrations"))
+    return [(script.revision, script.down_revision) for script in scripts.walk_revisions()]  # type: ignore[misc]
+
+
+def test_every_script_is_named_by_its_revision() -> None:
+    named = {script.name[:4] for script in (REPOSITORY / "migrations" / "versions").glob("[0-9]*.py")}
+
+    assert named == {revision for revision, _ in revisions()}
+
+
+@pytest.mark.parametrize("before", [before for _, before in revisions() if before is not None])
+def test_every_revision_but_the_first_has_a_file_from_before_it(tmp_path: Path, before: str) -> None:
+    copy = Path(shutil.copy(DATA / f"{before}.db", tmp_path / "agent.db"))
+
+    assert migrate.current(copy) == before
+    assert contents(copy)["tasks"]
+
+
+@pytest.mark.parametrize("file", sorted(DATA.glob("*.db")), ids=lambda file: file.name)
+def test_every_old_file_is_upgraded_to_what_a_new_file_is(tmp_path: Path, file: Path) -> None:
+    old, new = Path(shutil.copy(file, tmp_path / "old.db")), tmp_path / "new.db"
+    migrate.prepare(new)
+
+    migrate.prepare(old)
+
+    assert objects(old) == objects(new)
+    assert migrate.current(old) == schema.HEAD
+
+
+# --- up -------------------------------------------------------------------------------------------------------------
+
+
+async def test_opening_an_old_file_upgrades_it_in_place_and_keeps_every_row(old: Path) -> None:
+    before = contents(old)
+
+    # of another runtime: nothing in the file is this store's to recover
+    async with TaskStore(old, runtime="another"):
+        pass
+
+    after = contents(old, before)
+    assert migrate.current(old) == schema.HEAD
+    assert {table: len(found) for table, found in before.items() if found} == {
+        "events": 33,
+        "handles": 8,
+        "owners": 2,
+        "sessions": 2,
+        "steps": 2,
+        "tasks": 8,
+    }
+    newcomer = after["owners"].pop()
+    assert newcomer["runtime"] == "another"
+    assert after == before
+
+
+def test_every_column_of_every_row_is_kept_by_the_upgrade_itself(old: Path) -> None:
+    before = contents(old)
+
+    migrate.upgrade(old)
+
+    assert contents(old, before) == before
+
+
+def test_what_is_new_in_an_old_row_is_what_its_time_knew_of_it(old: Path) -> None:
+    migrate.upgrade(old)
+
+    after = contents(old)
+    assert {
+        (
+            task["parent_seq"],
+            task["child_session_id"],
+            task["close_policy"],
+            task["idempotency_key"],
+            task["notify_on_end"],
+            task["has_callback"],
+            task["callback_begun_at"],
+            task["callback_error"],
+        )
+        for task in after["tasks"]
+    } == {(None, None, "keep", None, 0, 0, None, None)}
+    assert {(row["parent"], row["sync_needed"], row["inbox_claim"]) for row in after["sessions"]} == {(None, 0, None)}
+    assert (after["inbox"], after["handoffs"]) == ([], [])
+
+
+def test_the_events_of_an_old_file_give_its_rows_after_the_upgrade(old: Path) -> None:
+    migrate.upgrade(old)
+
+    check_file(old)
+
+
+@pytest.mark.parametrize("view", ["live_tasks", "task_history", "recent_failures", "session_summary"])
+def test_the_views_of_an_upgraded_file_can_be_read(old: Path, view: str) -> None:
+    migrate.upgrade(old)
+
+    assert rows(old, f"SELECT * FROM {view}")
+
+
+async def test_the_work_of_an_old_file_goes_on_after_the_upgrade(old: Path) -> None:
+    begun: list[Any] = []
+
+    async with asyncio.timeout(20), working(old, begun) as store:
+        async for event in store.events(0, types=[EventType.REATTACHED]):
+            if event.task_id == "open-ended":
+                break
+        assert await (await store.handle("desktop:s1", "half-way")) == [3, 3]
+        states = {task.id: (str(task.state), task.attempt) for task in await store.list()}
+
+    assert sorted(begun) == [("asked", 2, None), ("half-way", 2, 3), ("open-ended", 2, None)]
+    assert states == {
+        "counted": ("completed", 1),
+        "broken": ("failed", 1),
+        "stopped": ("cancelled", 1),
+        "bound": ("abandoned", 1),
+        "half-way": ("completed", 2),
+        "asked": ("running", 2),
+        "bare": ("abandoned", 1),
+        "open-ended": ("running", 2),
+    }
+    check_file(old)
+
+
+async def test_a_task_of_an_old_file_continues_from_its_checkpoint(old: Path) -> None:
+    # as it would be had the process died one step earlier
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("UPDATE steps SET value = '2' WHERE task_seq = 5")
+    begun: list[Any] = []
+
+    async with asyncio.timeout(20), working(old, begun) as store:
+        result = await (await store.handle("desktop:s1", "half-way"))
+
+    assert result == [2, 3]
+    assert ("half-way", 2, 2) in begun
+    assert rows(old, "SELECT value, attempt FROM steps WHERE task_seq = 5") == [{"value": "3", "attempt": 2}]
+
+
+async def test_the_outcomes_of_an_old_file_are_handed_out_after_the_upgrade(old: Path) -> None:
+    async with asyncio.timeout(20), working(old, []) as store:
+        session = await store.session("s1")
+        assert await (await session.handle("counted")) == 2
+        with pytest.raises(TaskFailed, match="no such page"):
+            await (await session.handle("broken"))
+        with pytest.raises(TaskCancelled, match="no longer wanted"):
+            await (await session.handle("stopped"))
+        with pytest.raises(TaskAbandoned):
+            await (await session.handle("bound"))
+
+
+async def test_an_upgraded_file_takes_new_work_of_every_kind(old: Path) -> None:
+    async with asyncio.timeout(20), working(old, []) as store:
+        session, other = await store.session("s1"), await store.session("s2", parent="s1")
+        external = await session.register("build", TaskKind.OTHER)
+        await session.complete("build", TaskState.COMPLETED, result="done")
+        child = await session.spawn(wait_here, id="counted", parent="asked", notify_on_end=True)
+        await child.cancel("enough")
+        [moved] = await session.transfer(other, ["asked"])
+        [note] = await session.notes()
+
+        assert await external == "done"
+        assert (note.task_id, note.key) == ("counted", f"end:{child.task_seq}")
+        assert (str(moved.scope), moved.task_seq) == ("desktop:s2", 6)
+    check_file(old)
+
+
+async def test_the_owner_of_an_old_file_that_died_is_found_dead(old: Path) -> None:
+    async with TaskStore(old, runtime="desktop"):
+        pass
+
+    assert [owner["end"] for owner in contents(old)["owners"]] == ["died", "died", "closed"]
+
+
+async def test_the_log_of_an_old_file_is_upgraded_with_it(old: Path) -> None:
+    left = left_with_a_log(old)
+
+    async with TaskStore(left, runtime="another"):
+        pass
+
+    assert migrate.current(left) == schema.HEAD
+    assert "desktop:in-the-log" in {session["scope"] for session in contents(left)["sessions"]}
+
+
+def left_with_a_log(old: Path) -> Path:
+    """Return a copy of the file as a kill leaves it, whose last session stands in the log alone."""
+    left = old.with_name("left.db")
+    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(
+            "INSERT INTO sessions (scope, runtime, session_id, opened_at) VALUES (?, 'desktop', 'in-the-log', '')",
+            ("desktop:in-the-log",),
+        )
+        shutil.copy(old, left)
+        shutil.copy(f"{old}-wal", f"{left}-wal")
+    return left
+
+
+async def test_the_file_from_before_an_upgrade_is_kept_beside_it(old: Path) -> None:
+    before = contents(old)
+
+    async with TaskStore(old, runtime="another"):
+        pass
+
+    beside = [file for file in old.parent.glob(f"{old.name}*") if file.is_file() and file != old]
+    backups = [file for file in beside if file.read_bytes()[:16] == b"SQLite format 3\0"]
+    assert len(backups) == 1
+    assert migrate.current(backups[0]) == "0001"
+    assert contents(backups[0]) == before
+    assert backups[0].stat().st_mode & 0o077 == 0
+
+
+# --- who does not upgrade -------------------------------------------------------------------------------------------
+
+UNWILLING: dict[str, Callable[[Path], TaskStore]] = {
+    "open_readonly": TaskStore.open_readonly,
+    "connect": lambda path: TaskStore.connect(path, runtime="desktop"),
+}
+
+
+@pytest.mark.parametrize("make", UNWILLING.values(), ids=UNWILLING.keys())
+async def test_a_store_that_does_not_own_refuses_an_old_file_and_says_what_to_do(
+    old: Path, make: Callable[[Path], TaskStore]
+) -> None:
+    with pytest.raises(SchemaTooOld, match=r"revision 0001, this lash_store knows 0002: open it once with TaskStore"):
+        await make(old).open()
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["the file", "the file and its log"])
+@pytest.mark.parametrize("make", UNWILLING.values(), ids=UNWILLING.keys())
+async def test_a_store_that_does_not_own_changes_no_byte_of_an_old_file(
+    old: Path, make: Callable[[Path], TaskStore], log: bool
+) -> None:
+    path = left_with_a_log(old) if log else old
+    before = bytes_of(path)
+    assert len(before) == 1 + log
+
+    with pytest.raises(SchemaTooOld):
+        await make(path).open()
+
+    assert bytes_of(path) == before
+
+
+async def test_what_refused_an_old_file_opens_it_once_it_was_upgraded(old: Path) -> None:
+    migrate.upgrade(old)
+
+    async with TaskStore.open_readonly(old) as reader:
+        assert len(await reader.list()) == 8
+
+
+async def test_an_owner_that_finds_the_file_old_after_all_is_not_written_into_it(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # somebody took the file back between this store's upgrade and its owner row
+    monkeypatch.setattr(migrate, "prepare", lambda path: None)
+    before = contents(old)
+
+    with pytest.raises(SchemaTooOld):
+        await TaskStore(old, runtime="desktop").open()
+
+    assert contents(old) == before
+
+
+# --- beside a live owner --------------------------------------------------------------------------------------------
+
+HOLDS_A_LOCK = """
+    import fcntl, sys
+
+    with open(sys.argv[1], "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+def bring_to_life(path: Path, owner_id: int, spawn: Any) -> Any:
+    """Hold the lock of an owner in a process of its own, as the owner itself would."""
+    [owner] = rows(path, "SELECT token FROM owners WHERE owner_id = ?", owner_id)
+    folder = guards.make_side_folder(path)
+    process = spawn(HOLDS_A_LOCK, folder / f"{owner['token']}.lock")
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+async def test_an_upgrade_is_refused_beside_a_live_owner_and_changes_nothing(old: Path, spawn: Any) -> None:
+    bring_to_life(old, 2, spawn)
+    before = bytes_of(old)
+
+    with pytest.raises(SchemaError, match=r"open in process 4002: close it there first"):
+        await TaskStore(old, runtime="another").open()
+
+    assert bytes_of(old) == before
+
+
+async def test_an_upgrade_is_refused_beside_an_owner_whose_lock_file_is_gone_but_whose_process_lives(old: Path) -> None:
+    ours = owners.describe_process()
+    with closing(sqlite3.connect(old)) as connection, connection:
+        changed = "pid = :pid, process_start = :process_start, boot_id = :boot_id, host = :host"
+        connection.execute(f"UPDATE owners SET {changed} WHERE owner_id = 2", ours)
+    before = bytes_of(old)
+
+    with pytest.raises(SchemaError, match=f"open in process {os.getpid()}"):
+        await TaskStore(old, runtime="another").open()
+
+    assert bytes_of(old) == before
+
+
+async def test_an_upgrade_is_done_once_the_owner_is_killed(old: Path, spawn: Any) -> None:
+    owner = bring_to_life(old, 2, spawn)
+    with pytest.raises(SchemaError):
+        await TaskStore(old, runtime="desktop").open()
+
+    owner.kill()
+    owner.wait(timeout=20)
+    async with TaskStore(old, runtime="desktop"):
+        pass
+
+    assert migrate.current(old) == schema.HEAD
+
+
+async def test_an_upgrade_that_another_owner_finished_meanwhile_is_no_conflict_with_it(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with TaskStore(old, runtime="desktop"):
+        # this one looked at the file before the other had upgraded it
+        monkeypatch.setattr(database, "probe", lambda path: "0001")
+        async with TaskStore(old, runtime="desktop") as second:
+            assert len(await second.list()) == 8
+
+
+OPENS = """
+    import asyncio, sys
+    from lash_store import TaskStore
+    import alembic.command, sqlalchemy
+
+    async def main():
+        print("ready", flush=True)
+        sys.stdin.readline()
+        async with TaskStore(sys.argv[1], runtime="desktop") as store:
+            print(len(await store.list()), flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+
+    asyncio.run(main())
+"""
+
+
+def test_several_processes_may_open_the_same_old_file_at_once(old: Path, spawn: Any) -> None:
+    processes = [spawn(OPENS, old) for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    opened = [process.stdout.readline() for process in processes]
+    ended = [process.communicate("close\n", timeout=60)[1] for process in processes]
+
+    assert (opened, ended) == (["8\n"] * 4, [""] * 4)
+    check_file(old)
+
+
+# --- killed, or out of room, in the middle --------------------------------------------------------------------------
+
+DIES_IN_THE_MIDDLE = """
+    import os, signal, sys
+    from pathlib import Path
+    from alembic.operations import Operations
+    from lash_store import migrate
+
+    path, action, beginning, when = sys.argv[1:]
+    execute = Operations.execute
+
+    def replaced(self, sql, **options):
+        if when == "after":
+            execute(self, sql, **options)
+        if str(sql).startswith(beginning):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if when == "before":
+            execute(self, sql, **options)
+
+    Operations.execute = replaced
+    if action == "up":
+        migrate.prepare(Path(path))
+    else:
+        migrate.downgrade(Path(path), "0001")
+"""
+
+
+@pytest.mark.parametrize(
+    ("beginning", "when"),
+    [("DROP VIEW live_tasks", "after"), ("CREATE TABLE inbox", "before"), ("CREATE VIEW session_summary", "after")],
+)
+def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_file_row_by_row(
+    old: Path, spawn: Any, beginning: str, when: str
+) -> None:
+    before, was = contents(old), objects(old)
+
+    killed = spawn(DIES_IN_THE_MIDDLE, old, "up", beginning, when)
+    assert killed.wait(timeout=30) == -signal.SIGKILL
+
+    assert (objects(old), contents(old), migrate.current(old)) == (was, before, "0001")
+    migrate.prepare(old)
+    assert contents(old, before) == before
+    check_file(old)
+
+
+def test_a_process_killed_in_the_middle_of_a_downgrade_leaves_the_newer_file_row_by_row(old: Path, spawn: Any) -> None:
+    migrate.upgrade(old)
+    before, was = contents(old), objects(old)
+
+    killed = spawn(DIES_IN_THE_MIDDLE, old, "down", "DROP TABLE inbox", "after")
+    assert killed.wait(timeout=30) == -signal.SIGKILL
+
+    assert (objects(old), contents(old), migrate.current(old)) == (was, before, schema.HEAD)
+    check_file(old)
+
+
+def test_a_disk_that_is_full_in_an_upgrade_leaves_the_old_file_row_by_row(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, was = contents(old), objects(old)
+    execute = Operations.execute
+
+    def without_room(self: Operations, sql: Any, **options: Any) -> None:
+        if str(sql).startswith("CREATE TABLE handoffs"):
+            execute(self, "PRAGMA max_page_count=1")
+        execute(self, sql, **options)
+
+    monkeypatch.setattr(Operations, "execute", without_room)
+    with pytest.raises(StorageFull):
+        migrate.upgrade(old)
+
+    assert (objects(old), contents(old), migrate.current(old)) == (was, before, "0001")
+
+
+# --- down, and up again ---------------------------------------------------------------------------------------------
+
+
+def test_a_downgrade_gives_the_old_schema_exactly_and_keeps_every_row(old: Path) -> None:
+    before, was = contents(old), objects(old)
+    migrate.upgrade(old)
+
+    migrate.downgrade(old, "0001")
+
+    assert objects(old) == was
+    assert contents(old) == before
+    assert migrate.current(old) == "0001"
+
+
+def test_a_file_that_went_down_goes_up_again(old: Path) -> None:
+    before = contents(old)
+    migrate.upgrade(old)
+    head = objects(old)
+    migrate.downgrade(old, "0001")
+
+    migrate.upgrade(old)
+
+    assert (objects(old), migrate.current(old)) == (head, schema.HEAD)
+    assert contents(old, before) == before
+    check_file(old)
+
+
+async def use_everything_new(path: Path) -> None:
+    """Leave work in the file that revision 0001 knows nothing of."""
+    async with asyncio.timeout(20), working(path, []) as store:
+        first, second = await store.session("s1"), await store.session("s2", parent="s1")
+        await store.session("s9")
+        agent = await first.spawn(wait_here, id="agent", kind=TaskKind.SUBAGENT, child_session_id="s9")
+        await first.spawn(wait_here, id="child", parent=agent, idempotency_key="k", close_policy=ClosePolicy.TRANSFER)
+        await first.spawn_hidden("hidden", wait_here)
+        await first.register("build", TaskKind.OTHER, cancel=lambda: None)
+        noisy = await first.spawn(wait_here, id="noisy", notify_on_end=True)
+        await noisy.cancel("enough")
+        await second.observe(first.scope, "agent")
+        await first.spawn(wait_here, id="moved")
+        await first.handoff(second, ["moved", "agent", "build"], id="ho")
+
+
+@pytest.fixture
+async def full(tmp_path: Path) -> Path:
+    """A file of the newest revision in which everything new was used, closed."""
+    path = tmp_path / "full.db"
+    await use_everything_new(path)
+    check_file(path)
+    return path
+
+
+def test_a_downgrade_keeps_the_tasks_the_older_revision_could_not_have_made(full: Path, old: Path) -> None:
+    like, was = contents(old), objects(old)
+    before = contents(full, like)
+
+    migrate.downgrade(full, "0001")
+
+    assert {task["id"].partition("-")[0]: task["mode"] for task in before["tasks"]} == {
+        "agent": "managed",
+        "child": "managed",
+        "hidden": "hidden",
+        "build": "external",
+        "noisy": "managed",
+        "moved": "managed",
+    }
+    assert contents(full, like) == before
+    assert objects(full) == was
+
+
+async def test_work_that_went_down_and_up_again_goes_on(full: Path) -> None:
+    migrate.downgrade(full, "0001")
+
+    async with asyncio.timeout(20), working(full, []) as store:
+        events = store.events(0, types=[EventType.REATTACHED])
+        reattached = {(await anext(events)).task_id.partition("-")[0] for _ in range(4)}  # type: ignore[union-attr]
+
+    assert reattached == {"agent", "child", "hidden", "moved"}
+    assert migrate.current(full) == schema.HEAD
