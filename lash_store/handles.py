@@ -234,7 +234,10 @@ def _base32(number: int, digits: int, pairs: list[str]) -> str:
 
 def new_id(what: str) -> str:
     """Make a task's id: *what* it is, and 12 random characters."""
-    return f"{what.removeprefix('h-')[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
+    while what.startswith("h-"):
+        # so begin the ids of handles
+        what = what.removeprefix("h-")
+    return f"{what[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
 
 
 def new_handle_id() -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from . import queries, session_queries, transitions
 from .core import Core
 from .database import Transaction
 from .errors import StoreError, TaskError
+from .feed import Subscription
 from .gathering import Gathering
 from .handles import outcome_error
 from .lifecycle import Task
-from .models import Scope
+from .models import EventType, Scope
 
 __all__ = ["settle"]
 
@@ -41,49 +43,75 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
     within = None if body is None else body.task_seq
     gathering = core.gatherings.setdefault(str(scope), Gathering())
     me = gathering.enter(within)
-    failures: list[Task] = []
+    leaving = core.feed.subscribe(None, scope=scope, types=[EventType.TRANSFERRED])
+    known: dict[int, Task] = {}
+    since: int | None = None
     try:
-        since: int | None = None
         while True:
-            beside = gathering.bodies if within is not None else set()
+            stuck = set() if within is None else {within, *gathering.bodies}
+            clears = clear and not known
             look = await writer.run(
-                lambda tx, since=since, beside=beside: _look(tx, scope, since, within, beside, clear=clear)  # type: ignore[misc]
+                lambda tx, since=since, stuck=stuck, clears=clears: _look(tx, scope, since, stuck, clear=clears)  # type: ignore[misc]
             )
             since = look.since
+            # also while others are still waited for: who is told of it meanwhile acknowledges it, and it is not found again
+            known |= {task.task_seq: task for task in look.failures if task.task_seq not in me.told}
             if not look.live:
                 break
-            await core.ends_of([task.task_seq for task in look.live])
-        failures = [task for task in look.failures if task.task_seq not in me.told]
-        gathering.hand_out(task.task_seq for task in failures)
+            await _any_change(core, look.live, leaving)
+        gathering.hand_out(known)
     finally:
         _acknowledge(core, gathering.leave(me))
         if gathering.is_idle:
             core.gatherings.pop(str(scope), None)
-    if failures:
-        errors = [error for error in map(outcome_error, failures) if error is not None]
+    if known:
+        errors = [error for _, task in sorted(known.items()) if (error := outcome_error(task)) is not None]
         raise ExceptionGroup[TaskError](f"{len(errors)} hidden tasks of session {str(scope)!r} failed", errors)
     return look.sync_needed
 
 
-def _look(
-    tx: Transaction, scope: Scope, since: int | None, within: int | None, beside: Collection[int], *, clear: bool
-) -> _Look:
+async def _any_change(core: Core, live: Sequence[Task], leaving: Subscription) -> None:
+    """Wait until all of the live tasks have ended, or one may have left the session."""
+    ended = asyncio.create_task(_ends(core, live), name="lash_store hidden work")
+    left = asyncio.create_task(_next(leaving), name="lash_store hidden work that leaves")
+    try:
+        await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in (ended, left):
+            wait.cancel()
+        await asyncio.wait({ended, left})
+    if not ended.cancelled():
+        ended.result()
+
+
+async def _ends(core: Core, live: Sequence[Task]) -> None:
+    await core.ends_of([task.task_seq for task in live])
+
+
+async def _next(events: Subscription) -> None:
+    async for _ in events:
+        return
+
+
+def _look(tx: Transaction, scope: Scope, since: int | None, stuck: Collection[int], *, clear: bool) -> _Look:
     since = tx.next_seq - 1 if since is None else since
     row = session_queries.session(tx, str(scope))
     if row is None:
         raise transitions.unknown_session(scope)
     live = session_queries.live_hidden_tasks(tx, str(scope))
-    left_out = {*beside, *_line(tx, within)}
-    waited_for = [task for task in live if task.task_seq not in left_out]
-    failures = [] if waited_for else session_queries.hidden_failures(tx, str(scope), since)
+    # bodies that wait here, and those above them, cannot end before they are answered
+    left_out = set().union(*(_line(tx, task_seq) for task_seq in stuck)) if stuck else set()
+    failures = session_queries.hidden_failures(tx, str(scope), since)
     if clear and row.sync_needed and not live and not failures:
         session_queries.flag_sync(tx, str(scope), needed=False)
+    waited_for = [task for task in live if task.task_seq not in left_out]
     return _Look(waited_for, failures, bool(row.sync_needed), since)
 
 
-def _line(tx: Transaction, task_seq: int | None) -> set[int]:
-    """Return a task and its ancestors: they cannot end before who waits in it goes on."""
+def _line(tx: Transaction, of: int) -> set[int]:
+    """Return a task and its ancestors."""
     line: set[int] = set()
+    task_seq: int | None = of
     while task_seq is not None and task_seq not in line:
         line.add(task_seq)
         task = queries.task_by_seq(tx, task_seq)

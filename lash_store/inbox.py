@@ -34,8 +34,8 @@ class Inbox:
     """
 
     def __init__(self, core: Core, scope: Scope, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
+        if limit is not None and (not isinstance(limit, int) or not 1 <= limit < 2**63):
+            raise ValueError(f"limit must be a number of notes, at least 1, not {limit!r}")
         self._core = core
         self._scope = scope
         self._limit = limit
@@ -52,10 +52,12 @@ class Inbox:
         claim = json.dumps({"token": lock.token, **owners.describe_process()})
         try:
             self._notes = await writer.run(lambda tx: self._take(tx, lock.token, claim, dead))
+            owners.sweep(self._core.path, sorted(dead))
         except BaseException:
             # it may have been committed all the same, if it is the caller that was cancelled
             with contextlib.suppress(StoreError):
-                writer.submit(lambda tx: self._let_go(tx, lock, [])).add_done_callback(_ignore)
+                let_go = writer.submit(lambda tx: self._let_go(tx, lock.token, []))
+                let_go.add_done_callback(lambda future: _tidy(future, lock))
             lock.release()
             self._lock = None
             raise
@@ -68,8 +70,8 @@ class Inbox:
         assert lock is not None
         done = [note.note_seq for note in self._notes] if kind is None else []
         try:
-            stored = self._core.to_request().submit(lambda tx: self._let_go(tx, lock, done))
-            stored.add_done_callback(_ignore)
+            stored = self._core.to_request().submit(lambda tx: self._let_go(tx, lock.token, done))
+            stored.add_done_callback(lambda future: _tidy(future, lock))
             await asyncio.shield(stored)
         except StoreError:
             # without the lock the claim is a dead reader's, and the notes are given again
@@ -90,7 +92,6 @@ class Inbox:
             reader = _reader_of(other)
             if reader.token in dead:
                 session_queries.claim_inbox(tx, scope, None)
-                owners.sweep(self._core.path, [reader.token])
             elif scope == str(self._scope):
                 raise InboxBusy(
                     f"process {reader.pid} on {reader.host} reads the inbox of {scope!r}: one reader a session, wait for it"
@@ -98,12 +99,11 @@ class Inbox:
         session_queries.claim_inbox(tx, str(self._scope), claim)
         return session_queries.take_notes(tx, str(self._scope), token, self._limit)
 
-    def _let_go(self, tx: Transaction, lock: OwnerLock, done: list[int]) -> None:
-        session_queries.acknowledge(tx, done, lock.token)
+    def _let_go(self, tx: Transaction, token: str, done: list[int]) -> None:
+        session_queries.acknowledge(tx, done, token)
         row = session_queries.session(tx, str(self._scope))
-        if row is not None and row.inbox_claim is not None and _reader_of(row.inbox_claim).token == lock.token:
+        if row is not None and row.inbox_claim is not None and _reader_of(row.inbox_claim).token == token:
             session_queries.claim_inbox(tx, str(self._scope), None)
-        lock.remove()
 
 
 def _reader_of(claim: str) -> OwnerRow:
@@ -113,5 +113,7 @@ def _reader_of(claim: str) -> OwnerRow:
     return OwnerRow._make(fields.values())
 
 
-def _ignore(future: asyncio.Future[None]) -> None:
-    _ = future.cancelled() or future.exception()
+def _tidy(let_go: asyncio.Future[None], lock: OwnerLock) -> None:
+    """Remove a reader's side file, once nobody asks for it; had the commit failed, its being free tells that it is gone."""
+    if not let_go.cancelled() and let_go.exception() is None:
+        lock.remove()

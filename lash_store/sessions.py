@@ -150,8 +150,9 @@ class SessionTasks:
         """
         Wait until no hidden task of the session is live, those included that are spawned meanwhile.
 
-        Called from a body, that body and its ancestors are left out, and so are bodies that wait here themselves. Who waits at
-        the same time is told the same failures; they are acknowledged after the last was, and never told again.
+        Called from a body, that body and its ancestors are left out, and so are other bodies of this store that wait here, and
+        theirs. Who waits at the same time is told the same failures; they are acknowledged after the last was, and never told
+        again.
 
         Raises:
             ExceptionGroup: every hidden task that failed or was abandoned and that nobody was told of yet.
@@ -495,8 +496,9 @@ class SessionTasks:
         """
         Close the session: one transaction applies each live task's close policy, then the cancelled ones are waited for.
 
-        What is to be transferred goes to the *successor*, else to the session's parent. Hidden work is cancelled. What is kept
-        goes on, and may still spawn children; nobody else creates here. Closing again changes nothing.
+        What is to be transferred goes to the *successor*, else to the session's parent, with its live descendants. Hidden work is
+        cancelled. A cancel covers the tree below it, but for what was transferred. What is kept goes on, and may still spawn
+        children; nobody else creates here. Closing again changes nothing.
 
         Raises:
             SessionError, UnknownSession, SessionClosed, TransferConflict: no usable destination; nothing was changed.
