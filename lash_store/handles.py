@@ -209,7 +209,7 @@ def references(values: Iterable[Reference]) -> list[str]:
     Raises:
         InvalidId: one of them is none, or one was given where several belong.
     """
-    if isinstance(values, str | Mapping | TaskHandle) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | bytearray | Mapping | TaskHandle) or not isinstance(values, Iterable):
         raise InvalidId(f"give a list of handles or ids, not one {type(values).__name__}")
     return [reference(value) for value in values]
 

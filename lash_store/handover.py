@@ -182,7 +182,8 @@ def observe(tx: Transaction, scope: Scope, of: Scope, task_id: str, handle_id: s
     Raises:
         TaskNotFound, UnknownSession, SessionClosed: there is nothing to look at, or nobody to look.
     """
-    task = transitions.find(tx, of, task_id)
+    seen = look_up(tx, of, task_id)
+    task = transitions.find(tx, of, task_id) if seen is None else seen.task
     transitions.open_session_row(tx, scope)
     handle = session_queries.observers_handle(tx, str(scope), task.task_seq)
     if handle is not None:
@@ -315,9 +316,9 @@ def handoff(
     if session_queries.session(tx, str(source)) is None:
         raise transitions.unknown_session(source)
     chosen = visible(tx, source, references, owned=True)
+    kept = [[seen.task.task_seq, _named(tx, source, seen.task), seen.handle.handle_id] for seen in chosen]
     moved = transfer(tx, source, destination, references)
     cancelled = _cancel_rest(tx, source, moved, by)
-    kept = [[seen.task.task_seq, seen.task.id, seen.handle.handle_id] for seen in chosen]
     row = HandoffRow(
         handoff_id=given_id or new_id,
         is_named=int(given_id is not None),
@@ -340,9 +341,17 @@ def _records(tasks: Iterable[Task]) -> str:
     return json.dumps([queries.task_record(task).model_dump(mode="json") for task in tasks])
 
 
+def _named(tx: Transaction, scope: Scope, task: Task) -> str | None:
+    """Return a task's id if that names it, and no other incarnation."""
+    named = queries.task_by_id(tx, str(scope), task.id)
+    return task.id if named is not None and named.task_seq == task.task_seq else None
+
+
 def _keeps_the_same(before: HandoffRow, references: Sequence[str]) -> bool:
     by_name: dict[str, int] = {}
     for task_seq, task_id, handle_id in json.loads(before.kept):
-        by_name[task_id] = by_name[handle_id] = task_seq
+        by_name[handle_id] = task_seq
+        if task_id is not None:
+            by_name[task_id] = task_seq
     named = {by_name.get(reference) for reference in references}
     return named == set(by_name.values())

@@ -166,6 +166,13 @@ class Runner:
             elif lost or task.attempt > body.fence.attempt:
                 body.stop(StopReason.STALE)
             elif task.state == TaskState.CANCEL_REQUESTED:
+                # a request stands until the end, so even an old row tells of it truly
+                body.task = body.task._replace(
+                    state=task.state,
+                    cancel_reason=task.cancel_reason,
+                    cancel_requested_by=task.cancel_requested_by,
+                    cancel_requested_at=task.cancel_requested_at,
+                )
                 self._cancel(body)
 
     @property

@@ -356,8 +356,8 @@ class SessionTasks:
         """
         self._core.to_create()
         of, made = as_scope(scope), new_handle_id()
-        check_id("task id", id)
-        task, handle_id = await self._run(lambda tx: handover.observe(tx, self._scope, of, id, made))
+        name = reference(id)
+        task, handle_id = await self._run(lambda tx: handover.observe(tx, self._scope, of, name, made))
         return TaskHandle(self._core, task, handle_id, HandleRole.OBSERVER)
 
     # --- stopping ---
@@ -546,6 +546,11 @@ class SessionTasks:
     def _with_parent(self, tx: Transaction, new: NewTask, parent: str | int | None) -> NewTask:
         if parent is None:
             return new
+        if isinstance(parent, TaskHandle):
+            row = session_queries.handle_by_id(tx, parent.handle_id)
+            if row is None:
+                raise transitions.task_not_found(self._scope, parent.handle_id)
+            parent = row.task_seq
         return replace(new, parent_seq=parent if isinstance(parent, int) else self._see(tx, parent).task.task_seq)
 
     def _see(self, tx: Transaction, name: str) -> handover.Visible:
@@ -586,11 +591,9 @@ class SessionTasks:
         return await self._core.to_request().run(unit)
 
 
-def _parent_named(parent: Reference | None) -> str | int | None:
-    """Return a parent's ``task_seq``, which a handle of any session knows, or what names it in this one."""
-    if parent is None or isinstance(parent, TaskHandle):
-        return None if parent is None else parent.task_seq
-    return reference(parent)
+def _parent_named(parent: Reference | None) -> TaskHandle | str | None:
+    """Return a handle, which may be of any session, or what names a parent in this one."""
+    return parent if parent is None or isinstance(parent, TaskHandle) else reference(parent)
 
 
 def as_scope(of: Scope | str | SessionTasks) -> Scope:

@@ -12,15 +12,27 @@ from pydantic import JsonValue
 
 from lash_store import (
     CancelPolicy,
+    CancelReport,
+    ClosePolicy,
+    CloseReport,
     CommitInDoubt,
     DuplicateFunction,
     EventType,
     Evidence,
     Failure,
     FunctionError,
+    HandleNotVisible,
+    HandleRole,
+    Handoff,
+    IdempotencyConflict,
+    Inbox,
+    InboxBusy,
     InvalidArguments,
     InvalidId,
+    LimitExceeded,
     NotAStore,
+    Note,
+    OwnerEnd,
     Recovery,
     RecoveryReport,
     ResultNotSerializable,
@@ -28,6 +40,7 @@ from lash_store import (
     SchemaTooNew,
     SchemaTooOld,
     Scope,
+    SessionClosed,
     SessionError,
     SessionRecord,
     SessionTasks,
@@ -39,6 +52,7 @@ from lash_store import (
     StorageFull,
     StorageMoved,
     StoreClosed,
+    StoreCopied,
     StoreError,
     StoreReadOnly,
     Subscription,
@@ -54,15 +68,28 @@ from lash_store import (
     TaskKind,
     TaskMode,
     TaskNotFound,
+    TaskPruned,
     TaskRecord,
     TaskState,
     TaskStore,
+    TransferConflict,
+    Transition,
     UnknownFunction,
     UnknownSession,
+    Verdict,
 )
 
-store = TaskStore("agent.db", runtime="desktop", durability="normal", max_running=8, cancel_grace=1.0, lock_timeout=5.0)
+store = TaskStore(
+    "agent.db",
+    runtime="desktop",
+    durability="normal",
+    max_running=8,
+    cancel_grace=1.0,
+    lock_timeout=5.0,
+    callback_timeout=2.0,
+)
 reader = TaskStore.open_readonly(Path("agent.db"))
+viewer = TaskStore.open_readonly("agent.db", runtime="desktop")
 requests = TaskStore.connect("agent.db", runtime="desktop", lock_timeout=1.0)
 
 
@@ -79,6 +106,8 @@ async def index_repo(task: TaskContext, path: str, *, depth: int = 1) -> dict[st
     await task.save({"at": path, "depth": depth})
     await task.progress("half", 0.5)
     await task.progress("more")
+    await task.notify("found three", {"files": 3})
+    await task.notify("found three", key="three")
     await task.cancelled()
     return {"files": 3}
 
@@ -113,6 +142,7 @@ async def main() -> None:
         assert_type(handle, TaskHandle)
         await session.spawn(bare())
         await use_handle(handle)
+        await use_session(opened, session, handle)
         assert_type(await session.get("index"), TaskRecord)
         assert_type(await session.handle("index"), TaskHandle)
         assert_type(await session.cancel("index", "enough", timeout=1.0), TaskRecord)
@@ -129,13 +159,92 @@ async def main() -> None:
         assert_type(await opened.get(Scope("desktop", "s1"), "index"), TaskRecord)
         assert_type(await opened.handle("desktop:s1", "index"), TaskHandle)
         assert_type(await opened.recover(), RecoveryReport)
+        assert_type(await opened.abandon_owner(2, "it hangs"), RecoveryReport)
         async for event in opened.events(after=None, scope="desktop:s1", types=[EventType.FAILED]):
             use_event(event)
     await store.open()
     await store.close(timeout=1.0)
     assert_type(await store, TaskStore)
-    async with reader, requests:
+    async with reader, viewer, requests:
         await requests.handle("desktop:s1", "index")
+        assert_type(await viewer.session("s1"), SessionTasks)
+
+
+async def use_session(opened: TaskStore, session: SessionTasks, handle: TaskHandle) -> None:
+    """Everything that work of all modes, families, handing over and the inbox give."""
+    for above in (session, session.scope, "s1"):
+        assert_type(await opened.session("s2", parent=above, reopen=True), SessionTasks)
+    other = await opened.session("s2")
+    child = await session.spawn(
+        index_repo,
+        "/src",
+        parent=handle,
+        child_session_id="s3",
+        close_policy=ClosePolicy.TRANSFER,
+        idempotency_key="once",
+        notify_on_end=True,
+    )
+    assert_type(await session.spawn_hidden("indexing", bare()), TaskHandle)
+    assert_type(await session.spawn_hidden("indexing", index_repo, "/src", depth=2), TaskHandle)
+    await session.await_hidden()
+    assert_type((await session.sync_needed(), await session.await_background_work()), tuple[bool, bool])
+
+    # work of somebody else
+    for callback in (None, call_plainly, call_with_record, call_and_wait):
+        assert_type(await session.register("browser", TaskKind.MONITOR, callback, label="the browser"), TaskHandle)
+    await session.register(
+        "terminal",
+        TaskKind.OTHER,
+        cancel=call_and_wait,
+        parent=child.to_json(),
+        close_policy=ClosePolicy.CANCEL,
+        idempotency_key="terminal 1",
+    )
+    assert_type(await session.set_live_state("browser", TaskState.WAITING), Transition)
+    assert_type(await session.update("browser", progress="loading", fraction=0.5), Transition)
+    assert_type(await session.complete("browser", TaskState.COMPLETED, result={"pages": 3}), Transition)
+    await session.complete("terminal", TaskState.FAILED, failure=Failure(type="Exit", message="1"))
+    await session.complete("terminal", TaskState.FAILED, failure=RuntimeError("gone"))
+    transition = await session.complete("terminal", TaskState.FAILED, failure="gone")
+    assert_type((transition.record, transition.verdict), tuple[TaskRecord, Verdict])
+    await session.unregister("terminal")
+
+    # every form of a reference
+    for name in (handle, handle.handle_id, handle.to_json(), "index"):
+        assert_type(await session.get(name), TaskRecord)
+        assert_type(await session.handle(name), TaskHandle)
+        assert_type(await session.cancel(name), TaskRecord)
+        assert_type(await session.abandon(name, "lost"), TaskRecord)
+        assert_type(await session.validate_handles([name, handle]), Sequence[TaskRecord])
+        assert_type(await session.cancel_unreferenced([name, "index"]), Sequence[TaskRecord])
+    for to in (other, other.scope, "s2"):
+        assert_type(await session.transfer(to, (handle, "index")), Sequence[TaskRecord])
+        assert_type(await session.handoff(to, {handle.handle_id}, id="plan 1"), Handoff)
+    assert_type(await other.observe(session, "index"), TaskHandle)
+    assert_type(await other.observe("desktop:s1", "index"), TaskHandle)
+    for report in await session.cancel_all("enough", timeout=1.0):
+        assert_type(report, CancelReport)
+        assert_type((report.record, report.error), tuple[TaskRecord, Failure | None])
+
+    # notes, and the end
+    assert_type(session.inbox(limit=5), Inbox)
+    async with session.inbox() as notes:
+        assert_type(notes, list[Note])
+    assert_type(await session.notes(unread=False), Sequence[Note])
+    assert_type(await session.close(), CloseReport)
+    assert_type(await session.close(successor=other, timeout=1.0), CloseReport)
+
+
+def call_plainly() -> None:
+    """A cancel callback that runs in a thread."""
+
+
+def call_with_record(record: TaskRecord) -> None:
+    """A cancel callback that wants to know of what."""
+
+
+async def call_and_wait(record: TaskRecord) -> None:
+    """A cancel callback that runs on the loop."""
 
 
 async def use_handle(handle: TaskHandle) -> None:
@@ -146,6 +255,8 @@ async def use_handle(handle: TaskHandle) -> None:
     assert_type(await handle.record(), TaskRecord)
     assert_type(await handle.cancel("why", timeout=None), TaskRecord)
     assert_type((handle.id, handle.task_seq, handle.handle_id, handle.scope), tuple[str, int, str, Scope])
+    assert_type((handle.role, handle.to_json()), tuple[HandleRole, dict[str, str]])
+    assert_type(await TaskHandle.from_json(await store.session("s1"), handle.to_json()), TaskHandle)
     async for event in handle.events():
         use_event(event)
     try:
@@ -181,6 +292,10 @@ def use_record(record: TaskRecord) -> None:
     assert_type((record.progress, record.fraction), tuple[str | None, float | None])
     assert_type((record.created_at, record.completed_at), tuple[datetime, datetime | None])
     assert_type((record.is_terminal, record.state.is_terminal), tuple[bool, bool])
+    assert_type((record.parent_seq, record.child_session_id), tuple[int | None, str | None])
+    assert_type((record.close_policy, record.idempotency_key), tuple[ClosePolicy, str | None])
+    assert_type((record.notify_on_end, record.has_callback), tuple[bool, bool])
+    assert_type((record.callback_begun_at, record.callback_error), tuple[datetime | None, Failure | None])
 
 
 def use_report(report: RecoveryReport) -> None:
@@ -190,12 +305,60 @@ def use_report(report: RecoveryReport) -> None:
     assert_type(report.unknown_functions, tuple[str, ...])
 
 
+def use_session_record(record: SessionRecord) -> None:
+    """Everything a session's row tells."""
+    assert_type((record.scope, record.parent), tuple[Scope, Scope | None])
+    assert_type((record.opened_at, record.closed_at), tuple[datetime, datetime | None])
+    assert_type((record.live_tasks, record.sync_needed, record.unread_notes), tuple[int, bool, int])
+
+
+def use_handoff(handoff: Handoff) -> None:
+    """Everything a handoff tells."""
+    assert_type((handoff.id, handoff.source, handoff.destination), tuple[str, Scope, Scope])
+    assert_type((handoff.moved, handoff.cancelled), tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]])
+    assert_type(handoff.at, datetime)
+
+
+def use_close(report: CloseReport) -> None:
+    """Everything the close of a session tells."""
+    assert_type((report.scope, report.closed_at, report.successor), tuple[Scope, datetime, Scope | None])
+    assert_type(report.kept, tuple[TaskRecord, ...])
+    assert_type((report.cancelled, report.transferred), tuple[tuple[TaskRecord, ...], tuple[TaskRecord, ...]])
+
+
+def use_note(note: Note) -> None:
+    """Everything a note tells."""
+    assert_type((note.note_seq, note.scope, note.key), tuple[int, Scope, str])
+    assert_type((note.task_seq, note.task_id), tuple[int | None, str | None])
+    assert_type((note.text, note.data), tuple[str, JsonValue])
+    assert_type((note.posted_at, note.acknowledged_at), tuple[datetime, datetime | None])
+
+
+def use_words() -> None:
+    """The words that are not met elsewhere."""
+    assert_type((Verdict.APPLIED.value, OwnerEnd.DIED.value, HandleRole.OBSERVER.value), tuple[str, str, str])
+
+
+async def use_errors(session: SessionTasks) -> None:
+    """What errors of handing over name."""
+    try:
+        await session.handoff("s2", ["index"])
+    except HandleNotVisible as error:
+        assert_type(error.missing, tuple[str, ...])
+    except IdempotencyConflict as error:
+        assert_type(error.task_id, str)
+    except (SessionClosed, UnknownSession, TransferConflict, InboxBusy) as error:
+        assert_type(str(error), str)
+
+
 def tree() -> list[type[StoreError]]:
     """The errors, each where it belongs."""
     tasks: list[type[TaskError]] = [
         TaskNotFound,
         TaskExists,
+        TaskPruned,
         StaleAttempt,
+        IdempotencyConflict,
         TaskFailed,
         TaskCancelled,
         TaskAbandoned,
@@ -206,13 +369,14 @@ def tree() -> list[type[StoreError]]:
         InvalidArguments,
         ResultNotSerializable,
     ]
-    sessions: list[type[SessionError]] = [UnknownSession]
+    sessions: list[type[SessionError]] = [UnknownSession, SessionClosed, HandleNotVisible, TransferConflict, InboxBusy]
     schema: list[type[SchemaError]] = [SchemaTooOld, SchemaTooNew]
     storage: list[type[StorageError]] = [
         StorageBusy,
         StorageFull,
         StorageCorrupt,
         StorageMoved,
+        StoreCopied,
         NotAStore,
         CommitInDoubt,
     ]
@@ -220,7 +384,7 @@ def tree() -> list[type[StoreError]]:
     values: list[type[ValueError]] = [InvalidId]
     assert lookups
     assert values
-    return [*tasks, *functions, *sessions, *schema, *storage, StoreReadOnly, StoreClosed, InvalidId]
+    return [*tasks, *functions, *sessions, *schema, *storage, StoreReadOnly, StoreClosed, InvalidId, LimitExceeded]
 
 
 def _context() -> TaskContext:
