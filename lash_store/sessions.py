@@ -524,7 +524,7 @@ class SessionTasks:
         kwargs: dict[str, Any],
         columns: dict[str, Any],
         cancel_policy: CancelPolicy | None,
-        parent: str | int | None,
+        parent: TaskHandle | str | int | None,
     ) -> TaskHandle:
         coroutine = fn if inspect.iscoroutine(fn) else None
         try:
@@ -543,7 +543,7 @@ class SessionTasks:
         born = await asyncio.shield(created)
         return TaskHandle(self._core, born.task, born.handle_id)
 
-    def _with_parent(self, tx: Transaction, new: NewTask, parent: str | int | None) -> NewTask:
+    def _with_parent(self, tx: Transaction, new: NewTask, parent: TaskHandle | str | int | None) -> NewTask:
         if parent is None:
             return new
         if isinstance(parent, TaskHandle):
