@@ -206,14 +206,16 @@ def cancelled_ancestor(tx: Transaction, parent: Task | None, agent: int | None) 
 
     A live one whose cancel was not requested answers for all above it: theirs has passed it by.
     """
-    above = [parent, None if agent is None else queries.task_by_seq(tx, agent)]
+    answers = parent is not None and not parent.is_terminal and parent.state != TaskState.CANCEL_REQUESTED
+    above = [] if answers else [parent, None if agent is None else queries.task_by_seq(tx, agent)]
     seen: set[int] = set()
     while above:
         task = above.pop(0)
         if task is None or task.task_seq in seen:
             continue
         seen.add(task.task_seq)
-        if task.state in {TaskState.CANCEL_REQUESTED, TaskState.CANCELLED}:
+        # work that its registrar says is cancelled was not asked to end, and nothing below it was
+        if task.state == TaskState.CANCEL_REQUESTED or (task.state == TaskState.CANCELLED and task.cancel_requested_at):
             return task
         if not task.is_terminal:
             continue

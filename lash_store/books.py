@@ -10,10 +10,10 @@ from .commands import Command, ConfirmCancel, Rebind
 from .database import Transaction
 from .errors import TaskError
 from .lifecycle import Task
-from .models import Scope, TaskMode, TaskState, Verdict
+from .models import TaskMode, TaskState
 from .transitions import Outcome
 
-__all__ = ["change", "register", "unregister"]
+__all__ = ["change", "register"]
 
 
 def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
@@ -61,25 +61,14 @@ def _rebind(tx: Transaction, task: Task, new: NewTask) -> Born:
     return Born(bound, session_queries.owner_handle(tx, task.task_seq).handle_id, is_new=False)
 
 
-def change(tx: Transaction, scope: Scope, task_id: str, command: Command, what: str) -> Outcome:
+def change(tx: Transaction, task: Task, command: Command, what: str) -> Outcome:
     """
     Change external work as who does it says.
 
     Raises:
         TaskError: the store does this work itself, and its body says *what*.
-        TaskNotFound, UnknownSession: no such task.
     """
-    task = transitions.find(tx, scope, task_id)
     _refuse_ours(task, what)
-    return transitions.transition(tx, task, command)
-
-
-def unregister(tx: Transaction, scope: Scope, task_id: str, command: Command) -> Outcome | None:
-    """End external work that is live; None if there is none of that id."""
-    task = queries.task_by_id(tx, str(scope), task_id)
-    if task is None or task.is_terminal:
-        return None if task is None else Outcome(task, Verdict.UNCHANGED)
-    _refuse_ours(task, "unregister")
     return transitions.transition(tx, task, command)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from . import queries, session_queries, transitions
 from .core import Core
+from .database import Transaction
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord
+from .writer import Unit
 
 __all__ = ["cancel_all", "stopped"]
 
@@ -23,37 +25,61 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
 
     It ends once none is live that was not asked, or after *timeout* seconds.
     """
-    writer = core.to_request()
     waits: _Waits = {}
     arrivals = core.feed.subscribe(None, scope=scope, types=[EventType.REGISTERED, EventType.TRANSFERRED])
 
-    async def reach_all() -> None:
+    async def wait_for_all() -> None:
         arrival: asyncio.Task[Any] | None = None
         try:
             while True:
-                # in the writer's turn: whatever was asked to be stored before this look is seen by it
-                live = await writer.run(lambda tx: session_queries.live_tasks_of_session(tx, str(scope)))
-                fresh = [task for task in live if task.task_seq not in waits]
-                for task in fresh:
-                    waits[task.task_seq] = _begin(core.cancel(_by_seq(task), reason, None), task)
                 going_on = [wait for wait in waits.values() if not wait.done()]
-                if not fresh and not going_on:
-                    return
                 if arrival is None or arrival.done():
                     arrival = asyncio.create_task(_next(arrivals), name="lash_store arrivals")
-                await asyncio.wait({*going_on, arrival}, return_when=asyncio.FIRST_COMPLETED)
+                if going_on:
+                    await asyncio.wait({*going_on, arrival}, return_when=asyncio.FIRST_COMPLETED)
+                if not await _request_all(core, scope, reason, waits) and all(wait.done() for wait in waits.values()):
+                    return
         finally:
             if arrival is not None:
                 arrival.cancel()
                 await asyncio.wait({arrival})
 
     try:
-        await asyncio.wait_for(reach_all(), timeout)
+        await _request_all(core, scope, reason, waits)
+        await asyncio.wait_for(wait_for_all(), timeout)
     except TimeoutError:
         pass
     finally:
         await _give_up(waits)
     return [await _report(core, task_seq, waits[task_seq]) for task_seq in sorted(waits)]
+
+
+async def _request_all(core: Core, scope: Scope, reason: str | None, waits: _Waits) -> bool:
+    """Request the cancel of every live task that was not asked yet, each by itself; say whether there was one."""
+    writer, by = core.to_request(), core.requester
+
+    def request(task_seq: int) -> Unit[Task | None]:
+        def unit(tx: Transaction) -> Task | None:
+            task = transitions.by_seq(tx, task_seq)
+            # what has left the session meanwhile is another's
+            return transitions.request_cancel(tx, task, reason, by)[0].task if task.scope == str(scope) else None
+
+        return unit
+
+    # in the writer's turn: whatever was asked to be stored before this look is seen by it
+    live = await writer.run(lambda tx: session_queries.live_tasks_of_session(tx, str(scope)))
+    fresh = [task for task in live if task.task_seq not in waits]
+    asked = [writer.submit(request(task.task_seq)) for task in fresh]
+    for task, outcome in zip(fresh, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+        if isinstance(outcome, BaseException):
+            waits[task.task_seq] = _begin(_raise(outcome), task)
+        elif outcome is not None:
+            waits[task.task_seq] = _begin(core.confirmed([outcome], None), task)
+    return bool(fresh)
+
+
+async def _raise(error: BaseException) -> TaskRecord:
+    raise error
 
 
 async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> list[TaskRecord]:
@@ -64,11 +90,11 @@ async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> l
             await asyncio.wait(waits.values(), timeout=timeout)
     finally:
         await _give_up(waits)
+    for wait in waits.values():
+        if not wait.cancelled():
+            # a store that closes meanwhile must not be taken for a wait that is over
+            wait.result()
     return [(await _report(core, task_seq, wait)).record for task_seq, wait in waits.items()]
-
-
-def _by_seq(task: Task) -> Callable[[Any], Task]:
-    return lambda tx: transitions.by_seq(tx, task.task_seq)
 
 
 def _begin(cancel: Coroutine[Any, Any, TaskRecord], task: Task) -> asyncio.Task[TaskRecord]:

@@ -64,7 +64,9 @@ class Core:
             StoreReadOnly, StoreClosed: this store may not, or no more.
         """
         if self.is_closing:
-            raise StoreClosed(f"the store on {self.path} is closed: open it again")
+            raise StoreClosed(
+                f"the store on {self.path} was closed: open it again, and take its sessions and handles from it anew"
+            )
         if self.writer is None:
             raise StoreReadOnly(f"{self.path} was opened read-only: open it with TaskStore.connect() to make requests")
         return self.writer
@@ -119,12 +121,22 @@ class Core:
 
         return await self.reader.run(read)
 
-    async def mark_read(self, handle_id: str) -> bool:
-        """Note that an outcome is handed out through a handle; whoever only reads does not read it in that sense."""
-        if self.writer is None or self.is_closing:
+    async def mark_read(self, handle_id: str, holder: str) -> bool:
+        """
+        Note that an outcome is handed out through the handle of the session *holder*, if it has it still.
+
+        Whoever only reads does not read it in that sense, nor does who is cancelled before the outcome is handed out.
+        """
+        writer = self.writer
+        if writer is None or self.is_closing:
             return False
         try:
-            await self.writer.run(lambda tx: session_queries.mark_read(tx, handle_id))
+            marked = writer.submit(lambda tx: session_queries.mark_read(tx, handle_id, holder))
+            try:
+                await asyncio.shield(marked)
+            except asyncio.CancelledError:
+                marked.add_done_callback(lambda future: _take_back(writer, handle_id, future))
+                raise
         except StoreError:
             # the outcome is known, and will be handed out again
             log.warning("reading_not_noted", extra={"handle_id": handle_id}, exc_info=True)
@@ -199,7 +211,7 @@ class Core:
 
     async def _confirmed(self, writer: Writer, task: Task) -> Task:
         """Wait for the end of a cancelled task, looking whether its owner still lives if that is somebody else."""
-        pause = None if task.owner_id == self.owner_id else _LOOK
+        pause = None if task.owner_id == self.owner_id and not task.is_external else _LOOK
         while not task.is_terminal:
             if task.owner_id is None and task.awaits_callback:
                 # nobody can call it before the work is registered again
@@ -228,3 +240,13 @@ class Core:
     def requester(self) -> str:
         """Who asks, for the row and the event of a cancel."""
         return f"{self.runtime} pid {os.getpid()} on {platform.node()}"
+
+
+def _take_back(writer: Writer, handle_id: str, marked: asyncio.Future[bool]) -> None:
+    """Note that nobody got an outcome, if it was noted that somebody did."""
+    if marked.cancelled() or marked.exception() is not None or not marked.result():
+        return
+    with contextlib.suppress(StoreError):
+        writer.submit(lambda tx: session_queries.mark_unread(tx, handle_id)).add_done_callback(
+            lambda future: future.cancelled() or future.exception()
+        )

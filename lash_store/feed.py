@@ -35,7 +35,7 @@ class Feed:
     Wakes waiters and subscribers when something is committed, by this process or another.
 
     *changed* says whether another connection committed since it was last asked. *on_end* is told of each end in what others
-    wrote before any waiter is, *on_foreign* of all of it after.
+    wrote before any waiter is, *on_foreign* of all of it after. *sleep* is how a subscriber waits for more.
     """
 
     def __init__(
@@ -45,11 +45,13 @@ class Feed:
         changed: Callable[[], Awaitable[bool]],
         on_end: Callable[[int], None],
         on_foreign: Callable[[Sequence[Committed]], Awaitable[None]],
+        sleep: Callable[[asyncio.Event], Awaitable[object]],
     ) -> None:
         self._reader = reader
         self._changed = changed
         self._on_end = on_end
         self._on_foreign = on_foreign
+        self.sleep = sleep
         self._waiters: dict[int, set[asyncio.Future[Task | None]]] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._seen = 0
@@ -261,7 +263,7 @@ class Subscription(AsyncIterator[TaskEvent]):
                 self._paged.extend(page)
                 continue
             self.wake.clear()
-            await self.wake.wait()
+            await self._feed.sleep(self.wake)
 
     def offer(self, events: Sequence[Committed]) -> None:
         """Take events of a commit, as far as there is room; what is not taken is read from the table."""

@@ -30,12 +30,13 @@ class TaskHandle:
     ``await handle`` gives the result. Cancelling who waits never cancels the task.
     """
 
-    def __init__(self, core: Core, task: Task, handle_id: str, role: HandleRole = HandleRole.OWNER) -> None:
+    def __init__(self, core: Core, task: Task, handle_id: str, *, observer: Scope | None = None) -> None:
         self._core = core
         self._task = task
+        self._holder = task.scope if observer is None else str(observer)
         self._is_read = False
         self.handle_id = handle_id
-        self.role = role
+        self.role = HandleRole.OWNER if observer is None else HandleRole.OBSERVER
 
     def __repr__(self) -> str:
         return f"<TaskHandle {self._task.scope}/{self.id} #{self.task_seq}>"
@@ -83,8 +84,8 @@ class TaskHandle:
         """
         Wait for the end and return the result: the stored JSON value, the same in every process.
 
-        That the outcome was handed out, whatever it is, is noted with the handle first: a finished task that was read is not
-        handed over any more.
+        That the outcome was handed out, whatever it is, is noted with the handle first, unless the task was given to another
+        session since: a finished task that was read is not handed over any more.
 
         Raises:
             TaskFailed, TaskCancelled, TaskAbandoned: how else it ended.
@@ -93,7 +94,7 @@ class TaskHandle:
         """
         task = await self._core.end_within(self.task_seq, timeout)
         if not self._is_read:
-            self._is_read = await self._core.mark_read(self.handle_id)
+            self._is_read = await self._core.mark_read(self.handle_id, self._holder)
         error = outcome_error(task)
         if error is not None:
             raise error

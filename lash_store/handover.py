@@ -16,7 +16,7 @@ from .commands import Move
 from .database import Transaction
 from .errors import HandleNotVisible, IdempotencyConflict, SessionError, TransferConflict
 from .lifecycle import Task
-from .models import ClosePolicy, EventType, HandleRole, Scope, TaskMode
+from .models import ClosePolicy, EventType, HandleRole, Scope, TaskMode, TaskState
 from .session_queries import HandleRow, HandoffRow
 
 __all__ = ["cancel_unreferenced", "close_session", "handoff", "observe", "open_session", "transfer", "visible"]
@@ -47,7 +47,7 @@ def open_session(tx: Transaction, scope: Scope, parent: Scope | None, *, reopen:
         _refuse_circle(tx, scope, parent)
         session_queries.set_parent(tx, str(scope), str(parent))
     if reopen and row.closed_at is not None:
-        session_queries.set_closed(tx, str(scope), None)
+        session_queries.reopen_session(tx, str(scope))
         queries.insert_event(tx, EventType.SESSION_OPENED, scope=str(scope), data='{"reopened":true}')
 
 
@@ -75,7 +75,7 @@ def close_session(tx: Transaction, scope: Scope, successor: Scope | None, by: st
     """
     Close a session: each live task is kept, cancelled or transferred, as its policy says; hidden ones are cancelled.
 
-    Closing again changes nothing.
+    Closing again changes nothing, and tells what is live still.
 
     Raises:
         UnknownSession, SessionClosed, SessionError: no usable destination for what is to be transferred; nothing changed.
@@ -85,7 +85,9 @@ def close_session(tx: Transaction, scope: Scope, successor: Scope | None, by: st
     if row is None:
         raise transitions.unknown_session(scope)
     if row.closed_at is not None:
-        return Closed(row.closed_at, None)
+        left = session_queries.live_tasks_of_session(tx, str(scope))
+        ending_still = [task for task in left if task.state == TaskState.CANCEL_REQUESTED]
+        return Closed(row.closed_at, None, [task for task in left if task not in ending_still], ending_still)
     if successor is not None:
         _check_destination(tx, scope, successor)
     live = session_queries.live_tasks_of_session(tx, str(scope))
@@ -103,7 +105,7 @@ def close_session(tx: Transaction, scope: Scope, successor: Scope | None, by: st
     moved = _move_all(tx, scope, destination, going, ending) if destination is not None and going else []
     spared = _covered(tx, moved)
     cancelled = _cancel_all(tx, [task for task in live if task.task_seq in ending], "session closed", by, spared)
-    session_queries.set_closed(tx, str(scope), tx.now)
+    session_queries.set_closed(tx, str(scope))
     gone = {task.task_seq for task in (*moved, *cancelled)}
     kept = [task for task in live if task.task_seq not in gone]
     told = {"kept": _seqs(kept), "cancelled": _seqs(cancelled), "transferred": _seqs(moved)}
@@ -306,6 +308,11 @@ def handoff(
         else session_queries.handoff_by_id(tx, str(source), given_id)
     )
     if before is not None:
+        if given_id is None and source != destination and _came_back(tx, before):
+            raise IdempotencyConflict(
+                f"what {before.source!r} handed to {before.destination!r} has come back: give this handoff an id= of its own",
+                task_id=before.handoff_id,
+            )
         if before.destination != str(destination) or not _keeps_the_same(before, references):
             raise IdempotencyConflict(
                 f"handoff {before.handoff_id!r} from {before.source!r} to {before.destination!r} kept something else: "
@@ -345,6 +352,12 @@ def _named(tx: Transaction, scope: Scope, task: Task) -> str | None:
     """Return a task's id if that names it, and no other incarnation."""
     named = queries.task_by_id(tx, str(scope), task.id)
     return task.id if named is not None and named.task_seq == task.task_seq else None
+
+
+def _came_back(tx: Transaction, before: HandoffRow) -> bool:
+    """Whether something that was handed over is in its old session again: to hand it over once more is no repetition."""
+    kept = [queries.task_by_seq(tx, task_seq) for task_seq, _, _ in json.loads(before.kept)]
+    return any(task is not None and not task.is_terminal and task.scope == before.source for task in kept)
 
 
 def _keeps_the_same(before: HandoffRow, references: Sequence[str]) -> bool:

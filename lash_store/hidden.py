@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from .gathering import Gathering
 from .handles import outcome_error
 from .lifecycle import Task
 from .models import EventType, Scope
+from .writer import Writer
 
 __all__ = ["settle"]
 
@@ -28,6 +30,7 @@ class _Look(NamedTuple):
     live: list[Task]
     failures: list[Task]
     sync_needed: bool
+    cleared: bool
     since: int
 
 
@@ -50,9 +53,14 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
         while True:
             stuck = set() if within is None else {within, *gathering.bodies}
             clears = clear and not known
-            look = await writer.run(
+            looking = writer.submit(
                 lambda tx, since=since, stuck=stuck, clears=clears: _look(tx, scope, since, stuck, clear=clears)  # type: ignore[misc]
             )
+            try:
+                look = await asyncio.shield(looking)
+            except asyncio.CancelledError:
+                looking.add_done_callback(lambda future: _take_back(writer, scope, future))
+                raise
             since = look.since
             # also while others are still waited for: who is told of it meanwhile acknowledges it, and it is not found again
             known |= {task.task_seq: task for task in look.failures if task.task_seq not in me.told}
@@ -102,10 +110,20 @@ def _look(tx: Transaction, scope: Scope, since: int | None, stuck: Collection[in
     # bodies that wait here, and those above them, cannot end before they are answered
     left_out = set().union(*(_line(tx, task_seq) for task_seq in stuck)) if stuck else set()
     failures = session_queries.hidden_failures(tx, str(scope), since)
-    if clear and row.sync_needed and not live and not failures:
+    cleared = clear and bool(row.sync_needed) and not live and not failures
+    if cleared:
         session_queries.flag_sync(tx, str(scope), needed=False)
     waited_for = [task for task in live if task.task_seq not in left_out]
-    return _Look(waited_for, failures, bool(row.sync_needed), since)
+    return _Look(waited_for, failures, bool(row.sync_needed), cleared, since)
+
+
+def _take_back(writer: Writer, scope: Scope, looking: asyncio.Future[_Look]) -> None:
+    """Flag a session again if nobody was told that it must take its state up: who would have been was cancelled."""
+    if looking.cancelled() or looking.exception() is not None or not looking.result().cleared:
+        return
+    with contextlib.suppress(StoreError):
+        flagged = writer.submit(lambda tx: session_queries.flag_sync(tx, str(scope), needed=True))
+        flagged.add_done_callback(lambda future: None if future.cancelled() else _log_error(future.exception()))
 
 
 def _line(tx: Transaction, of: int) -> set[int]:

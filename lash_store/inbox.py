@@ -47,11 +47,13 @@ class Inbox:
             raise InboxBusy(f"this reader of the inbox of {str(self._scope)!r} is in use: call inbox() once a block")
         writer = self._core.to_request()
         dead = await self._dead_readers()
-        self._lock = lock = OwnerLock(self._core.path)
+        lock = OwnerLock(self._core.path)
         lock.acquire()
-        claim = json.dumps({"token": lock.token, **owners.describe_process()})
+        self._lock = lock
+        claim = json.dumps({"token": lock.token, "owner_id": self._core.owner_id, **owners.describe_process()})
         try:
             self._notes = await writer.run(lambda tx: self._take(tx, lock.token, claim, dead))
+            owners.release_orphans(set(dead))
             owners.sweep(self._core.path, sorted(dead))
         except BaseException:
             # it may have been committed all the same, if it is the caller that was cancelled
@@ -61,7 +63,7 @@ class Inbox:
             lock.release()
             self._lock = None
             raise
-        return self._notes
+        return list(self._notes)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

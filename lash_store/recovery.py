@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from . import lifecycle, owners, queries, transitions
+from . import lifecycle, owners, queries, session_queries, transitions
 from .commands import ConfirmCancel, Release, Start
 from .database import Committed, Reader, Transaction
 from .errors import StoreError
@@ -77,10 +78,13 @@ def give_up_owner(tx: Transaction, owner_id: int, reason: str, by: str) -> list[
             if not task.is_external:
                 transitions.give_up(tx, task, reason, evidence)
             elif task.state == TaskState.CANCEL_REQUESTED:
-                transitions.end_cancelled(tx, task)
+                transitions.end_cancelled(tx, task, "owner_abandoned")
             else:
                 transitions.transition(tx, task, Release("owner_abandoned"))
         queries.end_owner(tx, owner_id, OwnerEnd.ABANDONED)
+        for scope, claim in session_queries.inbox_claims(tx):
+            if json.loads(claim).get("owner_id") == owner_id:
+                session_queries.claim_inbox(tx, scope, None)
     return tx.events[before:]
 
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -70,6 +69,9 @@ class Body:
         if self.stop_reason in {reason, StopReason.STALE}:
             return
         self.stop_reason = reason
+        if reason is StopReason.STALE:
+            # nothing of it counts any more, however long it takes to end
+            self.slot.end()
         self.stopping.set()
         if self._grace is not None:
             self._grace.cancel()
@@ -112,10 +114,10 @@ class Runner:
         self._owner_id = owner_id
         self._make_context = make_context
         self.slots = Slots(max_running, self._schedule)
-        self._queue: deque[Task] = deque()
-        self._queued: dict[int, bool] = {}
+        self._queued: dict[int, tuple[Task, bool]] = {}
         self._starting: set[int] = set()
         self._bodies: dict[int, Body] = {}
+        self._replaced: set[Body] = set()
         self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
         self._idle = asyncio.Event()
         self._closing = False
@@ -159,7 +161,8 @@ class Runner:
             lost = task.is_terminal or task.owner_id != self._owner_id
             body = self._bodies.get(task.task_seq)
             if body is None:
-                if lost:
+                # a row that somebody else has may be ours again by now: its start would tell
+                if task.is_terminal:
                     self._forget(task.task_seq)
             elif task.attempt < body.fence.attempt:
                 continue
@@ -206,10 +209,11 @@ class Runner:
             self._launch(task, event.local)
 
     def _react_to_lost(self, task: Task) -> None:
+        self._forget(task.task_seq)
         body = self._bodies.get(task.task_seq)
         if body is None:
-            self._forget(task.task_seq)
-        elif task.is_terminal and task.attempt == body.fence.attempt:
+            return
+        if task.is_terminal and task.attempt == body.fence.attempt:
             body.is_live = False
             if body.coroutine is not None and body.coroutine.done():
                 # before its waiters are told, who may want the slot for the next task
@@ -219,7 +223,11 @@ class Runner:
             body.stop(StopReason.STALE)
 
     def _forget(self, task_seq: int) -> None:
+        """Start a task no more."""
         self._queued.pop(task_seq, None)
+        self._close_coroutine(task_seq)
+
+    def _close_coroutine(self, task_seq: int) -> None:
         coroutine = self._coroutines.pop(task_seq, None)
         if coroutine is not None:
             coroutine.close()
@@ -236,23 +244,19 @@ class Runner:
 
         Not to be cancelled: who may be, shields it.
         """
-        start = self.slots.is_free and not self._queue and not self._closing
+        start = self.slots.is_free and not self._queued and not self._closing
         created = self._writer.submit(create(start))
         if start:
             self.slots.keep_until(created)
         return created
 
     def _enqueue(self, task: Task, *, reattach: bool) -> None:
-        if task.task_seq not in self._queued:
-            self._queued[task.task_seq] = reattach
-            self._queue.append(task)
+        self._queued.setdefault(task.task_seq, (task, reattach))
 
     def _schedule(self) -> None:
-        while self.slots.is_free and self._queue and not self._closing:
-            task = self._queue.popleft()
-            reattach = self._queued.pop(task.task_seq, None)
-            if reattach is not None:
-                self._start(task, reattach)
+        while self.slots.is_free and self._queued and not self._closing:
+            task, reattach = self._queued.pop(next(iter(self._queued)))
+            self._start(task, reattach)
 
     def _start(self, task: Task, reattach: bool) -> None:
         """Ask for a start, with a slot kept for it; the body begins when the event is committed."""
@@ -291,9 +295,26 @@ class Runner:
         body = self.body_here()
         return await (waiter if body is None else body.slot.wait(waiter))
 
+    async def sleep_without_slot(self, wake: asyncio.Event) -> None:
+        """Wait for an event; if a body waits here, another may run meanwhile."""
+        body = self.body_here()
+        if body is None:
+            await wake.wait()
+            return
+        waiting = asyncio.create_task(wake.wait(), name="lash_store wait")
+        try:
+            await body.slot.wait(waiting)
+        finally:
+            waiting.cancel()
+
     # --- supervising ---
 
     def _launch(self, task: Task, checkpoint: str | None) -> None:
+        replaced = self._bodies.get(task.task_seq)
+        if replaced is not None:
+            # fenced out, and not ended yet
+            replaced.stop(StopReason.STALE)
+            self._replaced.add(replaced)
         body = self._bodies[task.task_seq] = Body(task, checkpoint, Slot(self.slots))
         body.coroutine = asyncio.get_running_loop().create_task(self._run(body), name=f"lash_store body {task.id}")
         body.coroutine.add_done_callback(lambda _: self._ended(body))
@@ -335,14 +356,16 @@ class Runner:
         self._forget_body(body)
 
     def _forget_body(self, body: Body) -> None:
+        self._replaced.discard(body)
         if self._bodies.get(body.task_seq) is body:
             del self._bodies[body.task_seq]
-            self._forget(body.task_seq)
+            # not from the queue: the row may have been given to this owner again
+            self._close_coroutine(body.task_seq)
         body.slot.end()
         self._look_whether_idle()
 
     def _look_whether_idle(self) -> None:
-        if self._closing and not self._bodies and not self._starting:
+        if self._closing and not self._bodies and not self._replaced and not self._starting:
             self._idle.set()
 
     async def _run(self, body: Body) -> Any:
@@ -408,7 +431,7 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
-        alive = list(self._bodies.values())
+        alive = [*self._bodies.values(), *self._replaced]
         for body in alive:
             body.stop(StopReason.STALE)
         for coroutine in self._coroutines.values():

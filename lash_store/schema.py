@@ -76,6 +76,7 @@ sessions = Table(
     Column("parent", Text),
     Column("sync_needed", Integer, _is_flag("sync_needed"), nullable=False, server_default=text("0")),
     Column("inbox_claim", Text, _json("inbox_claim")),
+    Column("reopened_after", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("scope", name="sessions_scope"),
     CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
     CheckConstraint("instr(runtime, ':') = 0", name="runtime"),
@@ -83,7 +84,10 @@ sessions = Table(
     sqlite_strict=True,
 )
 
-"""``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives."""
+"""
+``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives; ``reopened_after`` is the newest
+``task_seq`` when the session was last opened again.
+"""
 
 owners = Table(
     "owners",
@@ -181,6 +185,11 @@ Index("tasks_owned", tasks.c.owner_id, sqlite_where=text("completed_at IS NULL")
 Index("tasks_children", tasks.c.parent_seq, sqlite_where=text("parent_seq IS NOT NULL"))
 Index("tasks_agents", tasks.c.scope, sqlite_where=text("child_session_id IS NOT NULL"))
 Index("tasks_child_session", tasks.c.child_session_id, sqlite_where=text("child_session_id IS NOT NULL"))
+Index(
+    "tasks_live_agents",
+    tasks.c.child_session_id,
+    sqlite_where=text("completed_at IS NULL AND child_session_id IS NOT NULL"),
+)
 Index(
     "tasks_idempotency",
     tasks.c.scope,

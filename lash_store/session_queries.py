@@ -6,15 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, ScalarSelect, and_, bindparam, case, func, insert, null, or_, select, text, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
 from .lifecycle import TERMINAL_EVENTS, Task
-from .models import HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode
+from .models import HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE
 from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, sessions, tasks
-from .statements import ONE, ZERO, hot, names, sql, values, word
+from .statements import ONE, ZERO, hot, names, sql, unindexed, values, word
 
 __all__ = ["HandleRow", "SessionRow"]
 
@@ -40,6 +40,14 @@ _INSERT_SESSION = sql(
 )
 _ADOPT_SESSION = sql(update(sessions).where(_OF_SCOPE).values(parent=bindparam("new_parent")))
 _CLOSE_SESSION = sql(update(sessions).where(_OF_SCOPE).values(closed_at=bindparam("now")))
+_REOPEN_SESSION = sql(
+    update(sessions)
+    .where(_OF_SCOPE)
+    .values(
+        closed_at=null(),
+        reopened_after=select(func.coalesce(func.max(tasks.c.task_seq), ZERO)).scalar_subquery(),
+    )
+)
 _FLAG_SYNC = sql(update(sessions).where(_OF_SCOPE).values(sync_needed=bindparam("flag")))
 _CLAIM_INBOX = sql(update(sessions).where(_OF_SCOPE).values(inbox_claim=bindparam("claim")))
 _CLAIMS = sql(select(sessions.c.scope, sessions.c.inbox_claim).where(sessions.c.inbox_claim.is_not(None)))
@@ -58,18 +66,28 @@ SESSIONS = sql(
     ).order_by(sessions.c.session_seq)
 )
 
-# whom a task is born to: one look at its session, and at the newest task that works through that session
-_BIRTHPLACE = hot(
-    select(
-        sessions.c.closed_at,
+
+def _agent(*where: ColumnElement[bool]) -> ScalarSelect[int]:
+    """The newest task that works through a session since it was last opened again."""
+    return (
         select(func.max(tasks.c.task_seq))
         .where(
             tasks.c.child_session_id == sessions.c.session_id,
+            tasks.c.task_seq > sessions.c.reopened_after,
             tasks.c.scope >= sessions.c.runtime + word(":"),
             tasks.c.scope < sessions.c.runtime + word(";"),
+            *where,
         )
         .correlate(sessions)
-        .scalar_subquery(),
+        .scalar_subquery()
+    )
+
+
+# whom a task is born to: one look at its session, and at the sub-agent it works for, one that lives before one that lived
+_BIRTHPLACE = hot(
+    select(
+        sessions.c.closed_at,
+        func.coalesce(_agent(LIVE, tasks.c.state != word(TaskState.CANCEL_REQUESTED)), _agent(LIVE), _agent()),
         sessions.c.sync_needed,
     ).where(sessions.c.scope == bindparam("scope"))
 ).sql
@@ -106,9 +124,14 @@ def set_parent(tx: Transaction, scope: str, parent: str) -> None:
     tx.one(_ADOPT_SESSION, {"key_scope": scope, "new_parent": parent})
 
 
-def set_closed(tx: Transaction, scope: str, closed_at: str | None) -> None:
-    """Close a session, or open it again."""
-    tx.one(_CLOSE_SESSION, {"key_scope": scope, "now": closed_at})
+def set_closed(tx: Transaction, scope: str) -> None:
+    """Close a session."""
+    tx.one(_CLOSE_SESSION, {"key_scope": scope, "now": tx.now})
+
+
+def reopen_session(tx: Transaction, scope: str) -> None:
+    """Open a session again, free of what became of the sub-agents that worked in it before."""
+    tx.one(_REOPEN_SESSION, {"key_scope": scope})
 
 
 def flag_sync(tx: Transaction, scope: str, needed: bool) -> None:
@@ -161,9 +184,15 @@ _INSERT_HANDLE = hot(
 )
 _MARK_READ = sql(
     update(handles)
-    .where(handles.c.handle_id == bindparam("key_handle_id"), handles.c.read_at.is_(None))
+    .where(
+        handles.c.handle_id == bindparam("key_handle_id"),
+        handles.c.scope == bindparam("holder"),
+        handles.c.read_at.is_(None),
+    )
     .values(read_at=bindparam("now"))
+    .returning(handles.c.handle_id)
 )
+_MARK_UNREAD = sql(update(handles).where(handles.c.handle_id == bindparam("key_handle_id")).values(read_at=null()))
 _MARK_READ_BY_SEQ = sql(
     update(handles)
     .where(values(handles.c.task_seq, "task_seqs"), _IS_OWNERS, handles.c.read_at.is_(None))
@@ -199,9 +228,14 @@ def observers_handle(tx: Transaction, scope: str, task_seq: int) -> HandleRow | 
     return None if row is None else HandleRow._make(row)
 
 
-def mark_read(tx: Transaction, handle_id: str) -> None:
-    """Note that an outcome was handed out through a handle, unless it was before."""
-    tx.one(_MARK_READ, {"key_handle_id": handle_id, "now": tx.now})
+def mark_read(tx: Transaction, handle_id: str, holder: str) -> bool:
+    """Note that an outcome was handed out through the handle a session has, and say whether it was not before."""
+    return tx.one(_MARK_READ, {"key_handle_id": handle_id, "holder": holder, "now": tx.now}) is not None
+
+
+def mark_unread(tx: Transaction, handle_id: str) -> None:
+    """Note that nobody got the outcome after all."""
+    tx.one(_MARK_UNREAD, {"key_handle_id": handle_id})
 
 
 def mark_all_read(tx: Transaction, task_seqs: Iterable[int]) -> None:
@@ -256,15 +290,22 @@ _CHILD_SCOPE = case(
     ),
     else_=None,
 ).label("child_scope")
+_parents = tasks.alias("parents")
 _down = (
     select(tasks.c.task_seq, _CHILD_SCOPE).where(tasks.c.task_seq == bindparam("task_seq")).cte("down", recursive=True)
 )
 _down = _down.union(
     select(tasks.c.task_seq, _CHILD_SCOPE).join_from(_down, tasks, tasks.c.parent_seq == _down.c.task_seq),
     select(tasks.c.task_seq, _CHILD_SCOPE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, LIVE)),
-    # finished sub-agents of a sub-agent's session: what works through theirs descends from them, too
+    # finished sub-agents of a sub-agent's session, and what the finished work of it has left elsewhere, descend from it, too
     select(tasks.c.task_seq, _CHILD_SCOPE).join_from(
         _down, tasks, and_(tasks.c.child_session_id.is_not(None), tasks.c.scope == _down.c.child_scope)
+    ),
+    select(tasks.c.task_seq, _CHILD_SCOPE)
+    .join_from(_down, tasks, and_(_down.c.child_scope.is_not(None), LIVE, tasks.c.parent_seq.is_not(None)))
+    # the children first, of which few live: by the parents' session, its whole history would be read
+    .join(
+        _parents, and_(_parents.c.task_seq == tasks.c.parent_seq, unindexed(_parents.c.scope) == _down.c.child_scope)
     ),
 )
 _LIVE_DESCENDANTS = sql(

@@ -94,8 +94,8 @@ class SessionTasks:
 
         A cancel of the *parent* covers this task; a cancel of this one covers all in the session *child_session_id*. Under an
         ancestor whose cancel was requested it is stored and born ``cancelled``. *close_policy* says what becomes of it when the
-        session closes. With an *idempotency_key* that was used for the same function and arguments the task of then comes back.
-        *notify_on_end* posts a note to the session's inbox in the transaction that ends it.
+        session closes. With an *idempotency_key* under which a task that is in this session was created, with the same function
+        and arguments, that one comes back. *notify_on_end* posts a note to the session's inbox in the transaction that ends it.
 
         Raises:
             TaskExists: a live task has the id.
@@ -152,7 +152,7 @@ class SessionTasks:
 
         Called from a body, that body and its ancestors are left out, and so are other bodies of this store that wait here, and
         theirs. Who waits at the same time is told the same failures; they are acknowledged after the last was, and never told
-        again.
+        again. Work that no program runs, because none has its function registered, keeps it waiting.
 
         Raises:
             ExceptionGroup: every hidden task that failed or was abandoned and that nobody was told of yet.
@@ -232,20 +232,26 @@ class SessionTasks:
         born = await self._run(lambda tx: books.register(tx, self._with_parent(tx, new, named), gone))
         return TaskHandle(self._core, born.task, born.handle_id)
 
-    async def unregister(self, id: str) -> None:
+    async def unregister(self, id: Reference) -> None:
         """
         End external work that is live as ``cancelled``, reason ``unregistered``; its callback is not called.
 
         Raises:
             TaskError: the store does this work itself.
         """
-        check_id("task id", id)
+        name = reference(id)
         command = Settle(TaskState.CANCELLED, reason="unregistered")
-        await self._run(lambda tx: books.unregister(tx, self._scope, id, command))
+
+        def unit(tx: Transaction) -> None:
+            seen = handover.look_up(tx, self._scope, name)
+            if seen is not None and not seen.task.is_terminal:
+                books.change(tx, self._owned(seen), command, "unregister()")
+
+        await self._run(unit)
 
     async def complete(
         self,
-        id: str,
+        id: Reference,
         state: TaskState,
         *,
         result: Any = None,
@@ -261,10 +267,10 @@ class SessionTasks:
             TaskError: the store does this work itself.
             ResultNotSerializable: the result is not JSON.
         """
-        command = spawning.ending(id, TaskState(state), result, failure)
+        command = spawning.ending(reference(id), TaskState(state), result, failure)
         return await self._change(id, command, "complete()")
 
-    async def set_live_state(self, id: str, state: TaskState) -> Transition:
+    async def set_live_state(self, id: Reference, state: TaskState) -> Transition:
         """
         Say that external work is ``running`` or ``waiting``; a cancel request stands whatever is said.
 
@@ -277,7 +283,7 @@ class SessionTasks:
             raise ValueError(f"external work is 'running' or 'waiting', not {str(state)!r}: complete() ends it")
         return await self._change(id, Flip(state), "set_live_state()")
 
-    async def update(self, id: str, *, progress: str | None = None, fraction: float | None = None) -> Transition:
+    async def update(self, id: Reference, *, progress: str | None = None, fraction: float | None = None) -> Transition:
         """
         Show how far a task has come: a line, a *fraction* from 0 to 1, or both; what is not given stays. Durable on return.
 
@@ -316,7 +322,8 @@ class SessionTasks:
         """
         name = reference(id)
         seen = await self._core.look(lambda tx: self._see(tx, name))
-        return TaskHandle(self._core, seen.task, seen.handle.handle_id, HandleRole(seen.handle.role))
+        observer = self._scope if seen.handle.role == HandleRole.OBSERVER else None
+        return TaskHandle(self._core, seen.task, seen.handle.handle_id, observer=observer)
 
     async def list(
         self,
@@ -358,7 +365,7 @@ class SessionTasks:
         of, made = as_scope(scope), new_handle_id()
         name = reference(id)
         task, handle_id = await self._run(lambda tx: handover.observe(tx, self._scope, of, name, made))
-        return TaskHandle(self._core, task, handle_id, HandleRole.OBSERVER)
+        return TaskHandle(self._core, task, handle_id, observer=self._scope)
 
     # --- stopping ---
 
@@ -460,10 +467,11 @@ class SessionTasks:
         Hand what is to be kept to a successor session, and ask for the end of the rest, in one transaction.
 
         It does not wait for bodies, and this session stays open. Repeated with the same *keep*, under the same *id* or, without
-        one, between the same sessions, it changes nothing and returns what was done: repeat it after a crash.
+        one, between the same sessions, it changes nothing and returns what was done: repeat it after a crash. A second handoff
+        between the same two sessions needs an *id* of its own.
 
         Raises:
-            IdempotencyConflict: it was done with another *keep*.
+            IdempotencyConflict: it was done with another *keep*, or what it moved has come back.
             HandleNotVisible, UnknownSession, SessionClosed, TransferConflict: see `transfer`; nothing was changed.
         """
         names, destination, by = references(keep), self._sibling(to), self._core.requester
@@ -498,7 +506,7 @@ class SessionTasks:
 
         What is to be transferred goes to the *successor*, else to the session's parent, with its live descendants. Hidden work is
         cancelled. A cancel covers the tree below it, but for what was transferred. What is kept goes on, and may still spawn
-        children; nobody else creates here. Closing again changes nothing.
+        children; nobody else creates here. Closing again changes nothing, and waits for what has not stopped yet.
 
         Raises:
             SessionError, UnknownSession, SessionClosed, TransferConflict: no usable destination; nothing was changed.
@@ -569,13 +577,16 @@ class SessionTasks:
 
     def _find(self, tx: Transaction, name: str, *, owned: bool = True) -> Task:
         seen = self._see(tx, name)
-        if owned:
-            refuse_observer(seen.handle.handle_id, seen.handle.role)
+        return self._owned(seen) if owned else seen.task
+
+    @staticmethod
+    def _owned(seen: handover.Visible) -> Task:
+        refuse_observer(seen.handle.handle_id, seen.handle.role)
         return seen.task
 
-    async def _change(self, id: str, command: Settle | Flip, what: str) -> Transition:
-        check_id("task id", id)
-        return _transition(await self._run(lambda tx: books.change(tx, self._scope, id, command, what)))
+    async def _change(self, id: Reference, command: Settle | Flip, what: str) -> Transition:
+        name = reference(id)
+        return _transition(await self._run(lambda tx: books.change(tx, self._find(tx, name), command, what)))
 
     async def _gone_keeper(self, task_id: str) -> frozenset[int]:
         task = await self._core.look(lambda tx: queries.live_task_by_id(tx, str(self._scope), task_id))

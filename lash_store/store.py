@@ -297,6 +297,7 @@ class TaskStore:
             changed=reader.has_changed if writer is None else writer.foreign_commits,
             on_end=lambda task_seq: None if core.runner is None else core.runner.note_ended(task_seq),
             on_foreign=lambda events: self._others_committed(core, events),
+            sleep=lambda wake: wake.wait() if core.runner is None else core.runner.sleep_without_slot(wake),
         )
         core = Core(self._path, self._runtime, self._registry, reader, feed, writer)
         await feed.open()
@@ -476,6 +477,8 @@ class TaskStore:
         core = self._open
         writer, by = core.to_request(), core.requester
         check_text("reason", reason)
+        if not isinstance(owner_id, int):
+            raise StoreError(f"an owner's id is a number, not {owner_id!r}: its row in 'owners' has it")
         if owner_id == core.owner_id:
             raise StoreError(f"owner {owner_id} is this store itself: close it")
         changed = await writer.run(lambda tx: give_up_owner(tx, owner_id, reason, by))

@@ -214,14 +214,14 @@ def finish_cancel(tx: Transaction, task_seq: int, dead_owner: int) -> Outcome:
     return end_cancelled(tx, task)
 
 
-def end_cancelled(tx: Transaction, task: Task) -> Outcome:
+def end_cancelled(tx: Transaction, task: Task, why: str = "owner_died") -> Outcome:
     """
     Do with a cancelled task whose owner is gone what can be done.
 
     External work whose callback was not called waits for who registers it again; a callback that was cut off is noted.
     """
     if task.awaits_callback:
-        return transition(tx, task, Release("owner_died"))
+        return transition(tx, task, Release(why))
     if task.callback_begun_at is not None:
         task = transition(tx, task, CallbackFailed(CUT_OFF)).task
     return transition(tx, task, ConfirmCancel(None))

@@ -17,6 +17,7 @@ ALTER TABLE sessions ADD COLUMN sync_needed INTEGER DEFAULT 0 NOT NULL CONSTRAIN
     """
 ALTER TABLE sessions ADD COLUMN inbox_claim TEXT CONSTRAINT sessions_inbox_claim_json CHECK (inbox_claim IS NULL OR json_valid(inbox_claim))
     """,
+    "ALTER TABLE sessions ADD COLUMN reopened_after INTEGER DEFAULT 0 NOT NULL",
     "ALTER TABLE tasks ADD COLUMN parent_seq INTEGER",
     "ALTER TABLE tasks ADD COLUMN child_session_id TEXT",
     """
@@ -82,6 +83,9 @@ CREATE TABLE inbox (
 CREATE INDEX tasks_hidden_failed ON tasks (scope) WHERE mode = 'hidden' AND (state = 'failed' OR state = 'abandoned')
     """,
     "CREATE INDEX tasks_idempotency ON tasks (scope, idempotency_key) WHERE idempotency_key IS NOT NULL",
+    """
+CREATE INDEX tasks_live_agents ON tasks (child_session_id) WHERE completed_at IS NULL AND child_session_id IS NOT NULL
+    """,
     "CREATE UNIQUE INDEX handles_observers ON handles (scope, task_seq) WHERE role = 'observer'",
     """
 CREATE VIEW live_tasks AS
@@ -116,6 +120,7 @@ UNDO = (
     "DROP TABLE handoffs",
     "DROP TABLE inbox",
     "DROP INDEX handles_observers",
+    "DROP INDEX tasks_live_agents",
     "DROP INDEX tasks_agents",
     "DROP INDEX tasks_idempotency",
     "DROP INDEX tasks_hidden_failed",
@@ -129,6 +134,7 @@ UNDO = (
     "ALTER TABLE tasks DROP COLUMN close_policy",
     "ALTER TABLE tasks DROP COLUMN child_session_id",
     "ALTER TABLE tasks DROP COLUMN parent_seq",
+    "ALTER TABLE sessions DROP COLUMN reopened_after",
     "ALTER TABLE sessions DROP COLUMN inbox_claim",
     "ALTER TABLE sessions DROP COLUMN sync_needed",
     "ALTER TABLE sessions DROP COLUMN parent",

@@ -692,7 +692,9 @@ async def test_of_closes_at_once_one_closes(opened: Callable[..., Any], session:
         reports = await asyncio.gather(*(each.close() for each in (session, other) * 3))
 
     assert len({report.closed_at for report in reports}) == 1
-    assert sorted(ids(report.cancelled) for report in reports) == [[]] * 5 + [["t"]]
+    # who comes later waits for what is being cancelled still, if it is
+    assert {tuple(ids(report.cancelled)) for report in reports} <= {(), ("t",)}
+    assert states(await session.list(include_terminal=True)) == ["cancelled"]
     assert [kind for kind, _ in story(path, "s1")] == ["session_opened", "session_closed"]
 
 
