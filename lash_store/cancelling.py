@@ -113,6 +113,9 @@ async def _give_up(waits: _Waits) -> None:
         wait.cancel()
     if left:
         await asyncio.wait(left)
+    for wait in waits.values():
+        # looked at here, whoever is told of it
+        _ = wait.cancelled() or wait.exception()
 
 
 async def _report(core: Core, task_seq: int, wait: asyncio.Task[TaskRecord]) -> CancelReport:

@@ -280,8 +280,12 @@ class _OneLine(logging.Handler):
     """Tells of what the package logs in the shape of an error, without a traceback."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        complain(record.getMessage() if error is None else f"{record.getMessage()}: {error}")
+        try:
+            error = record.exc_info[1] if record.exc_info else None
+            complain(record.getMessage() if error is None else f"{record.getMessage()}: {error}")
+        except Exception:
+            # an exception whose message raises must not end who told of it
+            self.handleError(record)
 
 
 _COMPLAINTS = _OneLine(logging.WARNING)

@@ -368,23 +368,6 @@ async def test_a_child_of_finished_work_in_the_session_of_a_subagent_is_covered_
     assert await now(*children) == ["cancelled", "cancelled"]
 
 
-async def test_two_finished_generations_of_a_subagents_work_hide_nobody_wherever_they_went(
-    store: TaskStore, session: SessionTasks
-) -> None:
-    inner, elsewhere = await store.session("inner"), await store.session("elsewhere")
-    agent = await session.register("agent", SUBAGENT, child_session_id="inner")
-    await inner.register("first", OTHER)
-    await inner.register("second", OTHER, parent="first")
-    last = await inner.register("last", OTHER, parent="second")
-    await inner.complete("first", TaskState.COMPLETED)
-    await inner.transfer(elsewhere, ["second"])
-    await elsewhere.complete("second", TaskState.COMPLETED)
-
-    await agent.cancel("enough")
-
-    assert await now(last) == ["cancelled"]
-
-
 async def test_what_the_child_of_a_subagents_work_does_is_covered_by_both_ways(
     store: TaskStore, session: SessionTasks
 ) -> None:
