@@ -1099,7 +1099,7 @@ _common = {
 class TestSessions(Sessions.TestCase):  # type: ignore[misc, valid-type]
     """A look in passing."""
 
-    settings = settings(max_examples=60, stateful_step_count=35, **_common)
+    settings = settings(max_examples=40, stateful_step_count=35, **_common)
 
 
 @pytest.mark.slow
