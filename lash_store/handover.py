@@ -308,15 +308,16 @@ def handoff(
         else session_queries.handoff_by_id(tx, str(source), given_id)
     )
     if before is not None:
-        if given_id is None and source != destination and _came_back(tx, before):
-            raise IdempotencyConflict(
-                f"what {before.source!r} handed to {before.destination!r} has come back: give this handoff an id= of its own",
-                task_id=before.handoff_id,
-            )
         if before.destination != str(destination) or not _keeps_the_same(before, references):
             raise IdempotencyConflict(
                 f"handoff {before.handoff_id!r} from {before.source!r} to {before.destination!r} kept something else: "
                 "give this one an id= of its own",
+                task_id=before.handoff_id,
+            )
+        if given_id is None and source != destination and _is_another(tx, before, references):
+            raise IdempotencyConflict(
+                f"{before.source!r} handed work to {before.destination!r} before, and has some of these again: "
+                "give this handoff an id= of its own",
                 task_id=before.handoff_id,
             )
         return before
@@ -354,10 +355,12 @@ def _named(tx: Transaction, scope: Scope, task: Task) -> str | None:
     return task.id if named is not None and named.task_seq == task.task_seq else None
 
 
-def _came_back(tx: Transaction, before: HandoffRow) -> bool:
-    """Whether something that was handed over is in its old session again: to hand it over once more is no repetition."""
+def _is_another(tx: Transaction, before: HandoffRow, references: Sequence[str]) -> bool:
+    """Whether work is to be handed over that the session has now: come back, or another task of the same id."""
+    source = Scope.parse(before.source)
+    named = [seen.task for seen in (look_up(tx, source, one) for one in references) if seen is not None]
     kept = [queries.task_by_seq(tx, task_seq) for task_seq, _, _ in json.loads(before.kept)]
-    return any(task is not None and not task.is_terminal and task.scope == before.source for task in kept)
+    return any(task is not None and not task.is_terminal and task.scope == before.source for task in (*named, *kept))
 
 
 def _keeps_the_same(before: HandoffRow, references: Sequence[str]) -> bool:

@@ -471,7 +471,7 @@ class SessionTasks:
         between the same two sessions needs an *id* of its own.
 
         Raises:
-            IdempotencyConflict: it was done with another *keep*, or what it moved has come back.
+            IdempotencyConflict: it was done with another *keep*; or, without an *id*, some of these are in this session again.
             HandleNotVisible, UnknownSession, SessionClosed, TransferConflict: see `transfer`; nothing was changed.
         """
         names, destination, by = references(keep), self._sibling(to), self._core.requester

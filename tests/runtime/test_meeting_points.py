@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,8 @@ class Lingering:
 
 
 @pytest.fixture
-def lingering() -> Iterator[Callable[..., Lingering]]:
-    """Make lingering bodies, all let go at the end: the loop does not close over one that swallows its cancellation."""
+async def lingering() -> AsyncIterator[Callable[..., Lingering]]:
+    """Make lingering bodies, all let go before the loop closes, which would wait for one that swallows its cancellation."""
     made: list[Lingering] = []
 
     def make(*, swallows: bool) -> Lingering:
@@ -324,6 +324,26 @@ async def test_one_of_several_that_came_back_is_enough(store: TaskStore, session
     assert [one.id for one in await session.list()] == ["two"]
 
 
+async def test_a_new_incarnation_is_not_taken_for_the_one_that_was_handed_over(
+    store: TaskStore, session: SessionTasks, path: Path
+) -> None:
+    there = await store.session("s2")
+    [first] = await register(session, "index")
+    await session.handoff(there, ["index"])
+    await there.cancel("index")
+    [second] = await register(session, "index")
+    count = event_count(path)
+
+    with pytest.raises(IdempotencyConflict):
+        await session.handoff(there, ["index"])
+
+    assert event_count(path) == count
+    assert (await second.record()).scope == session.scope
+    done = await session.handoff(there, ["index"], id="the second")
+    assert [one.task_seq for one in done.moved] == [second.task_seq]
+    assert second.task_seq != first.task_seq
+
+
 @pytest.mark.parametrize("by_id", [False, True])
 async def test_a_handoff_that_is_repeated_gives_what_was_done(
     store: TaskStore, session: SessionTasks, path: Path, by_id: bool
@@ -462,7 +482,7 @@ async def test_what_a_reader_does_to_its_list_changes_nothing_of_what_is_acknowl
     async with session.inbox(2) as notes:
         while notes:
             taken.append(notes.pop(0).text)
-        notes.extend(await session.notes())
+        notes.append((await session.notes())[-1])
 
     assert taken == ["one", "two"]
     assert [note.text for note in await session.notes()] == ["three"]
