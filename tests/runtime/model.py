@@ -579,8 +579,9 @@ class Model:
             if before.id == given and (pair if given is None else before.source == source):
                 named = {before.names.get(self._name(ref)) for ref in refs}
                 kept = [self.task(seq) for seq in before.names.values()]
+                kept += [seen[0] for seen in (self.look_up(source, ref) for ref in refs) if seen is not None]
                 if given is None and any(task.live and task.scope == source for task in kept):
-                    # what has come back is handed over anew, not again
+                    # what has come back, or has the id now, is handed over anew, not again
                     raise Refused("IdempotencyConflict")
                 if before.destination != destination or named != set(before.names.values()):
                     raise Refused("IdempotencyConflict")
