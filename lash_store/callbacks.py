@@ -86,10 +86,11 @@ class Callbacks:
         if begun is None or begun.verdict is not Verdict.APPLIED:
             return
         error = await self._bounded(callback, queries.task_record(begun.task))
-        if error is not None:
-            log.warning("callback_failed", extra={"task_seq": task.task_seq}, exc_info=error)
         failure = None if error is None else failure_of(error)
         await self._store(lambda tx: transitions.end_called(tx, task.task_seq, fence, failure))
+        if error is not None:
+            # last: a handler of the host program may fail
+            log.warning("callback_failed", extra={"task_seq": task.task_seq}, exc_info=error)
 
     async def _store(self, unit: Unit[Outcome]) -> Outcome | None:
         """Store what happened, trying again for as long as the store is open; None if it never will be."""
