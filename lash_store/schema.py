@@ -183,7 +183,12 @@ Index("tasks_id", tasks.c.scope, tasks.c.id)
 Index("tasks_live", tasks.c.scope, tasks.c.id, unique=True, sqlite_where=text("completed_at IS NULL"))
 Index("tasks_owned", tasks.c.owner_id, sqlite_where=text("completed_at IS NULL"))
 Index("tasks_children", tasks.c.parent_seq, sqlite_where=text("parent_seq IS NOT NULL"))
-Index("tasks_agents", tasks.c.scope, sqlite_where=text("child_session_id IS NOT NULL"))
+Index(
+    "tasks_live_children",
+    tasks.c.parent_seq,
+    sqlite_where=text("completed_at IS NULL AND parent_seq IS NOT NULL"),
+)
+Index("tasks_agents", tasks.c.scope, tasks.c.child_session_id, sqlite_where=text("child_session_id IS NOT NULL"))
 Index("tasks_child_session", tasks.c.child_session_id, sqlite_where=text("child_session_id IS NOT NULL"))
 Index(
     "tasks_live_agents",

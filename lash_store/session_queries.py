@@ -14,7 +14,7 @@ from .lifecycle import TERMINAL_EVENTS, Task
 from .models import HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE
 from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, sessions, tasks
-from .statements import ONE, ZERO, hot, names, sql, unindexed, values, word
+from .statements import ONE, ZERO, hot, names, sql, values, word
 
 __all__ = ["HandleRow", "SessionRow"]
 
@@ -283,36 +283,67 @@ _BY_KEY = sql(
     .offset(ZERO)
 )
 
-_CHILD_SCOPE = case(
-    (
-        tasks.c.child_session_id.is_not(None),
-        func.substr(tasks.c.scope, ONE, func.instr(tasks.c.scope, word(":"))) + tasks.c.child_session_id,
-    ),
-    else_=None,
-).label("child_scope")
-_parents = tasks.alias("parents")
-_down = (
-    select(tasks.c.task_seq, _CHILD_SCOPE).where(tasks.c.task_seq == bindparam("task_seq")).cte("down", recursive=True)
+_RUNTIME = func.substr(tasks.c.scope, ONE, func.instr(tasks.c.scope, word(":")))
+_NODE = (
+    tasks.c.task_seq,
+    case((tasks.c.child_session_id.is_not(None), _RUNTIME + tasks.c.child_session_id), else_=None).label("child_scope"),
 )
+_ROOT = tasks.c.task_seq == bindparam("task_seq")
+_IS_AGENT = tasks.c.child_session_id.is_not(None)
+_IS_OVER = tasks.c.completed_at.is_not(None)
+
+# what most tasks are the root of; the sub-agents among them, finished ones too, tell that the family is wider
+_children = select(tasks.c.task_seq).where(_ROOT).cte("children", recursive=True)
+_children = _children.union(
+    select(tasks.c.task_seq).join_from(_children, tasks, tasks.c.parent_seq == _children.c.task_seq)
+)
+_FAMILY = sql(
+    _TASK.where(tasks.c.task_seq.in_(select(_children.c.task_seq)), or_(LIVE, _IS_AGENT)).order_by(tasks.c.task_seq)
+)
+
+# every session with live work: one look each, where a list of them would read all live tasks
+_busy = select(func.min(tasks.c.scope).label("scope")).where(LIVE).cte("busy", recursive=True)
+_busy = _busy.union_all(
+    select(select(func.min(tasks.c.scope)).where(LIVE, tasks.c.scope > _busy.c.scope).scalar_subquery()).where(
+        _busy.c.scope.is_not(None)
+    )
+)
+
+
+def _worked_through(scope: ColumnElement[str]) -> ColumnElement[bool]:
+    """A sub-agent of a session."""
+    colon = func.instr(scope, word(":"))
+    return and_(
+        tasks.c.child_session_id == func.substr(scope, colon + ONE),
+        func.substr(scope, ONE, colon) == _RUNTIME,
+        _IS_AGENT,
+    )
+
+
+# Finished work below which something lives, which descends from the sub-agent of the finished work's session, too. Found
+# from what lives, upwards: of a session's history, nearly all is finished and has left nothing.
+_REMAINS = (tasks.c.task_seq, tasks.c.scope, tasks.c.parent_seq)
+_orphans = tasks.alias("orphans")
+_remains = (
+    select(*_REMAINS)
+    .join_from(_orphans, tasks, tasks.c.task_seq == _orphans.c.parent_seq)
+    .where(_orphans.c.completed_at.is_(None), _orphans.c.parent_seq.is_not(None), _IS_OVER)
+    .cte("remains", recursive=True)
+)
+_remains = _remains.union(
+    select(*_REMAINS).join_from(_busy, tasks, _worked_through(_busy.c.scope)).where(_IS_OVER),
+    select(*_REMAINS).join_from(_remains, tasks, tasks.c.task_seq == _remains.c.parent_seq).where(_IS_OVER),
+    select(*_REMAINS).join_from(_remains, tasks, _worked_through(_remains.c.scope)).where(_IS_OVER),
+)
+
+_down = select(*_NODE).where(_ROOT).cte("down", recursive=True)
 _down = _down.union(
-    select(tasks.c.task_seq, _CHILD_SCOPE).join_from(_down, tasks, tasks.c.parent_seq == _down.c.task_seq),
-    select(tasks.c.task_seq, _CHILD_SCOPE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, LIVE)),
-    # finished sub-agents of a sub-agent's session, and what the finished work of it has left elsewhere, descend from it, too
-    select(tasks.c.task_seq, _CHILD_SCOPE).join_from(
-        _down, tasks, and_(tasks.c.child_session_id.is_not(None), tasks.c.scope == _down.c.child_scope)
-    ),
-    select(tasks.c.task_seq, _CHILD_SCOPE)
-    .join_from(_down, tasks, and_(_down.c.child_scope.is_not(None), LIVE, tasks.c.parent_seq.is_not(None)))
-    # the children first, of which few live: by the parents' session, its whole history would be read
-    .join(
-        _parents, and_(_parents.c.task_seq == tasks.c.parent_seq, unindexed(_parents.c.scope) == _down.c.child_scope)
-    ),
+    select(*_NODE).join_from(_down, tasks, tasks.c.parent_seq == _down.c.task_seq),
+    select(*_NODE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, LIVE)),
+    select(*_NODE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, _IS_AGENT)),
+    select(_remains.c.task_seq, null()).join_from(_down, _remains, _remains.c.scope == _down.c.child_scope),
 )
-_LIVE_DESCENDANTS = sql(
-    _TASK.where(
-        tasks.c.task_seq.in_(select(_down.c.task_seq)), LIVE, tasks.c.task_seq != bindparam("task_seq")
-    ).order_by(tasks.c.task_seq)
-)
+_WIDER_FAMILY = sql(_TASK.where(tasks.c.task_seq.in_(select(_down.c.task_seq)), LIVE).order_by(tasks.c.task_seq))
 
 
 def _tasks(rows: Iterable[Any]) -> list[Task]:
@@ -336,7 +367,11 @@ def hidden_failures(tx: Transaction, scope: str, since: int) -> list[Task]:
 
 def live_descendants(tx: Transaction, task_seq: int) -> list[Task]:
     """Return the live tasks below one: children by parent, and all in the session a sub-agent works in, at any depth."""
-    return _tasks(tx.all(_LIVE_DESCENDANTS, {"task_seq": task_seq}))
+    root = {"task_seq": task_seq}
+    family = _tasks(tx.all(_FAMILY, root))
+    if any(task.child_session_id is not None for task in family):
+        family = _tasks(tx.all(_WIDER_FAMILY, root))
+    return [task for task in family if task.task_seq != task_seq]
 
 
 def task_by_key(tx: Transaction, scope: str, key: str) -> Task | None:

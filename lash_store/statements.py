@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Integer, Text, bindparam, func, literal_column, select, text
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
-from sqlalchemy.sql.elements import ClauseElement, UnaryExpression
-from sqlalchemy.sql.operators import custom_op
+from sqlalchemy.sql.elements import ClauseElement
 
-__all__ = ["ONE", "ZERO", "Hot", "hot", "names", "sql", "unindexed", "values", "word"]
+__all__ = ["ONE", "ZERO", "Hot", "hot", "names", "sql", "values", "word"]
 
 _DIALECT = sqlite_dialect(paramstyle="named")
 _BY_POSITION = sqlite_dialect(paramstyle="qmark")
@@ -52,11 +51,6 @@ def word(text: str) -> ColumnElement[str]:
 def values(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """Match *column* against a JSON array bound as *name*: one statement for any number of values."""
     return column.in_(select(text("value")).select_from(func.json_each(bindparam(name))))
-
-
-def unindexed(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Write a column so that SQLite looks for no index on it: a unary plus."""
-    return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
 
 def names(values: Iterable[str | int]) -> str:

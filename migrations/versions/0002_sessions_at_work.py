@@ -76,7 +76,7 @@ CREATE TABLE inbox (
     """,
     "CREATE INDEX inbox_scope ON inbox (scope)",
     "CREATE INDEX inbox_unread ON inbox (scope) WHERE acknowledged_at IS NULL",
-    "CREATE INDEX tasks_agents ON tasks (scope) WHERE child_session_id IS NOT NULL",
+    "CREATE INDEX tasks_agents ON tasks (scope, child_session_id) WHERE child_session_id IS NOT NULL",
     "CREATE INDEX tasks_child_session ON tasks (child_session_id) WHERE child_session_id IS NOT NULL",
     "CREATE INDEX tasks_children ON tasks (parent_seq) WHERE parent_seq IS NOT NULL",
     """
@@ -86,6 +86,7 @@ CREATE INDEX tasks_hidden_failed ON tasks (scope) WHERE mode = 'hidden' AND (sta
     """
 CREATE INDEX tasks_live_agents ON tasks (child_session_id) WHERE completed_at IS NULL AND child_session_id IS NOT NULL
     """,
+    "CREATE INDEX tasks_live_children ON tasks (parent_seq) WHERE completed_at IS NULL AND parent_seq IS NOT NULL",
     "CREATE UNIQUE INDEX handles_observers ON handles (scope, task_seq) WHERE role = 'observer'",
     """
 CREATE VIEW live_tasks AS
@@ -121,6 +122,7 @@ UNDO = (
     "DROP TABLE inbox",
     "DROP INDEX handles_observers",
     "DROP INDEX tasks_live_agents",
+    "DROP INDEX tasks_live_children",
     "DROP INDEX tasks_agents",
     "DROP INDEX tasks_idempotency",
     "DROP INDEX tasks_hidden_failed",

@@ -783,7 +783,8 @@ SESSION_LOOK_UPS = {
     "live hidden tasks": session_queries._LIVE_HIDDEN,
     "hidden failures": session_queries._HIDDEN_FAILURES,
     "a task by its idempotency key": session_queries._BY_KEY,
-    "live descendants": session_queries._LIVE_DESCENDANTS,
+    "a family by parent": session_queries._FAMILY,
+    "a family through sessions": session_queries._WIDER_FAMILY,
     "unread notes": session_queries.UNREAD_NOTES,
     "notes to take": session_queries._TAKE_NOTES,
     "a handoff by its id": session_queries._HANDOFF_BY_ID,
@@ -972,6 +973,24 @@ def test_the_descendants_of_a_sub_agent_are_found_without_the_history_of_its_ses
 
     assert [task.id for task in session_queries.live_descendants(tx, agent)] == ["index"]
     assert steps_of(long, lambda: session_queries.live_descendants(tx, agent)) < FLAT
+
+
+def test_a_large_family_is_found_in_time_in_proportion_to_it(
+    long: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
+) -> None:
+    agent = insert(long, "tasks", {**task_row, "scope": "desktop:s2", "id": "agent", "child_session_id": "s1"})
+    tx = Transaction(long, AT)
+
+    def children(count: int, of: str) -> int:
+        for number in range(count):
+            insert(long, "tasks", {**task_row, "scope": "desktop:s2", "id": f"{of} {number}", "parent_seq": agent})
+        return steps_of(long, lambda: session_queries.live_descendants(tx, agent))
+
+    few = children(100, "first")
+    many = children(900, "more")
+
+    assert len(session_queries.live_descendants(tx, agent)) == 1001
+    assert many < 12 * few
 
 
 def steps_of(connection: sqlite3.Connection, action: Callable[[], object]) -> int:
