@@ -53,6 +53,12 @@ class Gathering:
             del self._owed[failure]
         return settled
 
+    def settle(self) -> list[int]:
+        """Owe nobody anything any longer; return what was owed."""
+        owed = list(self._owed)
+        self._owed.clear()
+        return owed
+
     @property
     def is_idle(self) -> bool:
         """Whether nobody waits."""

@@ -19,7 +19,7 @@ from .lifecycle import Task
 from .models import EventType, Scope
 from .writer import Writer
 
-__all__ = ["settle"]
+__all__ = ["acknowledge_all", "settle"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
 
     Raises:
         ExceptionGroup: what failed or was abandoned and nobody was told of, the same for all who waited.
+        StoreClosed: the store closes; what failed is told to who waits after it was opened again.
     """
     writer = core.to_request()
     body = None if core.runner is None else core.runner.body_here()
@@ -67,6 +68,9 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
             if not look.live:
                 break
             await _any_change(core, look.live, leaving)
+        if known:
+            # of a store that closes nobody is told what could not be acknowledged any more: the next one tells it
+            core.to_request()
         gathering.hand_out(known)
     finally:
         _acknowledge(core, gathering.leave(me))
@@ -76,6 +80,12 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
         errors = [error for _, task in sorted(known.items()) if (error := outcome_error(task)) is not None]
         raise ExceptionGroup[TaskError](f"{len(errors)} hidden tasks of session {str(scope)!r} failed", errors)
     return look.sync_needed
+
+
+def acknowledge_all(core: Core) -> None:
+    """Note what was handed out to some of those who wait: the store closes, and the others will not be told."""
+    for gathering in core.gatherings.values():
+        _acknowledge(core, gathering.settle())
 
 
 async def _any_change(core: Core, live: Sequence[Task], leaving: Subscription) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from . import __version__, database, guards, handover, migrate, queries, session_queries, transitions
+from . import __version__, database, guards, handover, hidden, migrate, queries, session_queries, transitions
 from .callbacks import Callbacks
 from .context import TaskContext
 from .core import Core
@@ -221,6 +221,7 @@ class TaskStore:
     async def _close(self) -> None:
         core = self._open
         core.is_closing = True
+        hidden.acknowledge_all(core)
         if core.writer is not None:
             core.writer.limit_patience(max(1.0, self._close_timeout))
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from lash_store import (
     TaskState,
     TaskStore,
     UnknownFunction,
+    hidden,
 )
 from tests.runtime.support import RUNTIME, cancel_at, event_count, hold, rows
 
@@ -764,22 +766,56 @@ async def test_who_waits_while_the_store_closes_is_told_so(
 
 
 async def test_what_the_close_of_the_store_abandons_is_told_once(
-    new: Callable[..., TaskStore], started: asyncio.Event
+    new: Callable[..., TaskStore], started: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To who waits while it closes, or else to who waits after it was opened again."""
+    """To who waits after it was opened again: who waits while it closes may learn of it when nothing can be written any more."""
     async with new() as store:
         session = await store.session("s1")
         await session.spawn_hidden("memory", hold(started, asyncio.Event()))
         await started.wait()
         waiting = await waits(session)
+        looks_are_answered_when_nothing_can_be_written(store, monkeypatch)
 
-    told: list[str] = []
-    with suppress(StoreClosed):
-        told += await failures_of(waiting)
+    with pytest.raises(StoreClosed):
+        await waiting
+    monkeypatch.undo()
     async with new() as store:
-        told += await failures_of((await store.session("s1")).await_hidden())
+        assert await failures_of((await store.session("s1")).await_hidden()) == ["abandoned: None"]
 
-    assert told == ["abandoned: None"]
+
+async def test_what_one_of_two_was_told_before_the_store_closed_is_told_to_nobody_else(
+    new: Callable[..., TaskStore], release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        await session.spawn_hidden("memory", fail("broken", release))
+        first = await waits(session)
+        looks_are_answered_when_nothing_can_be_written(store, monkeypatch)
+        second = asyncio.create_task(session.await_hidden())
+        await asyncio.sleep(0)
+        monkeypatch.undo()
+        release.set()
+        assert await failures_of(first) == ["broken"]
+
+    with pytest.raises(StoreClosed):
+        await second
+    async with new() as store:
+        assert await failures_of((await store.session("s1")).await_hidden()) == []
+
+
+def looks_are_answered_when_nothing_can_be_written(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = store._core
+    assert core is not None
+    writer = core.writer
+    assert writer is not None
+
+    async def answered_late(looking: asyncio.Future[Any]) -> Any:
+        look = await looking
+        while not writer._closing:
+            await asyncio.sleep(0)
+        return look
+
+    monkeypatch.setattr(hidden, "asyncio", SimpleNamespace(**{**vars(asyncio), "shield": answered_late}))
 
 
 # --- the sync flag --------------------------------------------------------------------------------------------------

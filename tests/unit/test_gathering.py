@@ -112,6 +112,18 @@ def test_what_is_settled_is_settled_once_and_nobody_was_told_before(gathering: G
     assert gathering.leave(again) == []
 
 
+def test_at_the_end_nobody_is_owed_anything_and_what_was_is_settled_once(gathering: Gathering) -> None:
+    first, second = gathering.enter(None), gathering.enter(None)
+    gathering.hand_out([7, 8])
+    assert gathering.leave(first) == []
+
+    assert gathering.settle() == [7, 8]
+
+    assert gathering.settle() == []
+    assert gathering.leave(second) == []
+    assert gathering.is_idle
+
+
 def test_who_leaves_twice_leaves_once(gathering: Gathering) -> None:
     me, stays = gathering.enter(None), gathering.enter(None)
     gathering.hand_out([5])
