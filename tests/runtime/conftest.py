@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import SessionTasks, TaskStore
+from lash_store import SessionTasks, TaskStore, migrate
 from tests.runtime.support import RUNTIME, check_file
 
 
@@ -23,11 +24,21 @@ def path(tmp_path: Path) -> Iterator[Path]:
         check_file(path)
 
 
+@pytest.fixture(scope="session")
+def newborn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with nothing in it, made once and only copied: to make one takes longer than most tests."""
+    made = tmp_path_factory.mktemp("newborn") / "agent.db"
+    migrate.prepare(made)
+    return made
+
+
 @pytest.fixture
-def new(path: Path) -> Callable[..., TaskStore]:
+def new(path: Path, newborn: Path) -> Callable[..., TaskStore]:
     """Make a store on the file, unopened."""
 
     def make(**options: Any) -> TaskStore:
+        if not path.exists():
+            shutil.copy(newborn, path)
         return TaskStore(path, **{"runtime": RUNTIME, **options})
 
     return make

@@ -307,8 +307,8 @@ async def test_options_without_sense_are_refused(path: Path, session: SessionTas
 # --- use before open and after close --------------------------------------------------------------------------------
 
 
-async def test_a_store_that_is_not_open_says_so(new: Callable[..., TaskStore], path: Path) -> None:
-    store = new()
+async def test_a_store_that_is_not_open_says_so(path: Path) -> None:
+    store = TaskStore(path, runtime=RUNTIME)
     operations: list[Callable[[], Any]] = [
         lambda: store.session("s1"),
         lambda: store.sessions(),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lash_store import Recovery, StoreClosed, StoreError, TaskContext, TaskState, TaskStore
-from tests.runtime.support import event_types, hold, left_over, rows, threads
+from tests.runtime.support import RUNTIME, event_types, hold, left_over, rows, threads
 
 
 def row(path: Path, task_id: str) -> dict[str, Any]:
@@ -343,8 +343,8 @@ async def test_a_cancelled_close_finishes_first(
         await store.list()
 
 
-async def test_close_before_open_is_nothing(new: Callable[..., TaskStore], path: Path) -> None:
-    await new().close()
+async def test_close_before_open_is_nothing(path: Path) -> None:
+    await TaskStore(path, runtime=RUNTIME).close()
 
     assert not path.exists()
 
