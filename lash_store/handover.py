@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import queries, session_queries, transitions
+from . import families, queries, session_queries, transitions
 from .commands import Move
 from .database import Transaction
 from .errors import HandleNotVisible, IdempotencyConflict, SessionError, TransferConflict
@@ -208,7 +208,10 @@ def transfer(tx: Transaction, source: Scope, destination: Scope, references: Seq
         UnknownSession, SessionClosed, SessionError: the destination cannot have them.
         TransferConflict: an id is live at the destination.
     """
-    chosen = [seen.task for seen in visible(tx, source, references, owned=True)]
+    return _transfer(tx, source, destination, [seen.task for seen in visible(tx, source, references, owned=True)])
+
+
+def _transfer(tx: Transaction, source: Scope, destination: Scope, chosen: list[Task]) -> list[Task]:
     if source == destination:
         return chosen
     _check_destination(tx, source, destination)
@@ -227,10 +230,9 @@ def _move_all(
     tx: Transaction, source: Scope, destination: Scope, chosen: Sequence[Task], but: Collection[int] = frozenset()
 ) -> list[Task]:
     going = {task.task_seq: task for task in chosen}
-    for task in chosen:
-        for below in session_queries.live_descendants(tx, task.task_seq):
-            if below.scope == str(source) and below.task_seq not in but:
-                going.setdefault(below.task_seq, below)
+    for below in families.live_descendants(tx, *going):
+        if below.scope == str(source) and below.task_seq not in but:
+            going[below.task_seq] = below
     for task in going.values():
         if queries.live_task_by_id(tx, str(destination), task.id) is not None:
             raise TransferConflict(
@@ -270,11 +272,8 @@ def _cancel_rest(tx: Transaction, scope: Scope, kept: Sequence[Task], by: str) -
 
 def _covered(tx: Transaction, tasks: Iterable[Task]) -> set[int]:
     """Return these tasks and all live ones below them."""
-    found: set[int] = set()
-    for task in tasks:
-        found.add(task.task_seq)
-        found |= {below.task_seq for below in session_queries.live_descendants(tx, task.task_seq)}
-    return found
+    found = {task.task_seq for task in tasks}
+    return found | {below.task_seq for below in families.live_descendants(tx, *found)}
 
 
 def _cancel_all(tx: Transaction, tasks: Iterable[Task], reason: str, by: str, spared: Collection[int]) -> list[Task]:
@@ -325,7 +324,7 @@ def handoff(
         raise transitions.unknown_session(source)
     chosen = visible(tx, source, references, owned=True)
     kept = [[seen.task.task_seq, _named(tx, source, seen.task), seen.handle.handle_id] for seen in chosen]
-    moved = transfer(tx, source, destination, references)
+    moved = _transfer(tx, source, destination, [seen.task for seen in chosen])
     cancelled = _cancel_rest(tx, source, moved, by)
     row = HandoffRow(
         handoff_id=given_id or new_id,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, bindparam, case, func, insert, null, or_, select, text, update
+from sqlalchemy import ColumnElement, ScalarSelect, and_, bindparam, func, insert, null, or_, select, text, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
@@ -248,7 +248,7 @@ def move_handle(tx: Transaction, task_seq: int, destination: str) -> None:
     tx.one(_MOVE_HANDLE, {"key_task_seq": task_seq, "destination": destination})
 
 
-# --- families of tasks ----------------------------------------------------------------------------------------------
+# --- tasks of a session ----------------------------------------------------------------------------------------------
 
 _TASK = select(*tasks.c)
 _LIVE_OF_SESSION = sql(_TASK.where(tasks.c.scope == bindparam("scope"), LIVE).order_by(tasks.c.task_seq))
@@ -283,68 +283,6 @@ _BY_KEY = sql(
     .offset(ZERO)
 )
 
-_RUNTIME = func.substr(tasks.c.scope, ONE, func.instr(tasks.c.scope, word(":")))
-_NODE = (
-    tasks.c.task_seq,
-    case((tasks.c.child_session_id.is_not(None), _RUNTIME + tasks.c.child_session_id), else_=None).label("child_scope"),
-)
-_ROOT = tasks.c.task_seq == bindparam("task_seq")
-_IS_AGENT = tasks.c.child_session_id.is_not(None)
-_IS_OVER = tasks.c.completed_at.is_not(None)
-
-# what most tasks are the root of; the sub-agents among them, finished ones too, tell that the family is wider
-_children = select(tasks.c.task_seq).where(_ROOT).cte("children", recursive=True)
-_children = _children.union(
-    select(tasks.c.task_seq).join_from(_children, tasks, tasks.c.parent_seq == _children.c.task_seq)
-)
-_FAMILY = sql(
-    _TASK.where(tasks.c.task_seq.in_(select(_children.c.task_seq)), or_(LIVE, _IS_AGENT)).order_by(tasks.c.task_seq)
-)
-
-# every session with live work: one look each, where a list of them would read all live tasks
-_busy = select(func.min(tasks.c.scope).label("scope")).where(LIVE).cte("busy", recursive=True)
-_busy = _busy.union_all(
-    select(select(func.min(tasks.c.scope)).where(LIVE, tasks.c.scope > _busy.c.scope).scalar_subquery()).where(
-        _busy.c.scope.is_not(None)
-    )
-)
-
-
-def _worked_through(scope: ColumnElement[str]) -> ColumnElement[bool]:
-    """A sub-agent of a session."""
-    colon = func.instr(scope, word(":"))
-    return and_(
-        tasks.c.child_session_id == func.substr(scope, colon + ONE),
-        func.substr(scope, ONE, colon) == _RUNTIME,
-        _IS_AGENT,
-    )
-
-
-# Finished work below which something lives, which descends from the sub-agent of the finished work's session, too. Found
-# from what lives, upwards: of a session's history, nearly all is finished and has left nothing.
-_REMAINS = (tasks.c.task_seq, tasks.c.scope, tasks.c.parent_seq)
-_orphans = tasks.alias("orphans")
-_remains = (
-    select(*_REMAINS)
-    .join_from(_orphans, tasks, tasks.c.task_seq == _orphans.c.parent_seq)
-    .where(_orphans.c.completed_at.is_(None), _orphans.c.parent_seq.is_not(None), _IS_OVER)
-    .cte("remains", recursive=True)
-)
-_remains = _remains.union(
-    select(*_REMAINS).join_from(_busy, tasks, _worked_through(_busy.c.scope)).where(_IS_OVER),
-    select(*_REMAINS).join_from(_remains, tasks, tasks.c.task_seq == _remains.c.parent_seq).where(_IS_OVER),
-    select(*_REMAINS).join_from(_remains, tasks, _worked_through(_remains.c.scope)).where(_IS_OVER),
-)
-
-_down = select(*_NODE).where(_ROOT).cte("down", recursive=True)
-_down = _down.union(
-    select(*_NODE).join_from(_down, tasks, tasks.c.parent_seq == _down.c.task_seq),
-    select(*_NODE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, LIVE)),
-    select(*_NODE).join_from(_down, tasks, and_(tasks.c.scope == _down.c.child_scope, _IS_AGENT)),
-    select(_remains.c.task_seq, null()).join_from(_down, _remains, _remains.c.scope == _down.c.child_scope),
-)
-_WIDER_FAMILY = sql(_TASK.where(tasks.c.task_seq.in_(select(_down.c.task_seq)), LIVE).order_by(tasks.c.task_seq))
-
 
 def _tasks(rows: Iterable[Any]) -> list[Task]:
     return [Task._make(row) for row in rows]
@@ -363,15 +301,6 @@ def live_hidden_tasks(tx: Transaction, scope: str) -> list[Task]:
 def hidden_failures(tx: Transaction, scope: str, since: int) -> list[Task]:
     """Return a session's failed or abandoned hidden tasks that nobody was told of, or that ended after event *since*."""
     return _tasks(tx.all(_HIDDEN_FAILURES, {"scope": scope, "since": since}))
-
-
-def live_descendants(tx: Transaction, task_seq: int) -> list[Task]:
-    """Return the live tasks below one: children by parent, and all in the session a sub-agent works in, at any depth."""
-    root = {"task_seq": task_seq}
-    family = _tasks(tx.all(_FAMILY, root))
-    if any(task.child_session_id is not None for task in family):
-        family = _tasks(tx.all(_WIDER_FAMILY, root))
-    return [task for task in family if task.task_seq != task_seq]
 
 
 def task_by_key(tx: Transaction, scope: str, key: str) -> Task | None:

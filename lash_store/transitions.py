@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from . import queries, session_queries
+from . import families, queries, session_queries
 from .commands import (
     Abandon,
     CallbackFailed,
@@ -195,7 +195,7 @@ def request_cancel(
     if outcome.verdict is not Verdict.APPLIED:
         return [outcome]
     command = RequestCancel(reason, by, because_of=task.task_seq)
-    below = session_queries.live_descendants(tx, task.task_seq)
+    below = families.live_descendants(tx, task.task_seq)
     return [outcome, *(_request(tx, one, command) for one in below if one.task_seq not in spared)]
 
 

@@ -25,7 +25,7 @@ from lash_store import (
     TaskState,
     TaskStore,
     UnknownSession,
-    session_queries,
+    families,
 )
 from tests.runtime.support import event_count, event_types, rows
 
@@ -122,7 +122,7 @@ async def test_a_cancel_that_cannot_cover_all_covers_none(
     def broken(*args: Any) -> Any:
         raise RuntimeError("no look below")
 
-    monkeypatch.setattr(session_queries, "live_descendants", broken)
+    monkeypatch.setattr(families, "live_descendants", broken)
     with pytest.raises(RuntimeError, match="no look below"):
         await parent.cancel()
 

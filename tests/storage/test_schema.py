@@ -20,7 +20,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import Operations
 
-from lash_store import births, database, lifecycle, migrate, queries, schema, session_queries
+from lash_store import births, database, families, lifecycle, migrate, queries, schema, session_queries
 from lash_store.births import NewTask
 from lash_store.database import Transaction
 from lash_store.errors import StorageFull, StoreError
@@ -783,8 +783,8 @@ SESSION_LOOK_UPS = {
     "live hidden tasks": session_queries._LIVE_HIDDEN,
     "hidden failures": session_queries._HIDDEN_FAILURES,
     "a task by its idempotency key": session_queries._BY_KEY,
-    "a family by parent": session_queries._FAMILY,
-    "a family through sessions": session_queries._WIDER_FAMILY,
+    "a family by parent": families._BY_PARENT,
+    "a family through sessions": families._WHOLE,
     "unread notes": session_queries.UNREAD_NOTES,
     "notes to take": session_queries._TAKE_NOTES,
     "a handoff by its id": session_queries._HANDOFF_BY_ID,
@@ -871,7 +871,7 @@ def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
 
 def test_every_statement_about_sessions_is_looked_at_here() -> None:
     found = {}
-    for name, value in vars(session_queries).items():
+    for name, value in {**vars(session_queries), **vars(families)}.items():
         sql = getattr(value, "sql", value)
         if isinstance(sql, str) and re.match(r"(SELECT|UPDATE|WITH|DELETE)\b", sql):
             found[name] = sql
@@ -962,7 +962,7 @@ def test_a_task_is_born_as_quickly_in_a_session_many_sub_agents_worked_in(worked
 def test_the_descendants_of_a_leaf_are_found_without_the_history(long: sqlite3.Connection) -> None:
     tx = Transaction(long, AT)
 
-    assert steps_of(long, lambda: session_queries.live_descendants(tx, HISTORY + 1)) < FLAT
+    assert steps_of(long, lambda: families.live_descendants(tx, HISTORY + 1)) < FLAT
 
 
 def test_the_descendants_of_a_sub_agent_are_found_without_the_history_of_its_session(
@@ -971,8 +971,8 @@ def test_the_descendants_of_a_sub_agent_are_found_without_the_history_of_its_ses
     agent = insert(long, "tasks", {**task_row, "scope": "desktop:s2", "id": "agent", "child_session_id": "s1"})
     tx = Transaction(long, AT)
 
-    assert [task.id for task in session_queries.live_descendants(tx, agent)] == ["index"]
-    assert steps_of(long, lambda: session_queries.live_descendants(tx, agent)) < FLAT
+    assert [task.id for task in families.live_descendants(tx, agent)] == ["index"]
+    assert steps_of(long, lambda: families.live_descendants(tx, agent)) < FLAT
 
 
 def test_a_large_family_is_found_in_time_in_proportion_to_it(
@@ -984,12 +984,12 @@ def test_a_large_family_is_found_in_time_in_proportion_to_it(
     def children(count: int, of: str) -> int:
         for number in range(count):
             insert(long, "tasks", {**task_row, "scope": "desktop:s2", "id": f"{of} {number}", "parent_seq": agent})
-        return steps_of(long, lambda: session_queries.live_descendants(tx, agent))
+        return steps_of(long, lambda: families.live_descendants(tx, agent))
 
     few = children(100, "first")
     many = children(900, "more")
 
-    assert len(session_queries.live_descendants(tx, agent)) == 1001
+    assert len(families.live_descendants(tx, agent)) == 1001
     assert many < 12 * few
 
 
