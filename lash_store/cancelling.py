@@ -34,7 +34,7 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
             while True:
                 going_on = [wait for wait in waits.values() if not wait.done()]
                 if arrival is None or arrival.done():
-                    arrival = asyncio.create_task(_next(arrivals), name="lash_store arrivals")
+                    arrival = asyncio.create_task(arrivals.one(), name="lash_store arrivals")
                 if going_on:
                     await asyncio.wait({*going_on, arrival}, return_when=asyncio.FIRST_COMPLETED)
                 if not await _request_all(core, scope, reason, waits) and all(wait.done() for wait in waits.values()):
@@ -99,11 +99,6 @@ async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> l
 
 def _begin(cancel: Coroutine[Any, Any, TaskRecord], task: Task) -> asyncio.Task[TaskRecord]:
     return asyncio.create_task(cancel, name=f"lash_store cancel {task.id}")
-
-
-async def _next(arrivals: Any) -> None:
-    async for _ in arrivals:
-        return
 
 
 async def _give_up(waits: _Waits) -> None:

@@ -131,12 +131,10 @@ class Core:
         if writer is None or self.is_closing:
             return False
         try:
-            marked = writer.submit(lambda tx: session_queries.mark_read(tx, handle_id, holder))
-            try:
-                await asyncio.shield(marked)
-            except asyncio.CancelledError:
-                marked.add_done_callback(lambda future: _take_back(writer, handle_id, future))
-                raise
+            await writer.run_or_undo(
+                lambda tx: session_queries.mark_read(tx, handle_id, holder),
+                lambda was_unread: (lambda tx: session_queries.mark_unread(tx, handle_id)) if was_unread else None,
+            )
         except StoreError:
             # the outcome is known, and will be handed out again
             log.warning("reading_not_noted", extra={"handle_id": handle_id}, exc_info=True)
@@ -240,13 +238,3 @@ class Core:
     def requester(self) -> str:
         """Who asks, for the row and the event of a cancel."""
         return f"{self.runtime} pid {os.getpid()} on {platform.node()}"
-
-
-def _take_back(writer: Writer, handle_id: str, marked: asyncio.Future[bool]) -> None:
-    """Note that nobody got an outcome, if it was noted that somebody did."""
-    if marked.cancelled() or marked.exception() is not None or not marked.result():
-        return
-    with contextlib.suppress(StoreError):
-        writer.submit(lambda tx: session_queries.mark_unread(tx, handle_id)).add_done_callback(
-            lambda future: future.cancelled() or future.exception()
-        )

@@ -265,6 +265,11 @@ class Subscription(AsyncIterator[TaskEvent]):
             self.wake.clear()
             await self._feed.sleep(self.wake)
 
+    async def one(self) -> None:
+        """Wait for one event, or for the end of the iteration."""
+        async for _ in self:
+            return
+
     def offer(self, events: Sequence[Committed]) -> None:
         """Take events of a commit, as far as there is room; what is not taken is read from the table."""
         if len(self._offered) + len(events) > _BUFFER:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from . import queries, session_queries, transitions
 from .core import Core
 from .database import Transaction
-from .errors import StoreError, TaskError
+from .errors import TaskError
 from .feed import Subscription
 from .gathering import Gathering
 from .handles import outcome_error
 from .lifecycle import Task
 from .models import EventType, Scope
-from .writer import Writer
+from .writer import Unit
 
 __all__ = ["acknowledge_all", "settle"]
-
-log = logging.getLogger(__name__)
 
 
 class _Look(NamedTuple):
@@ -54,14 +51,9 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
         while True:
             stuck = set() if within is None else {within, *gathering.bodies}
             clears = clear and not known
-            looking = writer.submit(
-                lambda tx, since=since, stuck=stuck, clears=clears: _look(tx, scope, since, stuck, clear=clears)  # type: ignore[misc]
+            look: _Look = await writer.run_or_undo(
+                partial(_look, scope=scope, since=since, stuck=stuck, clear=clears), partial(_flag_again, scope)
             )
-            try:
-                look = await asyncio.shield(looking)
-            except asyncio.CancelledError:
-                looking.add_done_callback(lambda future: _take_back(writer, scope, future))
-                raise
             since = look.since
             # also while others are still waited for: who is told of it meanwhile acknowledges it, and it is not found again
             known |= {task.task_seq: task for task in look.failures if task.task_seq not in me.told}
@@ -91,7 +83,7 @@ def acknowledge_all(core: Core) -> None:
 async def _any_change(core: Core, live: Sequence[Task], leaving: Subscription) -> None:
     """Wait until all of the live tasks have ended, or one may have left the session."""
     ended = asyncio.create_task(_ends(core, live), name="lash_store hidden work")
-    left = asyncio.create_task(_next(leaving), name="lash_store hidden work that leaves")
+    left = asyncio.create_task(leaving.one(), name="lash_store hidden work that leaves")
     try:
         await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -106,12 +98,7 @@ async def _ends(core: Core, live: Sequence[Task]) -> None:
     await core.ends_of([task.task_seq for task in live])
 
 
-async def _next(events: Subscription) -> None:
-    async for _ in events:
-        return
-
-
-def _look(tx: Transaction, scope: Scope, since: int | None, stuck: Collection[int], *, clear: bool) -> _Look:
+def _look(tx: Transaction, *, scope: Scope, since: int | None, stuck: Collection[int], clear: bool) -> _Look:
     since = tx.next_seq - 1 if since is None else since
     row = session_queries.session(tx, str(scope))
     if row is None:
@@ -127,13 +114,9 @@ def _look(tx: Transaction, scope: Scope, since: int | None, stuck: Collection[in
     return _Look(waited_for, failures, bool(row.sync_needed), cleared, since)
 
 
-def _take_back(writer: Writer, scope: Scope, looking: asyncio.Future[_Look]) -> None:
+def _flag_again(scope: Scope, look: _Look) -> Unit[None] | None:
     """Flag a session again if nobody was told that it must take its state up: who would have been was cancelled."""
-    if looking.cancelled() or looking.exception() is not None or not looking.result().cleared:
-        return
-    with contextlib.suppress(StoreError):
-        flagged = writer.submit(lambda tx: session_queries.flag_sync(tx, str(scope), needed=True))
-        flagged.add_done_callback(lambda future: None if future.cancelled() else _log_error(future.exception()))
+    return (lambda tx: session_queries.flag_sync(tx, str(scope), needed=True)) if look.cleared else None
 
 
 def _line(tx: Transaction, of: int) -> set[int]:
@@ -149,15 +132,5 @@ def _line(tx: Transaction, of: int) -> set[int]:
 
 def _acknowledge(core: Core, failures: list[int]) -> None:
     """Note that failures were handed out, once they are: nobody waits for it, so a crash before it hands them out again."""
-    if not failures or core.writer is None:
-        return
-    try:
-        noted = core.writer.submit(lambda tx: session_queries.mark_all_read(tx, failures))
-    except StoreError:
-        return
-    noted.add_done_callback(lambda future: None if future.cancelled() else _log_error(future.exception()))
-
-
-def _log_error(error: BaseException | None) -> None:
-    if error is not None:
-        log.warning("acknowledgement_lost", exc_info=error)
+    if failures and core.writer is not None:
+        core.writer.post(lambda tx: session_queries.mark_all_read(tx, failures))

@@ -138,6 +138,35 @@ class Writer:
         """Queue a unit and wait for its commit; return what it returned."""
         return await self.submit(unit)
 
+    def post(self, unit: Unit[Any]) -> None:
+        """Queue a unit whose commit nobody waits for; that it was lost is logged."""
+        try:
+            posted = self.submit(unit)
+        except StoreError as error:
+            _log_lost(error)
+        else:
+            posted.add_done_callback(lambda future: None if future.cancelled() else _log_lost(future.exception()))
+
+    async def run_or_undo(self, unit: Unit[T], undo: Callable[[T], Unit[Any] | None]) -> T:
+        """
+        Queue a unit and wait for its commit; what nobody came to hear of is taken back.
+
+        If the caller is cancelled, the unit that *undo* makes of the answer, if it makes one, is queued after it.
+        """
+        asked = self.submit(unit)
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda future: self._take_back(future, undo))
+            raise
+
+    def _take_back(self, asked: asyncio.Future[T], undo: Callable[[T], Unit[Any] | None]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        unit = undo(asked.result())
+        if unit is not None:
+            self.post(unit)
+
     def limit_patience(self, patience: float) -> None:
         """Wait for other processes' write locks no longer than *patience* seconds from now on: the store is closing."""
         if self._committer is not None:
@@ -219,3 +248,8 @@ class Writer:
             if not future.done():
                 future.set_exception(error)
         self._on_fatal(error)
+
+
+def _log_lost(error: BaseException | None) -> None:
+    if error is not None:
+        log.warning("unit_lost", exc_info=error)

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +28,6 @@ from lash_store import (
     TaskState,
     TaskStore,
     UnknownFunction,
-    hidden,
 )
 from tests.runtime.support import RUNTIME, cancel_at, event_count, hold, rows
 
@@ -809,13 +807,15 @@ def looks_are_answered_when_nothing_can_be_written(store: TaskStore, monkeypatch
     writer = core.writer
     assert writer is not None
 
-    async def answered_late(looking: asyncio.Future[Any]) -> Any:
-        look = await looking
+    ask = writer.run_or_undo
+
+    async def answered_late(*units: Any) -> Any:
+        look = await ask(*units)
         while not writer._closing:
             await asyncio.sleep(0)
         return look
 
-    monkeypatch.setattr(hidden, "asyncio", SimpleNamespace(**{**vars(asyncio), "shield": answered_late}))
+    monkeypatch.setattr(writer, "run_or_undo", answered_late)
 
 
 # --- the sync flag --------------------------------------------------------------------------------------------------
