@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,8 @@ from lash_store import (
 )
 from tests.acceptance import handoff_programs as programs
 from tests.acceptance.handoff_programs import RUNTIME
-from tests.acceptance.processes import Worker, workers
-from tests.runtime.support import check_file, event_types, rows, states, take
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start worker processes."""
-    with workers() as start:
-        yield start
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A file that does not exist yet; what the test leaves in it must be whole."""
-    path = tmp_path / "agent.db"
-    yield path
-    check_file(path)
+from tests.acceptance.processes import Worker
+from tests.runtime.support import event_types, rows, states, take
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import secrets
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,12 @@ import pytest
 
 from lash_store import Recovery, SessionTasks, TaskContext, TaskKind, TaskRecord, TaskState, TaskStore
 from tests.acceptance import external_programs
-from tests.acceptance.processes import Worker, workers
-from tests.runtime.support import RUNTIME, check_file, event_types, rows
+from tests.acceptance.processes import Worker
+from tests.runtime.support import RUNTIME, event_types, rows
 
 OTHER = TaskKind.OTHER
 CANCELLED, REQUESTED, WAITING = TaskState.CANCELLED, TaskState.CANCEL_REQUESTED, TaskState.WAITING
 CUT_OFF = ["cancel_requested", "state_changed", "callback_failed", "cancelled"]
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start worker processes."""
-    with workers() as start:
-        yield start
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A file that does not exist yet; what the test leaves in it must be whole."""
-    path = tmp_path / "agent.db"
-    yield path
-    check_file(path)
 
 
 async def keeper(start: Callable[..., Worker], path: Path, shape: str) -> Worker:

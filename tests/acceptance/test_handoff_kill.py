@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,10 @@ import pytest
 from lash_store import Handoff, TaskState
 from tests.acceptance import handoff_programs as programs
 from tests.acceptance.handoff_programs import ANSWERS_AT, CANCELLED, KEEP, MOVED
-from tests.acceptance.processes import Worker, workers
+from tests.acceptance.processes import Worker
 from tests.runtime.support import check_file, rows
 
 AT_ONCE = 3
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start worker processes."""
-    with workers() as start:
-        yield start
 
 
 @pytest.fixture

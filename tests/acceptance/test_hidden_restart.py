@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,8 @@ import pytest
 
 from lash_store import TaskKind, TaskState, TaskStore
 from tests.acceptance import hidden_programs
-from tests.acceptance.processes import Worker, workers
-from tests.runtime.support import RUNTIME, check_file, rows
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start worker processes."""
-    with workers() as start:
-        yield start
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A file that does not exist yet; what the test leaves in it must be whole."""
-    path = tmp_path / "agent.db"
-    yield path
-    check_file(path)
+from tests.acceptance.processes import Worker
+from tests.runtime.support import RUNTIME, rows
 
 
 @pytest.fixture

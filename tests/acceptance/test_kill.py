@@ -12,24 +12,15 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.acceptance import programs
-from tests.acceptance.processes import Worker, workers
+from tests.acceptance.processes import Worker
 from tests.runtime.support import check_file, rows
 
 KILLS = 50
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start worker processes."""
-    with workers() as start:
-        yield start
 
 
 class Acknowledged:

@@ -5,31 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.acceptance import programs
-from tests.acceptance.processes import Worker, workers
-from tests.runtime.support import check_file, event_count, event_types, rows
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Worker]]:
-    """Start worker processes."""
-    with workers() as start:
-        yield start
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A file that does not exist yet; what the test leaves in it must be whole."""
-    path = tmp_path / "agent.db"
-    yield path
-    check_file(path)
-
+from tests.acceptance.processes import Worker
+from tests.runtime.support import event_count, event_types, rows
 
 COUNTS = [["count", f"t{number}", {}, [100_000]] for number in range(5)]
 

@@ -69,6 +69,12 @@ async def session(store: TaskStore) -> SessionTasks:
 
 
 @pytest.fixture
+async def there(store: TaskStore) -> SessionTasks:
+    """Another session of it, to which work goes."""
+    return await store.session("s2")
+
+
+@pytest.fixture
 def started() -> asyncio.Event:
     """Set by a body that runs."""
     return asyncio.Event()

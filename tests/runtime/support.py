@@ -33,6 +33,12 @@ def _read(path: Path, *queries: tuple[str, Sequence[Any]]) -> list[list[dict[str
         connection.close()
 
 
+def everything(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the whole file."""
+    tables = rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")
+    return {table["name"]: rows(path, f'SELECT * FROM "{table["name"]}"') for table in tables}
+
+
 def check_file(path: Path) -> None:
     """Hold what is true of every store file: it is whole, events give each row, and each end stands once and last."""
     [whole, tasks, story_lines] = _read(

@@ -272,8 +272,10 @@ async def test_bodies_that_spawn_a_successor_when_they_are_cancelled_are_outrun(
     assert await session.list() == []
 
 
-async def test_what_is_registered_while_it_waits_is_reached(opened: Callable[..., Any], release: asyncio.Event) -> None:
-    store = await opened(callback_timeout=FOREVER)
+@pytest.fixture
+async def waiting(opened: Callable[..., Any], release: asyncio.Event) -> tuple[TaskStore, asyncio.Task[Any]]:
+    """A store in whose first session a `cancel_all` waits for a callback that hangs until the release."""
+    store: TaskStore = await opened(callback_timeout=FOREVER)
     session = await store.session("s1")
     called = asyncio.Event()
 
@@ -285,58 +287,50 @@ async def test_what_is_registered_while_it_waits_is_reached(opened: Callable[...
     cancelling = asyncio.create_task(session.cancel_all("all of you"))
     async with asyncio.timeout(20):
         await called.wait()
-        late = await session.register("late", OTHER, lambda: None)
+    return store, cancelling
+
+
+async def is_reached(late: TaskHandle, cancelling: asyncio.Task[Any], release: asyncio.Event) -> None:
+    """See that the task is cancelled while another is still waited for, and reported with it."""
+    async with asyncio.timeout(20):
         assert (await late.wait()).cancel_reason == "all of you"
+        assert not cancelling.done()
         release.set()
 
-        assert [report.record.id for report in await cancelling] == ["slow", "late"]
+        assert {report.record.id for report in await cancelling} == {"slow", late.id}
+
+
+async def test_what_is_registered_while_it_waits_is_reached(
+    waiting: tuple[TaskStore, asyncio.Task[Any]], release: asyncio.Event
+) -> None:
+    store, cancelling = waiting
+
+    late = await (await store.session("s1")).register("late", OTHER, lambda: None)
+
+    await is_reached(late, cancelling, release)
 
 
 async def test_what_is_transferred_here_while_it_waits_is_reached(
-    opened: Callable[..., Any], release: asyncio.Event
+    waiting: tuple[TaskStore, asyncio.Task[Any]], release: asyncio.Event
 ) -> None:
-    store = await opened(callback_timeout=FOREVER)
-    session = await store.session("s1")
-    called = asyncio.Event()
-
-    async def stop() -> None:
-        called.set()
-        await release.wait()
-
+    store, cancelling = waiting
     other = await store.session("s2")
     moved = await other.register("moved", OTHER, lambda: None)
-    await session.register("slow", OTHER, stop)
-    cancelling = asyncio.create_task(session.cancel_all("all of you"))
-    async with asyncio.timeout(20):
-        await called.wait()
-        await other.transfer(session, ["moved"])
-        assert (await moved.wait()).cancel_reason == "all of you"
-        release.set()
 
-        assert {report.record.id for report in await cancelling} == {"slow", "moved"}
+    await other.transfer(await store.session("s1"), ["moved"])
+
+    await is_reached(moved, cancelling, release)
 
 
 async def test_what_another_process_registers_while_it_waits_is_reached(
-    opened: Callable[..., Any], release: asyncio.Event
+    waiting: tuple[TaskStore, asyncio.Task[Any]], opened: Callable[..., Any], release: asyncio.Event
 ) -> None:
-    store = await opened(callback_timeout=FOREVER)
-    session = await store.session("s1")
-    called = asyncio.Event()
-
-    async def stop() -> None:
-        called.set()
-        await release.wait()
-
+    _, cancelling = waiting
     theirs = await (await opened()).session("s1")
-    await session.register("slow", OTHER, stop)
-    cancelling = asyncio.create_task(session.cancel_all("all of you"))
-    async with asyncio.timeout(20):
-        await called.wait()
-        late = await theirs.register("late", OTHER, lambda: None)
-        assert (await late.wait()).cancel_reason == "all of you"
-        release.set()
 
-        assert [report.record.id for report in await cancelling] == ["slow", "late"]
+    late = await theirs.register("late", OTHER, lambda: None)
+
+    await is_reached(late, cancelling, release)
 
 
 # --- who asks -------------------------------------------------------------------------------------------------------

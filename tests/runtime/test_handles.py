@@ -35,7 +35,7 @@ from lash_store import (
     TaskStore,
     UnknownSession,
 )
-from tests.runtime.support import RUNTIME, event_count, event_types, hold, rows, states
+from tests.runtime.support import RUNTIME, event_count, event_types, everything, hold, rows, states
 
 OTHER = TaskKind.OTHER
 
@@ -58,12 +58,6 @@ OUTCOMES: dict[str, type[Exception] | None] = {
 async def other(store: TaskStore) -> SessionTasks:
     """Another session of the open store."""
     return await store.session("s2")
-
-
-def everything(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the whole file."""
-    tables = rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")
-    return {table["name"]: rows(path, f'SELECT * FROM "{table["name"]}"') for table in tables}
 
 
 def read_at(path: Path, handle: TaskHandle) -> str | None:

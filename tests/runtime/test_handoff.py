@@ -30,22 +30,10 @@ from lash_store import (
     TransferConflict,
     UnknownSession,
 )
-from tests.runtime.support import RUNTIME, event_types, hold, rows, states, take
+from tests.runtime.support import RUNTIME, event_types, everything, hold, rows, states, take
 
 OTHER = TaskKind.OTHER
 FOREVER = 3600.0
-
-
-@pytest.fixture
-async def there(store: TaskStore) -> SessionTasks:
-    """The session that work is handed to."""
-    return await store.session("s2")
-
-
-def everything(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read the whole file."""
-    tables = rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")
-    return {table["name"]: rows(path, f'SELECT * FROM "{table["name"]}"') for table in tables}
 
 
 def names(records: Any) -> list[str]:

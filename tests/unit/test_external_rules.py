@@ -32,12 +32,9 @@ from lash_store.commands import (
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
+from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, NOTE, NOW, managed
 
-BEFORE, NOW = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z"
 MINE, ANOTHERS = Fence(attempt=0, owner_id=1), Fence(attempt=0, owner_id=2)
-FAILURE = '{"type":"ExitCode","message":"1","traceback":null}'
-EVIDENCE = '{"owner_id":1,"end":"abandoned"}'
-NOTE = {"note_key": "k", "note": "look here"}
 
 # external work starts running: there is nothing to wait for a slot
 STATES = ("running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
@@ -46,44 +43,9 @@ LIVE, TERMINAL = STATES[:3], STATES[3:]
 
 def row(state: str, **changed: Any) -> Task:
     """External work whose books owner 1 keeps, with a cancel callback that has not begun."""
-    task = Task(
-        task_seq=7,
-        scope="desktop:s1",
-        id="build",
-        kind="other",
-        mode="external",
-        state=state,
-        label="build",
-        function=None,
-        recovery="external",
-        cancel_policy="cooperative",
-        arguments=None,
-        attempt=0,
-        attempts_spent=0,
-        max_attempts=1,
-        owner_id=1,
-        progress=None,
-        fraction=None,
-        result="1" if state == "completed" else None,
-        failure=FAILURE if state == "failed" else None,
-        evidence=EVIDENCE if state == "abandoned" else None,
-        cancel_reason=None,
-        cancel_requested_by=None,
-        cancel_requested_at=BEFORE if state == "cancel_requested" else None,
-        created_at=BEFORE,
-        started_at=BEFORE,
-        updated_at=BEFORE,
-        completed_at=BEFORE if state in TERMINAL else None,
-        parent_seq=None,
-        child_session_id=None,
-        close_policy="keep",
-        idempotency_key=None,
-        notify_on_end=0,
-        has_callback=1,
-        callback_begun_at=None,
-        callback_error=None,
-    )
-    return task._replace(**changed)
+    external = {"id": "build", "mode": "external", "label": "build", "function": None, "recovery": "external"}
+    books = {"arguments": None, "attempt": 0, "max_attempts": 1, "has_callback": 1}
+    return managed(state, **{**external, **books, **changed})
 
 
 COMMANDS: dict[str, Command] = {

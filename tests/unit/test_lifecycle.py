@@ -32,57 +32,13 @@ from lash_store.commands import (
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
+from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, NOTE, NOW
+from tests.unit.task_rows import managed as row
 
-BEFORE, NOW = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z"
 MINE = Fence(attempt=1, owner_id=1)
-FAILURE = '{"type":"ValueError","message":"no","traceback":null}'
-EVIDENCE = '{"owner_id":1,"end":"died"}'
-NOTE = {"note_key": "k", "note": "look here"}
 
 STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
 LIVE, TERMINAL = STATES[:4], STATES[4:]
-
-
-def row(state: str, **changed: Any) -> Task:
-    """A task of owner 1 in its first attempt, none of which a crash has ended."""
-    task = Task(
-        task_seq=7,
-        scope="desktop:s1",
-        id="index",
-        kind="other",
-        mode="managed",
-        state=state,
-        label="index_repo",
-        function="index_repo",
-        recovery="rerun",
-        cancel_policy="cooperative",
-        arguments="{}",
-        attempt=1,
-        attempts_spent=0,
-        max_attempts=3,
-        owner_id=1,
-        progress=None,
-        fraction=None,
-        result="1" if state == "completed" else None,
-        failure=FAILURE if state == "failed" else None,
-        evidence=EVIDENCE if state == "abandoned" else None,
-        cancel_reason=None,
-        cancel_requested_by=None,
-        cancel_requested_at=BEFORE if state == "cancel_requested" else None,
-        created_at=BEFORE,
-        started_at=BEFORE,
-        updated_at=BEFORE,
-        completed_at=BEFORE if state in TERMINAL else None,
-        parent_seq=None,
-        child_session_id=None,
-        close_policy="keep",
-        idempotency_key=None,
-        notify_on_end=0,
-        has_callback=0,
-        callback_begun_at=None,
-        callback_error=None,
-    )
-    return task._replace(**changed)
 
 
 COMMANDS: dict[str, Command] = {
