@@ -32,7 +32,7 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
     live = before if before is not None and not before.is_terminal else None
     if before is None:
         live = queries.live_task_by_id(tx, str(new.scope), new.id)
-    if live is not None and live.is_external and live.kind == new.kind and _is_unkept(tx, live, new.owner_id, gone):
+    if live is not None and live.is_external and live.kind == new.kind and _is_unkept(live, new.owner_id, gone):
         if live.state != TaskState.CANCEL_REQUESTED or live.awaits_callback:
             return _rebind(tx, live, new)
         live = transitions.end_cancelled(tx, live).task
@@ -44,13 +44,9 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
     return births.create(tx, new)
 
 
-def _is_unkept(tx: Transaction, task: Task, owner_id: int, gone: Collection[int]) -> bool:
-    if task.owner_id is None or task.owner_id in gone:
-        return True
-    if task.owner_id == owner_id:
-        return not task.has_callback
-    owner = queries.owner_by_id(tx, task.owner_id)
-    return owner is None or owner.ended_at is not None
+def _is_unkept(task: Task, owner_id: int, gone: Collection[int]) -> bool:
+    # an owner that ended in order, or was given up, has let go of its books in the same transaction
+    return task.owner_id is None or task.owner_id in gone or (task.owner_id == owner_id and not task.has_callback)
 
 
 def _rebind(tx: Transaction, task: Task, new: NewTask) -> Born:

@@ -1157,17 +1157,19 @@ async def test_what_generations_of_finished_work_left_in_other_sessions_is_cance
 async def test_what_a_finished_sub_agent_left_elsewhere_works_for_is_cancelled_with_the_sub_agent_above(
     store: TaskStore, session: SessionTasks
 ) -> None:
-    inner, elsewhere, deep = [await store.session(name) for name in ("inner", "elsewhere", "deep")]
+    inner, elsewhere, deep, deeper = [await store.session(name) for name in ("inner", "elsewhere", "deep", "deeper")]
     agent = await session.register("agent", TaskKind.SUBAGENT, child_session_id="inner")
     first = await inner.register("first", TaskKind.OTHER)
     await elsewhere.register("lower", TaskKind.SUBAGENT, parent=first, child_session_id="deep")
-    last = await deep.register("last", TaskKind.OTHER)
+    await deep.register("lowest", TaskKind.SUBAGENT, child_session_id="deeper")
+    last = await deeper.register("last", TaskKind.OTHER)
     await inner.complete("first", TaskState.COMPLETED, result=1)
     await elsewhere.complete("lower", TaskState.COMPLETED, result=2)
+    await deep.complete("lowest", TaskState.COMPLETED, result=3)
 
     await agent.cancel("enough")
 
-    # by session, then by parent through what is over, then by session
+    # by session, then by parent through what is over, then by session twice
     assert (await last.record()).cancel_reason == "enough"
 
 
