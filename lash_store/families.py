@@ -45,13 +45,8 @@ _busy = _busy.union_all(
 
 
 def _worked_through(scope: ColumnElement[str]) -> ColumnElement[bool]:
-    """A sub-agent of a session."""
-    colon = func.instr(scope, word(":"))
-    return and_(
-        tasks.c.child_session_id == func.substr(scope, colon + ONE),
-        func.substr(scope, ONE, colon) == _RUNTIME,
-        _IS_AGENT,
-    )
+    """A sub-agent of a session, or of one of that name in another runtime, from which no way leads down here."""
+    return and_(tasks.c.child_session_id == func.substr(scope, func.instr(scope, word(":")) + ONE), _IS_AGENT)
 
 
 # Finished work below which something lives, which descends from the sub-agent of the finished work's session, too. Found

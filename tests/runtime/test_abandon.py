@@ -280,6 +280,35 @@ async def test_a_body_learns_that_it_was_given_up(store: TaskStore, session: Ses
         assert await reasons == ("stale", False)
 
 
+async def test_a_body_whose_task_was_freed_and_taken_again_before_its_process_noticed_is_stopped(
+    store: TaskStore, session: SessionTasks, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: asyncio.Queue[TaskContext] = asyncio.Queue()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        began.put_nowait(task)
+        await asyncio.Event().wait()
+
+    async def see_nothing() -> bool:
+        return False
+
+    task = await session.spawn(work, id="t")
+    first = await began.get()
+    assert store._core is not None
+    monkeypatch.setattr(store._core.feed, "_changed", see_nothing)
+    async with TaskStore.connect(path, runtime=RUNTIME) as outside:
+        await (await outside.session("s1")).abandon("t", "looked stuck")
+    assert first.stop_reason is None
+
+    await store.recover()
+
+    async with asyncio.timeout(20):
+        second = await began.get()
+    assert (first.stop_reason, second.stop_reason, second.attempt) == ("stale", None, 3)
+    assert event_types(path, task.task_seq) == ["registered", "started", "released", "reattached"]
+
+
 @pytest.mark.parametrize("recovery", [Recovery.RERUN, Recovery.OWNER_BOUND])
 async def test_a_task_whose_cancel_does_not_come_to_an_end_is_abandoned(
     opened: Callable[..., Any], stuck: Stuck, recovery: Recovery, path: Path

@@ -662,6 +662,19 @@ async def test_what_was_read_first_stays_the_time_of_reading(session: SessionTas
     assert read_at(path, task) == first
 
 
+async def test_an_outcome_that_was_handed_out_is_handed_out_again_without_a_commit(
+    store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await session.register("t", OTHER)
+    await end(session, "completed")
+    assert await task == [7]
+    assert store._core is not None
+
+    monkeypatch.setattr(store._core.writer, "submit", None)
+
+    assert await task == [7]
+
+
 async def test_a_thousand_waiters_read_once_and_all_get_the_result(session: SessionTasks, path: Path) -> None:
     task = await session.register("t", OTHER)
     waiting = [asyncio.create_task(task.result()) for _ in range(1000)]

@@ -996,6 +996,23 @@ async def test_of_two_stores_that_wait_each_is_told_of_what_failed_before_they_c
     assert await failures_of(there) == ["earlier"]
 
 
+async def test_a_failure_leaves_the_flag_though_somebody_else_read_it_while_others_were_waited_for(
+    session: SessionTasks, started: asyncio.Event, release: asyncio.Event, path: Path
+) -> None:
+    failed = await session.spawn_hidden("memory", fail("no"))
+    await failed.wait(timeout=20)
+    await session.spawn_hidden("slow", hold(started, release))
+    waiting = asyncio.create_task(session.await_background_work())
+    await looked(session)
+    with pytest.raises(TaskFailed):
+        await failed
+
+    release.set()
+
+    assert await failures_of(waiting) == ["no"]
+    assert flag(path) == 1
+
+
 async def test_hidden_work_of_a_store_that_closes_is_waited_for_where_it_goes_on(
     opened: Callable[..., Any], new: Callable[..., TaskStore]
 ) -> None:
