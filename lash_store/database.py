@@ -46,8 +46,8 @@ Durability = Literal["full", "normal"]
 Mode = Literal["write", "read"]
 
 _WAL_LIMIT: Final = 64 * 1024 * 1024
-_READ_PATIENCE: Final = 5_000
-"""Milliseconds a reader waits for SQLite's rare exclusive moments."""
+_PATIENCE: Final = 5_000
+"""Milliseconds a reader, and whoever opens, waits for SQLite's rare exclusive moments."""
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -120,7 +120,8 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
     """
     Open *path*, which must exist, with every PRAGMA of this package; the one place they stand in.
 
-    A writer waits for no lock by itself: the writer's own retry is fairer than SQLite's busy handler.
+    Opening waits for a sibling that is closing the file or recovering its ``-wal``: both shut others out for a moment. Open, a
+    writer waits for no lock by itself: the writer's own retry is fairer than SQLite's busy handler.
     """
     access = "rw" if mode == "write" else "ro"
     uri = f"file:{quote(str(path))}?mode={access}"
@@ -128,7 +129,7 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, cached_statements=256
     )
     try:
-        _pragma(connection, "busy_timeout", 0 if mode == "write" else _READ_PATIENCE)
+        _pragma(connection, "busy_timeout", _PATIENCE)
         if mode == "read" or _json_is_innocuous():
             _pragma(connection, "trusted_schema", 0)
         _pragma(connection, "foreign_keys", 1)
@@ -138,6 +139,7 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
             _pragma(connection, "synchronous", 2 if durability == "full" else 1)
             _pragma(connection, "wal_autocheckpoint", 0)
             connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}").fetchall()
+            _pragma(connection, "busy_timeout", 0)
     except BaseException:
         connection.close()
         raise

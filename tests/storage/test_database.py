@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,8 @@ from lash_store.errors import (
     TaskNotFound,
 )
 from lash_store.schema import APPLICATION_ID, HEAD, VERSION_TABLE
+
+Spawn = Callable[..., "subprocess.Popen[str]"]
 
 # --- files that are refused -----------------------------------------------------------------------------------------
 
@@ -313,6 +316,31 @@ def test_another_users_file_is_refused_for_writing(path: Path) -> None:
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
+
+
+CLOSES = """
+    import fcntl, os, sys, time
+
+    descriptor = os.open(sys.argv[1], os.O_RDWR)
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, 0x40000000)  # SQLite's PENDING byte, which every close asks for
+    print("held", flush=True)
+    time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+def test_who_opens_waits_for_a_sibling_that_is_just_closing(path: Path, spawn: Spawn, mode: database.Mode) -> None:
+    sibling = spawn(CLOSES, path)
+    assert sibling.stdout is not None
+    assert sibling.stdout.readline() == "held\n"
+
+    with closing(open_sqlite(path, mode)) as connection:
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
+
+
+def test_a_writer_waits_for_no_lock_by_itself(path: Path) -> None:
+    with closing(open_sqlite(path, "write")) as connection:
+        assert setting(connection, "busy_timeout") == 0
 
 
 def setting(connection: sqlite3.Connection, name: str) -> object:
