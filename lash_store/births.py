@@ -7,7 +7,9 @@ Units over an open transaction, as in `transitions`.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import eq
 from typing import Any
 
 from . import queries, session_queries, transitions
@@ -35,7 +37,8 @@ class NewTask:
     """
     What a task is born with.
 
-    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work.
+    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work. ``is_same`` tells whether two
+    texts of arguments mean the same to the function.
     """
 
     scope: Scope
@@ -56,6 +59,7 @@ class NewTask:
     close_policy: ClosePolicy = ClosePolicy.KEEP
     idempotency_key: str | None = None
     notify_on_end: bool = False
+    is_same: Callable[[str, str], bool] = eq
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         raise transitions.session_closed(new.scope)
     if new.child_session_id is not None:
         transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
-    cancelled = cancelled_ancestor(tx, parent, place.agent)
+    cancelled = cancelled_ancestor(tx, str(new.scope), parent, place.agent)
     columns = _first_columns(tx, new)
     born = queries.NO_TASK._replace(**columns)
     started = decide(born, Start(new.owner_id, new.owner_id), tx.now) if start and cancelled is None else None
@@ -188,10 +192,7 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
     task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
     if task is None:
         return None
-    external = new.mode is TaskMode.EXTERNAL
-    wanted = (new.id, new.kind) if external else (new.mode, new.function, new.arguments)
-    found = (task.id, task.kind) if external else (task.mode, task.function, task.arguments)
-    if task.is_external != external or wanted != found:
+    if not _is_same_work(task, new):
         raise IdempotencyConflict(
             f"idempotency key {new.idempotency_key!r} was used for task {task.id!r} of session {task.scope!r}, "
             "which is other work: use another key",
@@ -200,14 +201,28 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
     return task
 
 
-def cancelled_ancestor(tx: Transaction, parent: Task | None, agent: int | None) -> Task | None:
+def _is_same_work(task: Task, new: NewTask) -> bool:
+    if new.mode != task.mode or new.function != task.function:
+        return False
+    if new.mode is TaskMode.EXTERNAL:
+        return (new.id, new.kind) == (task.id, task.kind)
+    if new.arguments is None or task.arguments is None:
+        # of a coroutine object no more is known than its name
+        return new.label == task.label
+    return new.arguments == task.arguments or new.is_same(new.arguments, task.arguments)
+
+
+def cancelled_ancestor(tx: Transaction, scope: str, parent: Task | None, agent: int | None) -> Task | None:
     """
     Return the nearest ancestor whose cancel was requested: the parent, the sub-agent of the session, or one above them.
 
-    A live one whose cancel was not requested answers for all above it: theirs has passed it by.
+    A live one whose cancel was not requested answers for all above it: theirs has passed it by. A parent in another session
+    does not answer for the sub-agent of this one.
     """
     answers = parent is not None and not parent.is_terminal and parent.state != TaskState.CANCEL_REQUESTED
-    above = [] if answers else [parent, None if agent is None else queries.task_by_seq(tx, agent)]
+    above = [] if answers else [parent]
+    if not (answers and parent is not None and parent.scope == scope):
+        above.append(None if agent is None else queries.task_by_seq(tx, agent))
     seen: set[int] = set()
     while above:
         task = above.pop(0)
@@ -227,7 +242,13 @@ def cancelled_ancestor(tx: Transaction, parent: Task | None, agent: int | None) 
 
 def _born_cancelled(tx: Transaction, task: Task, ancestor: Task) -> Task:
     if task.is_external:
-        return transitions.transition(tx, task, Settle(TaskState.CANCELLED, reason=ancestor.cancel_reason)).task
+        settle = Settle(
+            TaskState.CANCELLED,
+            reason=ancestor.cancel_reason,
+            asked_by=ancestor.cancel_requested_by or "",
+            because_of=ancestor.task_seq,
+        )
+        return transitions.transition(tx, task, settle).task
     command = RequestCancel(ancestor.cancel_reason, ancestor.cancel_requested_by or "", ancestor.task_seq)
     return transitions.transition(tx, task, command).task
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from . import births, queries, session_queries, transitions
 from .births import Born, NewTask
@@ -10,7 +11,7 @@ from .commands import Command, ConfirmCancel, Rebind
 from .database import Transaction
 from .errors import TaskError
 from .lifecycle import Task
-from .models import TaskMode, TaskState
+from .models import ClosePolicy, Scope, TaskMode, TaskState
 from .transitions import Outcome
 
 __all__ = ["change", "register"]
@@ -21,7 +22,8 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
     Store external work, or bind it to who registers it again; *gone* are owners whose locks were found free.
 
     A live row of the same kind is bound again if nobody keeps its books: no owner, one that is gone, or this one without a
-    callback. Under the same idempotency key it comes back as it is.
+    callback; what is said anew, but for the parent, replaces what the row has. Otherwise, under the same idempotency key, it
+    comes back as it is.
 
     Raises:
         TaskExists: the id is live, and somebody keeps it.
@@ -50,11 +52,25 @@ def _is_unkept(task: Task, owner_id: int, gone: Collection[int]) -> bool:
 
 
 def _rebind(tx: Transaction, task: Task, new: NewTask) -> Born:
-    command = Rebind(new.owner_id, task.owner_id, new.local is not None)
+    if new.child_session_id is not None:
+        transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
+    command = Rebind(new.owner_id, task.owner_id, new.local is not None, _said_anew(new))
     bound = transitions.transition(tx, task, command, local=new.local).task
     if bound.state == TaskState.CANCEL_REQUESTED and not bound.has_callback:
         bound = transitions.transition(tx, bound, ConfirmCancel(None)).task
     return Born(bound, session_queries.owner_handle(tx, task.task_seq).handle_id, is_new=False)
+
+
+def _said_anew(new: NewTask) -> dict[str, Any]:
+    """Return what a registration says beyond its defaults."""
+    said = {
+        "label": None if new.label == new.id else new.label,
+        "child_session_id": new.child_session_id,
+        "idempotency_key": new.idempotency_key,
+        "close_policy": None if new.close_policy is ClosePolicy.KEEP else new.close_policy,
+        "notify_on_end": 1 if new.notify_on_end else None,
+    }
+    return {column: value for column, value in said.items() if value is not None}
 
 
 def change(tx: Transaction, task: Task, command: Command, what: str) -> Outcome:

@@ -120,7 +120,7 @@ class Callbacks:
             return TimeoutError(f"the callback took longer than {self._timeout:g} s")
         return asyncio.CancelledError("the callback was cancelled") if call.cancelled() else call.result()
 
-    async def detach(self, timeout: float) -> None:
+    async def detach(self, timeout: float | None) -> None:
         """Begin no more calls, and wait up to *timeout* seconds for those that have begun."""
         self._closing = True
         calls = set(self._calls.values())

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from . import queries, session_queries, transitions
+from . import handover, queries, session_queries, transitions
 from .core import Core
 from .database import Transaction
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord
+from .runner import aside
 from .writer import Unit
 
 __all__ = ["cancel_all", "stopped"]
@@ -34,9 +35,9 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
             while True:
                 going_on = [wait for wait in waits.values() if not wait.done()]
                 if arrival is None or arrival.done():
-                    arrival = asyncio.create_task(arrivals.one(), name="lash_store arrivals")
+                    arrival = aside(arrivals.one(), "lash_store arrivals")
                 if going_on:
-                    await asyncio.wait({*going_on, arrival}, return_when=asyncio.FIRST_COMPLETED)
+                    await core.wait_aside({*going_on, arrival}, first=True)
                 if not await _request_all(core, scope, reason, waits) and all(wait.done() for wait in waits.values()):
                     return
         finally:
@@ -46,7 +47,8 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
 
     try:
         await _request_all(core, scope, reason, waits)
-        await asyncio.wait_for(wait_for_all(), timeout)
+        async with asyncio.timeout(timeout):
+            await wait_for_all()
     except TimeoutError:
         pass
     finally:
@@ -58,11 +60,14 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, waits: _Wai
     """Request the cancel of every live task that was not asked yet, each by itself; say whether there was one."""
     writer, by = core.to_request(), core.requester
 
-    def request(task_seq: int) -> Unit[Task | None]:
-        def unit(tx: Transaction) -> Task | None:
+    def request(task_seq: int) -> Unit[list[Task]]:
+        def unit(tx: Transaction) -> list[Task]:
             task = transitions.by_seq(tx, task_seq)
-            # what has left the session meanwhile is another's
-            return transitions.request_cancel(tx, task, reason, by)[0].task if task.scope == str(scope) else None
+            if task.scope != str(scope):
+                # what has left the session meanwhile is another's
+                return []
+            spared = handover.moved_away(tx, scope, [task])
+            return [outcome.task for outcome in transitions.request_cancel(tx, task, reason, by, spared)]
 
         return unit
 
@@ -70,11 +75,15 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, waits: _Wai
     live = await writer.run(lambda tx: session_queries.live_tasks_of_session(tx, str(scope)))
     fresh = [task for task in live if task.task_seq not in waits]
     asked = [writer.submit(request(task.task_seq)) for task in fresh]
-    for task, outcome in zip(fresh, await asyncio.gather(*asked, return_exceptions=True), strict=True):
-        if isinstance(outcome, BaseException):
-            waits[task.task_seq] = _begin(_raise(outcome), task)
-        elif outcome is not None:
-            waits[task.task_seq] = _begin(core.confirmed([outcome], None), task)
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    await core.finish_for_the_dead(
+        task for reached in outcomes if not isinstance(reached, BaseException) for task in reached
+    )
+    for task, reached in zip(fresh, outcomes, strict=True):
+        if isinstance(reached, BaseException):
+            waits[task.task_seq] = _begin(_raise(reached), task)
+        elif reached:
+            waits[task.task_seq] = _begin(core.confirmed(reached[:1], None), task)
     return bool(fresh)
 
 
@@ -84,10 +93,11 @@ async def _raise(error: BaseException) -> TaskRecord:
 
 async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> list[TaskRecord]:
     """Wait until each of several tasks whose cancel was requested has ended, or *timeout* seconds; return their rows."""
+    await core.finish_for_the_dead(tasks)
     waits = {task.task_seq: _begin(core.confirmed([task], None), task) for task in tasks}
     try:
         if waits:
-            await asyncio.wait(waits.values(), timeout=timeout)
+            await core.wait_aside(waits.values(), timeout=timeout)
     finally:
         await _give_up(waits)
     for wait in waits.values():
@@ -98,7 +108,7 @@ async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> l
 
 
 def _begin(cancel: Coroutine[Any, Any, TaskRecord], task: Task) -> asyncio.Task[TaskRecord]:
-    return asyncio.create_task(cancel, name=f"lash_store cancel {task.id}")
+    return aside(cancel, f"lash_store cancel {task.id}")
 
 
 async def _give_up(waits: _Waits) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .models import TaskState
@@ -150,21 +150,32 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Rebind:
-    """Let *owner_id* keep the books of external work that *from_owner* kept before, with a cancel callback or without."""
+    """
+    Let *owner_id* keep the books of external work that *from_owner* kept before, with a cancel callback or without.
+
+    *anew* holds the columns that are said anew; the others stay.
+    """
 
     owner_id: int
     from_owner: int | None
     has_callback: bool
+    anew: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Store how external work ended: a state, and JSON text of a result or a failure."""
+    """
+    Store how external work ended: a state, and JSON text of a result or a failure.
+
+    *asked_by*: its cancel was asked for before it was born, with the cancel of the task *because_of*.
+    """
 
     state: TaskState
     result: str | None = None
     failure: str | None = None
     reason: str | None = None
+    asked_by: str | None = None
+    because_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from . import queries, transitions
 from .commands import Command, Notify, Progress, Save
 from .database import Transaction
 from .errors import InvalidId
-from .models import Scope, StopReason, TaskRecord, Verdict, check_id, check_text
+from .models import Scope, StopReason, TaskRecord, Verdict, check_fraction, check_id, check_text
 from .registry import to_json
 from .runner import Body
 from .transitions import Outcome
@@ -81,10 +81,8 @@ class TaskContext:
             ValueError: *fraction* is outside 0 to 1.
             StaleAttempt: the task is another attempt's.
         """
-        if fraction is not None and not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
-        check_text("progress", message)
-        command = Progress(self._body.fence, message, None if fraction is None else float(fraction))
+        check_text(f"the progress of task {self.id!r}", message)
+        command = Progress(self._body.fence, message, check_fraction(f"task {self.id!r}", fraction))
         await self._write(lambda tx: self._transition(tx, command))
 
     async def notify(self, text: str, data: Any = None, *, key: str | None = None) -> None:
@@ -97,7 +95,7 @@ class TaskContext:
             ResultNotSerializable: *data* is not JSON.
             StaleAttempt: the task is another attempt's.
         """
-        check_text("note", text)
+        check_text(f"a note of task {self.id!r}", text)
         if key is None:
             key = f"note:{secrets.token_hex(8)}"
         elif check_id("note key", key).startswith("end:"):

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +21,11 @@ from .feed import Feed
 from .gathering import Gathering
 from .lifecycle import Task
 from .models import Scope, TaskFilter, TaskRecord, check_id, check_text
-from .owners import Life
+from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
 from .runner import Runner
-from .writer import Writer
+from .writer import Unit, Writer
 
 __all__ = ["Core"]
 
@@ -34,6 +34,19 @@ log = logging.getLogger(__name__)
 
 _LOOK = 0.25
 """Seconds between looks at the lock of another process's owner while its confirmation of a cancel is awaited."""
+
+
+_NOTING = 0.5
+"""Seconds that a wait with a time-out may go beyond it, to note that its outcome was handed out."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Who is about to be handed one outcome: it stays unread only if all of them were cancelled before."""
+
+    waiting: int = 0
+    was_unread: bool = False
+    is_handed_out: bool = False
 
 
 @dataclass(slots=True)
@@ -54,6 +67,8 @@ class Core:
     runner: Runner | None = None
     callbacks: Callbacks | None = None
     gatherings: dict[str, Gathering] = field(default_factory=dict)
+    claims: set[OwnerLock] = field(default_factory=set)
+    readings: dict[str, _Reading] = field(default_factory=dict)
     is_closing: bool = False
 
     def to_request(self) -> Writer:
@@ -105,12 +120,28 @@ class Core:
             raise transitions.unknown_session(scope)
 
     async def list(self, wanted: TaskFilter) -> list[TaskRecord]:
-        """Read the tasks a filter wants, by ``task_seq``."""
+        """
+        Read the tasks a filter wants, by ``task_seq``.
+
+        Raises:
+            UnknownSession: the session of the filter is not in the file.
+        """
         rows = await self.reader.rows(*queries.list_tasks(wanted))
+        if not rows and wanted.scope is not None:
+            await self.check_session(wanted.scope)
         return [queries.task_record(Task._make(row)) for row in rows]
 
+    async def count(self, wanted: TaskFilter) -> int:
+        """Return how many tasks a filter wants; see `list`."""
+        found = int((await self.reader.rows(*queries.count_tasks(wanted)))[0][0])
+        if not found and wanted.scope is not None:
+            await self.check_session(wanted.scope)
+        return found
+
     async def look(self, function: Callable[[Transaction], T]) -> T:
-        """Run a function of a transaction that only reads, on one state of the file."""
+        """Run a function of a transaction that only reads, on one state of the file; what is being taken back is, by then."""
+        if self.writer is not None:
+            await self.writer.taken_back()
 
         def read(raw: sqlite3.Connection) -> T:
             raw.execute("BEGIN").fetchall()
@@ -121,25 +152,46 @@ class Core:
 
         return await self.reader.run(read)
 
-    async def mark_read(self, handle_id: str, holder: str) -> bool:
+    async def mark_read(self, handle_id: str, holder: str, within: float | None) -> bool:
         """
-        Note that an outcome is handed out through the handle of the session *holder*, if it has it still.
+        Note that an outcome is handed out through the handle of the session *holder*; say whether the handle has that note now.
 
-        Whoever only reads does not read it in that sense, nor does who is cancelled before the outcome is handed out.
+        Whoever only reads does not read it in that sense, nor does who is cancelled before the outcome is handed out. With
+        *within*, it is handed out after about so many seconds, even if the note is still to be stored.
         """
         writer = self.writer
         if writer is None or self.is_closing:
             return False
+        reading = self.readings.setdefault(handle_id, _Reading())
+
+        def mark(tx: Transaction) -> bool:
+            if session_queries.mark_read(tx, handle_id, holder):
+                reading.was_unread = True
+                return True
+            handle = session_queries.handle_by_id(tx, handle_id)
+            return handle is not None and handle.scope == holder
+
+        def undo(_: bool) -> Unit[None] | None:
+            # it runs after the marks of all who were there: whoever is still to be told keeps the note
+            if reading.waiting or reading.is_handed_out or not reading.was_unread:
+                return None
+            return lambda tx: session_queries.mark_unread(tx, handle_id)
+
+        reading.waiting += 1
         try:
-            await writer.run_or_undo(
-                lambda tx: session_queries.mark_read(tx, handle_id, holder),
-                lambda was_unread: (lambda tx: session_queries.mark_unread(tx, handle_id)) if was_unread else None,
-            )
-        except StoreError:
-            # the outcome is known, and will be handed out again
+            async with asyncio.timeout(within if within is None else max(_NOTING, within)):
+                is_noted = await writer.run_or_undo(mark, undo)
+            reading.is_handed_out = True
+            return is_noted
+        except (StoreError, TimeoutError):
+            # the outcome is known, and may be handed out again
+            reading.is_handed_out = True
             log.warning("reading_not_noted", extra={"handle_id": handle_id}, exc_info=True)
             return False
-        return True
+        finally:
+            reading.waiting -= 1
+            if not reading.waiting:
+                self.readings.pop(handle_id, None)
 
     # --- waiting ---
 
@@ -183,6 +235,17 @@ class Core:
         task = await self.task(task_seq)
         return task if task.is_terminal else None
 
+    async def wait_aside(
+        self, waits: Collection[asyncio.Future[Any]], *, timeout: float | None = None, first: bool = False
+    ) -> None:
+        """Wait until all of several waits begun `aside` are over, or the *first*, without the slot of a body that waits."""
+        until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
+        over = asyncio.create_task(asyncio.wait(waits, timeout=timeout, return_when=until), name="lash_store wait")
+        try:
+            await (over if self.runner is None else self.runner.wait_without_slot(over))
+        finally:
+            over.cancel()
+
     # --- cancelling ---
 
     async def cancel(
@@ -197,17 +260,17 @@ class Core:
 
     async def confirmed(self, tasks: Sequence[Task], timeout: float | None) -> TaskRecord:
         """Wait for the end of the first of cancelled tasks; none of them waits for an owner that is dead."""
-        writer = self.to_request()
-        rows = [await self._finished_for_the_dead(writer, task) for task in tasks]
-        row = rows[0]
+        row = tasks[0]
+        if await self.finish_for_the_dead(tasks):
+            row = await self.task(row.task_seq)
         if not row.is_terminal:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
-                    return queries.task_record(await self._confirmed(writer, row))
+                    return queries.task_record(await self._confirmed(row))
             row = await self.task(row.task_seq)
         return queries.task_record(row)
 
-    async def _confirmed(self, writer: Writer, task: Task) -> Task:
+    async def _confirmed(self, task: Task) -> Task:
         """Wait for the end of a cancelled task, looking whether its owner still lives if that is somebody else."""
         pause = None if task.owner_id == self.owner_id and not task.is_external else _LOOK
         while not task.is_terminal:
@@ -217,16 +280,24 @@ class Core:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     return await self.end_of(task.task_seq)
-            task = await self._finished_for_the_dead(writer, await self.task(task.task_seq))
+            task = await self.task(task.task_seq)
+            if await self.finish_for_the_dead([task]):
+                task = await self.task(task.task_seq)
         return task
 
-    async def _finished_for_the_dead(self, writer: Writer, task: Task) -> Task:
-        """End a cancelled task if its owner is dead, or has closed and left it; return the row."""
-        owner_id = task.owner_id
-        if task.is_terminal or owner_id is None or owner_id == self.owner_id or not await self.is_gone(owner_id):
-            return task
-        outcome = await writer.run(lambda tx: transitions.finish_cancel(tx, task.task_seq, owner_id))
-        return outcome.task
+    async def finish_for_the_dead(self, tasks: Iterable[Task | TaskRecord]) -> bool:
+        """
+        End what was cancelled of the owners of some tasks, as far as they are dead, or have closed and left it.
+
+        Return whether there was such an owner. One look an owner, one unit for all.
+        """
+        owner_ids = {
+            task.owner_id for task in tasks if not task.is_terminal and task.owner_id not in {None, self.owner_id}
+        }
+        gone = [owner_id for owner_id in owner_ids if await self.is_gone(owner_id)]
+        if gone:
+            await self.to_request().run(lambda tx: transitions.finish_cancels(tx, gone))
+        return bool(gone)
 
     async def is_gone(self, owner_id: int) -> bool:
         """Say whether an owner has ended, or its lock is free."""

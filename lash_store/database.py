@@ -262,6 +262,18 @@ class Reader:
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
 
+    def at_once(self, sql: str) -> Any:
+        """
+        Return the one value of a statement that is quickly answered, on the caller's thread.
+
+        Raises:
+            sqlite3.Error: it could not be read just now.
+            StoreClosed: not open.
+        """
+        if self._connection is None:
+            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
+        return self._connection.raw.execute(sql).fetchall()[0][0]
+
     async def has_changed(self) -> bool:
         """Say whether another connection committed since the last call; reads no table."""
         version = await self.run(data_version)

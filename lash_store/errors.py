@@ -9,7 +9,17 @@ if TYPE_CHECKING:
 
 
 class StoreError(Exception):
-    """Everything this package raises on purpose."""
+    """Everything this package raises on purpose; it may be copied, and sent to another process."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # of the arguments `Exception` would make it from again, those by name are missing
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[StoreError], args: tuple[object, ...]) -> StoreError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 # --- one task -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 from .models import Failure
 
@@ -13,14 +15,11 @@ _MESSAGE = 2_000
 """Characters that are kept: the end of the traceback, the beginning of the message."""
 
 
-def failure_of(error: BaseException) -> str:
-    """Write what is kept of an exception, as JSON text."""
-    try:
-        message = str(error)
-    except Exception as broken:
-        message = f"(its message raised {type(broken).__name__})"
-    # the first frame is the runner's own
-    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+def failure_of(error: BaseException, *, caught_here: bool = True) -> str:
+    """Write what is kept of an exception, as JSON text; *caught_here*: its first frame is this package's own, and left out."""
+    message, trace = _said(error), error.__traceback__
+    if caught_here and trace is not None:
+        trace = trace.tb_next
     try:
         lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
     except Exception:
@@ -34,17 +33,31 @@ def failure_of(error: BaseException) -> str:
     return failure.model_dump_json()
 
 
-def failure_text(failure: Failure | BaseException | str | None) -> str:
-    """Write a failure that somebody reports, in whatever form, as JSON text."""
+def failure_text(failure: Failure | BaseException | Mapping[str, Any] | str | None) -> str:
+    """
+    Write a failure that somebody reports, in whatever form, as JSON text.
+
+    Raises:
+        ValueError: a mapping that is no `Failure`.
+    """
     if isinstance(failure, BaseException):
-        return failure_of(failure)
+        return failure_of(failure, caught_here=False)
+    if isinstance(failure, Mapping):
+        failure = Failure.model_validate(dict(failure))
     if not isinstance(failure, Failure):
-        failure = Failure(type="Failed", message="" if failure is None else str(failure))
+        failure = Failure(type="Failed", message="" if failure is None else _said(failure))
     return Failure(
         type=_storable(failure.type[:_MESSAGE]),
         message=_storable(failure.message[:_MESSAGE]),
         traceback=None if failure.traceback is None else _storable(failure.traceback[-_TRACEBACK:]),
     ).model_dump_json()
+
+
+def _said(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as broken:
+        return f"(its message raised {type(broken).__name__})"
 
 
 def _storable(text: str) -> str:

@@ -99,11 +99,14 @@ class Feed:
 
         Register first and read the row second: then no wake-up can be missed. Give it back with `forget`.
         """
-        if self.is_closed:
-            raise StoreClosed("the store is closed: open it again to wait")
+        self._refuse_closed()
         waiter: asyncio.Future[Task | None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(task_seq, set()).add(waiter)
         return waiter
+
+    def _refuse_closed(self) -> None:
+        if self.is_closed:
+            raise self.error or StoreClosed("the store is closed: open it again to wait")
 
     def forget(self, task_seq: int, waiter: asyncio.Future[Task | None]) -> None:
         """Give a waiter back."""
@@ -203,10 +206,28 @@ class Feed:
         types: Iterable[EventType] | None = None,
         task_seq: int | None = None,
     ) -> Subscription:
-        """Return what follows the events after a cursor, 0 from the beginning, None from now, as far as it fits."""
-        subscription = Subscription(self, self.head if after is None else after, scope, types, task_seq)
+        """
+        Return what follows the events after a cursor, 0 from the beginning, None from now, as far as it fits.
+
+        Raises:
+            StoreClosed, StorageError: the store has closed, or what stopped it.
+            ValueError: *after* is no cursor.
+        """
+        self._refuse_closed()
+        if after is None:
+            after = self._newest()
+        elif not isinstance(after, int) or not 0 <= after < 2**63:
+            raise ValueError(f"after is the seq of an event, 0 or None, not {after!r}")
+        subscription = Subscription(self, after, scope, types, task_seq)
         self._subscriptions.add(subscription)
         return subscription
+
+    def _newest(self) -> int:
+        """Return the newest event of the file: what others committed may not have been noticed yet, and is past all the same."""
+        try:
+            return max(self.head, int(self._reader.at_once(queries.LAST_SEQ)))
+        except (sqlite3.Error, StoreError):
+            return self.head
 
 
 class Subscription(AsyncIterator[TaskEvent]):

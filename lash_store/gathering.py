@@ -10,10 +10,15 @@ __all__ = ["Gathering", "Waiter"]
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """One who waits: *body* is the ``task_seq`` it waits in, *told* what others had been handed before it came."""
+    """
+    One who waits: *body* is the ``task_seq`` it waits in, *told* what others had been handed before it came.
+
+    *sync_needed*: while it waited, the session's flag was taken down for another, who must take its state up as it must.
+    """
 
     body: int | None
     told: frozenset[int]
+    sync_needed: bool = False
 
 
 @dataclass(slots=True)
@@ -42,6 +47,11 @@ class Gathering:
         """Note that a waiter is about to be handed failures, by ``task_seq``."""
         for failure in failures:
             self._owed.setdefault(failure, set(self._waiting))
+
+    def take_flag(self) -> None:
+        """Note that the session's flag was taken down: it counts for all who wait."""
+        for waiter in self._waiting:
+            waiter.sync_needed = True
 
     def leave(self, waiter: Waiter) -> list[int]:
         """Wait no more; return the failures that nobody is owed any longer."""

@@ -12,7 +12,16 @@ from pydantic import JsonValue
 
 from . import queries, session_queries, transitions
 from .core import Core
-from .errors import HandleNotVisible, InvalidId, TaskAbandoned, TaskCancelled, TaskError, TaskFailed, TaskNotFound
+from .errors import (
+    HandleNotVisible,
+    InvalidId,
+    StoreClosed,
+    TaskAbandoned,
+    TaskCancelled,
+    TaskError,
+    TaskFailed,
+    TaskNotFound,
+)
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import Evidence, Failure, HandleRole, Scope, TaskEvent, TaskRecord, TaskState, check_id
 from .session_queries import HandleRow
@@ -61,14 +70,16 @@ class TaskHandle:
         return {"__handle__": "task", "id": self.handle_id, "tool": self._task.label}
 
     @classmethod
-    async def from_json(cls, session: SessionTasks, value: Mapping[str, Any]) -> TaskHandle:
+    async def from_json(cls, session: SessionTasks, value: Mapping[str, Any] | str) -> TaskHandle:
         """
-        Read a handle back in the session that has it.
+        Read a handle back in the session that has it, from what `to_json` gave or the text of that.
 
         Raises:
             InvalidId: not the form that `to_json` gives.
             HandleNotVisible: the session has no such handle (any more).
         """
+        if isinstance(value, str):
+            value = _parsed(value)
         if not isinstance(value, Mapping):
             raise InvalidId(f"a handle's JSON is an object, not {type(value).__name__}")
         name = reference(value)
@@ -92,9 +103,11 @@ class TaskHandle:
             TimeoutError: *timeout* seconds passed; the task goes on.
             StoreClosed: the store closed meanwhile; the task's row tells the rest.
         """
+        began = time.monotonic()
         task = await self._core.end_within(self.task_seq, timeout)
         if not self._is_read:
-            self._is_read = await self._core.mark_read(self.handle_id, self._holder)
+            left = None if timeout is None else timeout - (time.monotonic() - began)
+            self._is_read = await self._core.mark_read(self.handle_id, self._holder, left)
         error = outcome_error(task)
         if error is not None:
             raise error
@@ -135,11 +148,17 @@ class TaskHandle:
         return await self._core.cancel(lambda tx: transitions.by_seq(tx, self.task_seq), reason, timeout)
 
     async def events(self) -> AsyncIterator[TaskEvent]:
-        """Yield this incarnation's events from its first, in order, and end after the one that ends it."""
+        """
+        Yield this incarnation's events from its first, in order, and end after the one that ends it.
+
+        Raises:
+            StoreClosed: the store closed before.
+        """
         async for event in self._core.feed.subscribe(0, task_seq=self.task_seq):
             yield event
             if event.type in TERMINAL_EVENTS:
                 return
+        raise StoreClosed(f"the store closed before task {self.id!r} ended: open it again to follow the task")
 
 
 async def owner_handle(core: Core, task: Task) -> TaskHandle:
@@ -195,12 +214,24 @@ def reference(value: Reference) -> str:
     """
     if isinstance(value, TaskHandle):
         return value.handle_id
+    if isinstance(value, str) and value.startswith("{") and '"__handle__"' in value:
+        value = _parsed(value)
     if isinstance(value, Mapping):
         name = value.get("id")
         if value.get("__handle__") != "task" or not isinstance(name, str) or not name.startswith("h-"):
             raise InvalidId(f'{dict(value)!r} is no handle: its JSON is {{"__handle__": "task", "id": "h-…"}}')
         return check_id("handle id", name)
     return check_id("task id", value)
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidId(f"{text!r} begins as a handle's JSON does, and is none: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidId(f"{text!r} is no handle's JSON")
+    return value
 
 
 def references(values: Iterable[Reference]) -> list[str]:
@@ -235,9 +266,10 @@ def _base32(number: int, digits: int, pairs: list[str]) -> str:
 
 def new_id(what: str) -> str:
     """Make a task's id: *what* it is, and 12 random characters."""
-    while what.startswith("h-"):
+    while f"{what}-".startswith("h-"):
         # so begin the ids of handles
-        what = what.removeprefix("h-")
+        what = what[2:]
+    what = what or "task"
     return f"{what[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
 
 

@@ -103,8 +103,9 @@ def close_session(tx: Transaction, scope: Scope, successor: Scope | None, by: st
         destination = Scope.parse(row.parent)
         _check_destination(tx, scope, destination)
     moved = _move_all(tx, scope, destination, going, ending) if destination is not None and going else []
-    spared = _covered(tx, moved)
-    cancelled = _cancel_all(tx, [task for task in live if task.task_seq in ending], "session closed", by, spared)
+    stopping = [task for task in live if task.task_seq in ending]
+    spared = _covered(tx, moved) | moved_away(tx, scope, stopping)
+    cancelled = _cancel_all(tx, stopping, "session closed", by, spared)
     session_queries.set_closed(tx, str(scope))
     gone = {task.task_seq for task in (*moved, *cancelled)}
     kept = [task for task in live if task.task_seq not in gone]
@@ -267,13 +268,20 @@ def _cancel_rest(tx: Transaction, scope: Scope, kept: Sequence[Task], by: str) -
     hidden = {task.task_seq for task in live if task.mode == TaskMode.HIDDEN}
     spared = _covered(tx, kept) | hidden
     ending = [task for task in live if task.task_seq not in spared]
-    return _cancel_all(tx, ending, "unreferenced", by, spared)
+    return _cancel_all(tx, ending, "unreferenced", by, spared | moved_away(tx, scope, ending))
 
 
 def _covered(tx: Transaction, tasks: Iterable[Task]) -> set[int]:
     """Return these tasks and all live ones below them."""
     found = {task.task_seq for task in tasks}
     return found | {below.task_seq for below in families.live_descendants(tx, *found)}
+
+
+def moved_away(tx: Transaction, scope: Scope, tasks: Iterable[Task]) -> set[int]:
+    """Return what descends from tasks of a session and was given to another since, with all below it: that one may end it."""
+    below = families.live_descendants(tx, *(task.task_seq for task in tasks))
+    gone = [task for task in below if task.scope != str(scope) and queries.was_moved(tx, task.task_seq, str(scope))]
+    return _covered(tx, gone) if gone else set()
 
 
 def _cancel_all(tx: Transaction, tasks: Iterable[Task], reason: str, by: str, spared: Collection[int]) -> list[Task]:

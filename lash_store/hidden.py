@@ -16,6 +16,7 @@ from .gathering import Gathering
 from .handles import outcome_error
 from .lifecycle import Task
 from .models import EventType, Scope
+from .runner import aside
 from .writer import Unit
 
 __all__ = ["acknowledge_all", "settle"]
@@ -28,6 +29,7 @@ class _Look(NamedTuple):
     failures: list[Task]
     sync_needed: bool
     cleared: bool
+    gone: set[int]
     since: int
 
 
@@ -52,10 +54,14 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
             stuck = set() if within is None else {within, *gathering.bodies}
             clears = clear and not known
             look: _Look = await writer.run_or_undo(
-                partial(_look, scope=scope, since=since, stuck=stuck, clear=clears), partial(_flag_again, scope)
+                partial(_look, scope=scope, since=since, stuck=stuck, clear=clears, known=set(known)),
+                partial(_flag_again, scope),
             )
             since = look.since
+            if look.cleared:
+                gathering.take_flag()
             # also while others are still waited for: who is told of it meanwhile acknowledges it, and it is not found again
+            known = {task_seq: task for task_seq, task in known.items() if task_seq not in look.gone}
             known |= {task.task_seq: task for task in look.failures if task.task_seq not in me.told}
             if not look.live:
                 break
@@ -71,7 +77,7 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
     if known:
         errors = [error for _, task in sorted(known.items()) if (error := outcome_error(task)) is not None]
         raise ExceptionGroup[TaskError](f"{len(errors)} hidden tasks of session {str(scope)!r} failed", errors)
-    return look.sync_needed
+    return look.sync_needed or me.sync_needed
 
 
 def acknowledge_all(core: Core) -> None:
@@ -82,10 +88,10 @@ def acknowledge_all(core: Core) -> None:
 
 async def _any_change(core: Core, live: Sequence[Task], leaving: Subscription) -> None:
     """Wait until all of the live tasks have ended, or one may have left the session."""
-    ended = asyncio.create_task(_ends(core, live), name="lash_store hidden work")
-    left = asyncio.create_task(leaving.one(), name="lash_store hidden work that leaves")
+    ended = aside(core.ends_of([task.task_seq for task in live]), "lash_store hidden work")
+    left = aside(leaving.one(), "lash_store hidden work that leaves")
     try:
-        await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+        await core.wait_aside({ended, left}, first=True)
     finally:
         for wait in (ended, left):
             wait.cancel()
@@ -94,11 +100,9 @@ async def _any_change(core: Core, live: Sequence[Task], leaving: Subscription) -
         ended.result()
 
 
-async def _ends(core: Core, live: Sequence[Task]) -> None:
-    await core.ends_of([task.task_seq for task in live])
-
-
-def _look(tx: Transaction, *, scope: Scope, since: int | None, stuck: Collection[int], clear: bool) -> _Look:
+def _look(
+    tx: Transaction, *, scope: Scope, since: int | None, stuck: Collection[int], clear: bool, known: Collection[int]
+) -> _Look:
     since = tx.next_seq - 1 if since is None else since
     row = session_queries.session(tx, str(scope))
     if row is None:
@@ -111,7 +115,9 @@ def _look(tx: Transaction, *, scope: Scope, since: int | None, stuck: Collection
     if cleared:
         session_queries.flag_sync(tx, str(scope), needed=False)
     waited_for = [task for task in live if task.task_seq not in left_out]
-    return _Look(waited_for, failures, bool(row.sync_needed), cleared, since)
+    # what failed may have been given to another session since: it is told there
+    gone = {task_seq for task_seq in known if transitions.by_seq(tx, task_seq).scope != str(scope)}
+    return _Look(waited_for, failures, bool(row.sync_needed), cleared, gone, since)
 
 
 def _flag_again(scope: Scope, look: _Look) -> Unit[None] | None:

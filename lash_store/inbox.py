@@ -39,17 +39,26 @@ class Inbox:
         self._core = core
         self._scope = scope
         self._limit = limit
+        self._is_in_use = False
         self._lock: OwnerLock | None = None
         self._notes: list[Note] = []
 
     async def __aenter__(self) -> list[Note]:
-        if self._lock is not None:
+        if self._is_in_use:
             raise InboxBusy(f"this reader of the inbox of {str(self._scope)!r} is in use: call inbox() once a block")
+        self._is_in_use = True
+        try:
+            return await self._claim()
+        except BaseException:
+            self._is_in_use = False
+            raise
+
+    async def _claim(self) -> list[Note]:
         writer = self._core.to_request()
         dead = await self._dead_readers()
-        lock = OwnerLock(self._core.path)
+        lock = self._lock = OwnerLock(self._core.path)
         lock.acquire()
-        self._lock = lock
+        self._core.claims.add(lock)
         claim = json.dumps({"token": lock.token, "owner_id": self._core.owner_id, **owners.describe_process()})
         try:
             self._notes = await writer.run(lambda tx: self._take(tx, lock.token, claim, dead))
@@ -60,15 +69,14 @@ class Inbox:
             with contextlib.suppress(StoreError):
                 let_go = writer.submit(lambda tx: self._let_go(tx, lock.token, []))
                 let_go.add_done_callback(lambda future: _tidy(future, lock))
-            lock.release()
-            self._lock = None
+            self._release(lock)
             raise
         return list(self._notes)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lock, self._lock = self._lock, None
+        lock = self._lock
         assert lock is not None
         done = [note.note_seq for note in self._notes] if kind is None else []
         try:
@@ -80,7 +88,12 @@ class Inbox:
             if kind is None:
                 raise
         finally:
-            lock.release()
+            self._release(lock)
+            self._is_in_use = False
+
+    def _release(self, lock: OwnerLock) -> None:
+        lock.release()
+        self._core.claims.discard(lock)
 
     async def _dead_readers(self) -> frozenset[str]:
         claims = await self._core.look(session_queries.inbox_claims)
@@ -109,10 +122,10 @@ class Inbox:
 
 
 def _reader_of(claim: str) -> OwnerRow:
-    """Return who claimed an inbox, as one whose lock can be asked."""
+    """Return who claimed an inbox, as one whose lock can be asked; of what a hand wrote there, one that has none."""
     known = json.loads(claim)
-    fields = {name: known.get(name) for name in OwnerRow._fields}
-    return OwnerRow._make(fields.values())
+    fields = known if isinstance(known, dict) and isinstance(known.get("token"), str) else {"token": ""}
+    return OwnerRow._make(fields.get(name) for name in OwnerRow._fields)
 
 
 def _tidy(let_go: asyncio.Future[None], lock: OwnerLock) -> None:

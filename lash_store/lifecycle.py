@@ -161,8 +161,10 @@ _STAMPS = {
 }
 
 
-def stamps(event: EventType) -> tuple[str, ...]:
-    """Return the columns that take the time of an event of this type."""
+def stamps(event: EventType, mode: str = TaskMode.MANAGED) -> tuple[str, ...]:
+    """Return the columns that take the time of an event of this type; external work goes on when it is bound again."""
+    if event is EventType.REATTACHED and mode == TaskMode.EXTERNAL:
+        return ("updated_at",)
     return _STAMPS.get(event, ("updated_at",))
 
 
@@ -184,7 +186,7 @@ def decide(task: Task, command: Command, now: str) -> Change | Refused:
     change = (_decide_external if task.is_external else _decide_live)(task, command, now)
     if isinstance(change, Refused):
         return change
-    return Change(change.type, {**change.columns, **dict.fromkeys(stamps(change.type), now)}, change.detail)
+    return Change(change.type, {**change.columns, **dict.fromkeys(stamps(change.type, task.mode), now)}, change.detail)
 
 
 _OUTCOME = {
@@ -295,10 +297,10 @@ def _decide_external(task: Task, command: Command, now: str) -> Change | Refused
     match command:
         case Rebind(from_owner=from_owner) if from_owner != task.owner_id:
             return _SUPERSEDED
-        case Rebind(owner_id=owner_id, has_callback=has_callback):
+        case Rebind(owner_id=owner_id, has_callback=has_callback, anew=anew):
             return Change(
                 EventType.REATTACHED,
-                {"owner_id": owner_id, "has_callback": int(has_callback)},
+                {**anew, "owner_id": owner_id, "has_callback": int(has_callback)},
                 {"previous_owner_id": task.owner_id},
             )
         case Release() if task.owner_id is None:
@@ -320,6 +322,17 @@ def _decide_external(task: Task, command: Command, now: str) -> Change | Refused
             return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED})
         case Flip(state=state) if not requested:
             return _UNCHANGED if state == task.state else Change(EventType.STATE_CHANGED, {"state": state})
+        case Settle(state=TaskState.CANCELLED, reason=reason, asked_by=str(by)):
+            return Change(
+                EventType.CANCELLED,
+                {
+                    "state": TaskState.CANCELLED,
+                    "cancel_reason": reason,
+                    "cancel_requested_by": by,
+                    "cancel_requested_at": now,
+                },
+                {"because_of": command.because_of},
+            )
         case Settle(state=TaskState.CANCELLED, reason=reason):
             why = {} if reason is None or requested else {"cancel_reason": reason}
             return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED, **why})
@@ -420,5 +433,5 @@ def fold(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         data = event["data"]
         row.update({column: data[column] for column in row.keys() & data.keys()})
         row.update(task_seq=event["task_seq"], scope=event["scope"], id=event["task_id"], attempt=event["attempt"])
-        row.update(dict.fromkeys(stamps(EventType(event["type"])), event["at"]))
+        row.update(dict.fromkeys(stamps(EventType(event["type"]), row["mode"]), event["at"]))
     return row

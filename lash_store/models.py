@@ -36,6 +36,7 @@ __all__ = [
     "TaskState",
     "Transition",
     "Verdict",
+    "check_fraction",
     "check_id",
     "check_text",
 ]
@@ -197,6 +198,20 @@ def check_text(what: str, value: str) -> str:
     if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise ValueError(f"{what} has NUL or lone surrogates in it: it cannot be stored")
     return value
+
+
+def check_fraction(what: str, value: float | None) -> float | None:
+    """
+    Return *value* as a float, if there is one.
+
+    Raises:
+        ValueError: not a number from 0 to 1.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"the fraction of {what} must be a number from 0 to 1, not {value!r}")
+    return float(value)
 
 
 class _Record(BaseModel):

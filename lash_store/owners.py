@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import secrets
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,8 @@ class Life(StrEnum):
     UNREACHABLE = "unreachable"
 
 
+_TOKEN = re.compile(r"[\w-]+", re.ASCII)
+
 _ours: dict[str, OwnerLock] = {}
 """The locks this process holds, by token."""
 
@@ -41,7 +44,7 @@ class OwnerLock:
     def __init__(self, path: Path) -> None:
         self.token = f"o-{secrets.token_hex(10)}"
         self._database = path
-        self.path = side_folder(path) / f"{self.token}.lock"
+        self.path = _side_file(path, self.token)
         self._descriptor = -1
         self._loop = asyncio.get_running_loop()
 
@@ -100,6 +103,15 @@ class OwnerLock:
             self._descriptor = -1
 
 
+def _side_file(path: Path, token: str) -> Path:
+    return side_folder(path) / f"{token}.lock"
+
+
+def _is_token(token: object) -> bool:
+    """Whether a row's token names a file in the folder of locks; what a hand wrote there could name anybody's."""
+    return isinstance(token, str) and _TOKEN.fullmatch(token) is not None
+
+
 def _create_locked(path: Path) -> int:
     # under another name first: whoever finds the file by its own name finds it locked
     made = path.with_suffix(".new")
@@ -110,12 +122,18 @@ def _create_locked(path: Path) -> int:
 
 
 def life_of(path: Path, owner: OwnerRow) -> Life:
-    """Say whether an owner of the database at *path* is alive; nothing is changed by asking."""
+    """
+    Say whether an owner of the database at *path* is alive; nothing is changed by asking.
+
+    One whose token can name no file of ours never held a lock: somebody wrote it into the row.
+    """
+    if not _is_token(owner.token):
+        return Life.DEAD
     ours = _ours.get(owner.token)
     if ours is not None:
         return Life.DEAD if ours.is_orphaned else Life.ALIVE
     try:
-        descriptor = os.open(side_folder(path) / f"{owner.token}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(_side_file(path, owner.token), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return Life.UNREACHABLE if _process_lives(owner) else Life.DEAD
     try:
@@ -140,8 +158,8 @@ def sweep(path: Path, tokens: list[str]) -> None:
 
     A file whose lock somebody holds is left.
     """
-    for token in tokens:
-        side = side_folder(path) / f"{token}.lock"
+    for token in filter(_is_token, tokens):
+        side = _side_file(path, token)
         with contextlib.suppress(OSError):
             descriptor = os.open(side, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

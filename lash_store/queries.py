@@ -36,7 +36,7 @@ from .models import (
     TaskRecord,
 )
 from .schema import CHECKPOINT, events, owners, steps, tasks
-from .statements import ZERO, Hot, hot, names, sql, values, word
+from .statements import ONE, ZERO, Hot, hot, names, sql, values, word
 
 __all__ = [
     "LIVE",
@@ -345,6 +345,17 @@ def _insert_events(count: int) -> str:
 EVENT_BY_SEQ = sql(_EVENT.where(events.c.seq == bindparam("seq")))
 LAST_SEQ = sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
 
+_MOVED_FROM = sql(
+    select(events.c.seq)
+    .where(
+        events.c.task_seq == bindparam("task_seq"),
+        events.c.type == word(EventType.TRANSFERRED),
+        events.c.from_scope == bindparam("scope"),
+    )
+    .limit(ONE)
+    .offset(ZERO)
+)
+
 _EVENT_CHOICES: Mapping[str, ColumnElement[bool]] = {
     "after": events.c.seq > bindparam("after"),
     "until": events.c.seq <= bindparam("until"),
@@ -384,6 +395,17 @@ def insert_event(
     else:
         values = (task.task_seq, scope, from_scope, task.id, task.attempt, kind, tx.now, data)
     tx.events.append(Committed._make((tx.next_seq, *values, task if is_last else None, local)))
+
+
+def was_moved(tx: Transaction, task_seq: int, scope: str) -> bool:
+    """Say whether a task was ever given to another session by this one."""
+    # what other units of this transaction did is not in the table yet
+    if any(
+        (event.type, event.task_seq, event.from_scope) == (EventType.TRANSFERRED, task_seq, scope)
+        for event in tx.events
+    ):
+        return True
+    return tx.one(_MOVED_FROM, {"task_seq": task_seq, "scope": scope}) is not None
 
 
 def write_events(tx: Transaction) -> None:

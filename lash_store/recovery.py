@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -82,9 +81,7 @@ def give_up_owner(tx: Transaction, owner_id: int, reason: str, by: str) -> list[
             else:
                 transitions.transition(tx, task, Release("owner_abandoned"))
         queries.end_owner(tx, owner_id, OwnerEnd.ABANDONED)
-        for scope, claim in session_queries.inbox_claims(tx):
-            if json.loads(claim).get("owner_id") == owner_id:
-                session_queries.claim_inbox(tx, scope, None)
+        session_queries.release_claims(tx, owner_id)
     return tx.events[before:]
 
 

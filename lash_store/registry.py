@@ -130,7 +130,8 @@ class Function:
         if names is None or len(args) + len(kwargs) != len(names):
             return None
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return given if given.keys() == set(names) else None
+        # in the order of the signature, however the caller wrote them
+        return {name: given[name] for name in names} if given.keys() == set(names) else None
 
     @cached_property
     def _names(self) -> tuple[str, ...] | None:
@@ -142,6 +143,18 @@ class Function:
     def _checked(self, name: str, value: Any) -> Any:
         adapter = self._adapters[name]
         return value if adapter is None else adapter.validate_python(value)
+
+    def is_same(self, arguments: str, others: str) -> bool:
+        """Whether two calls' stored arguments mean the same to this function: a set has no order, and neither has an object."""
+        one, other = json.loads(arguments), json.loads(others)
+        if one == other:
+            return True
+        try:
+            return {name: self._restored(name, value) for name, value in one.items()} == {
+                name: self._restored(name, value) for name, value in other.items()
+            }
+        except (KeyError, ValidationError):
+            return False
 
     def call(self, context: Any, arguments: str) -> Awaitable[Any]:
         """

@@ -21,7 +21,6 @@ from .errors import (
     CommitInDoubt,
     InvalidArguments,
     ResultNotSerializable,
-    StaleAttempt,
     StorageMoved,
     StoreClosed,
     StoreError,
@@ -34,7 +33,7 @@ from .slots import Slot, Slots
 from .transitions import Outcome
 from .writer import Unit, Writer
 
-__all__ = ["Body", "Runner"]
+__all__ = ["Body", "Runner", "aside"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -43,6 +42,13 @@ _RETRY = (0.05, 2.0)
 """Seconds between tries to store an outcome on a full or busy disk: first, and at most."""
 
 current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash_store_body", default=None)
+
+
+def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Begin one of several waits of a caller: none of them touches the slot of its body, which `Core.wait_aside` gives back."""
+    context = contextvars.copy_context()
+    context.run(current_body.set, None)
+    return asyncio.create_task(wait, name=name, context=context)
 
 
 class Body:
@@ -116,6 +122,7 @@ class Runner:
         self.slots = Slots(max_running, self._schedule)
         self._queued: dict[int, tuple[Task, bool]] = {}
         self._starting: set[int] = set()
+        self._tried: set[int] = set()
         self._bodies: dict[int, Body] = {}
         self._replaced: set[Body] = set()
         self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
@@ -184,11 +191,13 @@ class Runner:
         return [*self._bodies, *self._queued]
 
     def is_live(self, task_seq: int) -> bool:
-        """Whether a task is held here and has not ended: its row is live, then, and nobody need read it."""
+        """
+        Whether a task is held here and its end is still to be told: its row is live, then, and nobody need read it.
+
+        Not so once its start was asked for: the end that supersedes the start may have been told already.
+        """
         body = self._bodies.get(task_seq)
-        if body is not None:
-            return body.is_live
-        return task_seq in self._queued or task_seq in self._starting
+        return task_seq in self._queued and task_seq not in self._tried if body is None else body.is_live
 
     def note_ended(self, task_seq: int) -> None:
         """Learn that a task's terminal event is in the file; told before anybody who waits for it is."""
@@ -275,10 +284,13 @@ class Runner:
         if error is not None:
             log.warning("start_failed", extra={"task_seq": task.task_seq}, exc_info=error)
             if not self._closing and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+                self._tried.add(task.task_seq)
                 asyncio.get_running_loop().call_later(_RETRY[1], self._try_again, task, reattach)
-        elif task.task_seq not in self._bodies:
-            # somebody else changed the row first
-            self._forget(task.task_seq)
+        else:
+            self._tried.discard(task.task_seq)
+            if task.task_seq not in self._bodies:
+                # somebody else changed the row first
+                self._forget(task.task_seq)
         self._look_whether_idle()
 
     def _try_again(self, task: Task, reattach: bool) -> None:
@@ -402,8 +414,6 @@ class Runner:
         error = coroutine.exception()
         if isinstance(error, _Escaped):
             error = error.error
-        if isinstance(error, StaleAttempt) and error.task_id == body.task.id:
-            return None
         if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
             return None
         if error is not None:
@@ -415,7 +425,7 @@ class Runner:
 
     # --- closing ---
 
-    async def detach(self, timeout: float) -> list[Task]:
+    async def detach(self, timeout: float | None) -> list[Task]:
         """
         Stop every body with reason *detach*, and wait up to *timeout* seconds for them to end; return those that did not.
 

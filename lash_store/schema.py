@@ -77,6 +77,7 @@ sessions = Table(
     Column("sync_needed", Integer, _is_flag("sync_needed"), nullable=False, server_default=text("0")),
     Column("inbox_claim", Text, _json("inbox_claim")),
     Column("reopened_after", Integer, nullable=False, server_default=text("0")),
+    Column("reopened_amid", Text, _json("reopened_amid")),
     UniqueConstraint("scope", name="sessions_scope"),
     CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
     CheckConstraint("instr(runtime, ':') = 0", name="runtime"),
@@ -86,7 +87,7 @@ sessions = Table(
 
 """
 ``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives; ``reopened_after`` is the newest
-``task_seq`` when the session was last opened again.
+``task_seq`` when the session was last opened again, and ``reopened_amid`` a JSON array of the sub-agents that worked in it then.
 """
 
 owners = Table(
@@ -322,14 +323,15 @@ Index(
 )
 """One row a handoff: what was to be kept (handles and task ids), and the records as they stood after it."""
 
+# every column but the one that a transfer changes
+_FINAL = "\n  OR ".join(f"NEW.{column.name} IS NOT OLD.{column.name}" for column in tasks.c if column.name != "scope")
+
 TRIGGERS = {
-    "tasks_terminal_is_final": """
+    "tasks_terminal_is_final": f"""
 CREATE TRIGGER tasks_terminal_is_final
 BEFORE UPDATE ON tasks
 WHEN OLD.completed_at IS NOT NULL AND (
-  NEW.state IS NOT OLD.state OR NEW.completed_at IS NOT OLD.completed_at OR NEW.attempt IS NOT OLD.attempt
-  OR NEW.result IS NOT OLD.result OR NEW.failure IS NOT OLD.failure OR NEW.evidence IS NOT OLD.evidence
-  OR NEW.task_seq IS NOT OLD.task_seq OR NEW.id IS NOT OLD.id OR NEW.cancel_reason IS NOT OLD.cancel_reason
+  {_FINAL}
 )
 BEGIN
   SELECT RAISE(ABORT, 'a finished task keeps its outcome');

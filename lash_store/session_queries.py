@@ -33,6 +33,7 @@ class SessionRow(NamedTuple):
 
 _OF_SCOPE = sessions.c.scope == bindparam("key_scope")
 SESSION = sql(select(*(sessions.c[name] for name in SessionRow._fields)).where(sessions.c.scope == bindparam("scope")))
+SCOPES_OF_ID = sql(select(sessions.c.scope).where(sessions.c.session_id == bindparam("session_id")))
 _INSERT_SESSION = sql(
     insert(sessions).values(
         {name: bindparam(name) for name in ("scope", "runtime", "session_id", "parent", "opened_at")}
@@ -40,16 +41,13 @@ _INSERT_SESSION = sql(
 )
 _ADOPT_SESSION = sql(update(sessions).where(_OF_SCOPE).values(parent=bindparam("new_parent")))
 _CLOSE_SESSION = sql(update(sessions).where(_OF_SCOPE).values(closed_at=bindparam("now")))
-_REOPEN_SESSION = sql(
-    update(sessions)
-    .where(_OF_SCOPE)
-    .values(
-        closed_at=null(),
-        reopened_after=select(func.coalesce(func.max(tasks.c.task_seq), ZERO)).scalar_subquery(),
-    )
-)
 _FLAG_SYNC = sql(update(sessions).where(_OF_SCOPE).values(sync_needed=bindparam("flag")))
 _CLAIM_INBOX = sql(update(sessions).where(_OF_SCOPE).values(inbox_claim=bindparam("claim")))
+_RELEASE_CLAIMS = sql(
+    update(sessions)
+    .where(func.json_extract(sessions.c.inbox_claim, word("$.owner_id")) == bindparam("owner_id"))
+    .values(inbox_claim=null())
+)
 _CLAIMS = sql(select(sessions.c.scope, sessions.c.inbox_claim).where(sessions.c.inbox_claim.is_not(None)))
 SESSIONS = sql(
     select(
@@ -67,17 +65,32 @@ SESSIONS = sql(
 )
 
 
+_WORKS_HERE = and_(
+    tasks.c.child_session_id == sessions.c.session_id,
+    tasks.c.scope >= sessions.c.runtime + word(":"),
+    tasks.c.scope < sessions.c.runtime + word(";"),
+)
+_IS_AT_WORK = and_(LIVE, tasks.c.state != word(TaskState.CANCEL_REQUESTED))
+_REOPEN_SESSION = sql(
+    update(sessions)
+    .where(_OF_SCOPE)
+    .values(
+        closed_at=null(),
+        reopened_after=select(func.coalesce(func.max(tasks.c.task_seq), ZERO)).scalar_subquery(),
+        reopened_amid=select(func.json_group_array(tasks.c.task_seq))
+        .where(_WORKS_HERE, _IS_AT_WORK)
+        .correlate(sessions)
+        .scalar_subquery(),
+    )
+)
+
+
 def _agent(*where: ColumnElement[bool]) -> ScalarSelect[int]:
-    """The newest task that works through a session since it was last opened again."""
+    """The newest task that works through a session, unless it had ended, or been asked to, when that was last opened again."""
+    was_at_work = tasks.c.task_seq.in_(select(text("value")).select_from(func.json_each(sessions.c.reopened_amid)))
     return (
         select(func.max(tasks.c.task_seq))
-        .where(
-            tasks.c.child_session_id == sessions.c.session_id,
-            tasks.c.task_seq > sessions.c.reopened_after,
-            tasks.c.scope >= sessions.c.runtime + word(":"),
-            tasks.c.scope < sessions.c.runtime + word(";"),
-            *where,
-        )
+        .where(_WORKS_HERE, or_(tasks.c.task_seq > sessions.c.reopened_after, was_at_work), *where)
         .correlate(sessions)
         .scalar_subquery()
     )
@@ -87,7 +100,7 @@ def _agent(*where: ColumnElement[bool]) -> ScalarSelect[int]:
 _BIRTHPLACE = hot(
     select(
         sessions.c.closed_at,
-        func.coalesce(_agent(LIVE, tasks.c.state != word(TaskState.CANCEL_REQUESTED)), _agent(LIVE), _agent()),
+        func.coalesce(_agent(_IS_AT_WORK), _agent(LIVE), _agent()),
         sessions.c.sync_needed,
     ).where(sessions.c.scope == bindparam("scope"))
 ).sql
@@ -130,7 +143,7 @@ def set_closed(tx: Transaction, scope: str) -> None:
 
 
 def reopen_session(tx: Transaction, scope: str) -> None:
-    """Open a session again, free of what became of the sub-agents that worked in it before."""
+    """Open a session again, free of what became, by then, of the sub-agents that worked in it."""
     tx.one(_REOPEN_SESSION, {"key_scope": scope})
 
 
@@ -384,6 +397,11 @@ def inbox_claims(tx: Transaction) -> list[tuple[str, str]]:
 def claim_inbox(tx: Transaction, scope: str, claim: str | None) -> None:
     """Note who reads a session's notes; None: nobody does."""
     tx.one(_CLAIM_INBOX, {"key_scope": scope, "claim": claim})
+
+
+def release_claims(tx: Transaction, owner_id: int) -> None:
+    """Note that an owner reads no session's notes any more."""
+    tx.one(_RELEASE_CLAIMS, {"owner_id": owner_id})
 
 
 def note_record(row: Sequence[Any]) -> Note:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ from .models import (
     TaskRecord,
     TaskState,
     Transition,
+    check_fraction,
     check_id,
     check_text,
 )
@@ -129,7 +130,7 @@ class SessionTasks:
         )
 
     async def spawn_hidden(
-        self, label: str, fn: Callable[..., Any] | Coroutine[Any, Any, Any], *args: Any, **kwargs: Any
+        self, label: str, fn_or_coroutine: Callable[..., Any] | Coroutine[Any, Any, Any], *args: Any, **kwargs: Any
     ) -> TaskHandle:
         """
         Start work that the session awaits before it persists itself, and that no list shows unless asked; see `spawn`.
@@ -142,9 +143,9 @@ class SessionTasks:
         try:
             check_id("label", label)
         except BaseException:
-            spawning.close_refused(fn)
+            spawning.close_refused(fn_or_coroutine)
             raise
-        return await self._spawn(fn, args, kwargs, {"label": label, "mode": TaskMode.HIDDEN}, None, parent)
+        return await self._spawn(fn_or_coroutine, args, kwargs, {"label": label, "mode": TaskMode.HIDDEN}, None, parent)
 
     async def await_hidden(self) -> None:
         """
@@ -200,7 +201,8 @@ class SessionTasks:
         on the loop, a plain function in a thread of its own; it gets the task's record if it has a parameter for it. Without a
         callback the task is cancelled by the books.
 
-        Registered again after a restart, a live task gets its new callback, also one whose cancel was requested meanwhile.
+        Registered again after a restart, a live task gets its new callback, also one whose cancel was requested meanwhile; label,
+        key, sub-agent's session, policy and wish for a note are replaced where they are given anew, the parent stays.
 
         Raises:
             TaskExists: the id is live and somebody keeps it, unless it is the same idempotency key: then that task comes back.
@@ -208,7 +210,8 @@ class SessionTasks:
         """
         _, owner_id = self._core.to_create()
         if cancel is not None and not callable(cancel):
-            raise InvalidArguments(f"cancel must be a function, not {type(cancel).__name__}")
+            spawning.close_refused(cancel)
+            raise InvalidArguments(f"task {id!r}: cancel must be a function, not {type(cancel).__name__}")
         check_id("task id", id)
         new = spawning.new_task(
             self._scope,
@@ -255,7 +258,7 @@ class SessionTasks:
         state: TaskState,
         *,
         result: Any = None,
-        failure: Failure | BaseException | str | None = None,
+        failure: Failure | BaseException | Mapping[str, Any] | str | None = None,
     ) -> Transition:
         """
         End external work: ``completed`` with a *result*, ``failed`` with a *failure*, or ``cancelled``.
@@ -280,7 +283,9 @@ class SessionTasks:
         """
         state = TaskState(state)
         if state not in {TaskState.RUNNING, TaskState.WAITING}:
-            raise ValueError(f"external work is 'running' or 'waiting', not {str(state)!r}: complete() ends it")
+            raise ValueError(
+                f"task {reference(id)!r} may be 'running' or 'waiting', not {str(state)!r}: complete() ends it"
+            )
         return await self._change(id, Flip(state), "set_live_state()")
 
     async def update(self, id: Reference, *, progress: str | None = None, fraction: float | None = None) -> Transition:
@@ -292,12 +297,10 @@ class SessionTasks:
         Raises:
             ValueError: *fraction* is outside 0 to 1, or the text cannot be stored.
         """
-        if fraction is not None and not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"fraction must be from 0 to 1, not {fraction!r}")
-        if progress is not None:
-            check_text("progress", progress)
-        command = Progress(None, progress, None if fraction is None else float(fraction))
         name = reference(id)
+        if progress is not None:
+            check_text(f"the progress of task {name!r}", progress)
+        command = Progress(None, progress, check_fraction(f"task {name!r}", fraction))
         outcome = await self._run(lambda tx: transitions.transition(tx, self._find(tx, name), command))
         return _transition(outcome)
 
@@ -362,7 +365,10 @@ class SessionTasks:
             SessionClosed: this session is closed.
         """
         self._core.to_create()
-        of, made = as_scope(scope), new_handle_id()
+        of, made = (
+            self._sibling(scope) if isinstance(scope, str) and ":" not in scope else as_scope(scope),
+            new_handle_id(),
+        )
         name = reference(id)
         task, handle_id = await self._run(lambda tx: handover.observe(tx, self._scope, of, name, made))
         return TaskHandle(self._core, task, handle_id, observer=self._scope)
@@ -458,6 +464,7 @@ class SessionTasks:
         """
         names, by = references(keep), self._core.requester
         reached = await self._run(lambda tx: handover.cancel_unreferenced(tx, self._scope, names, by))
+        await self._core.finish_for_the_dead(reached)
         return [queries.task_record(task) for task in reached]
 
     async def handoff(
@@ -479,7 +486,9 @@ class SessionTasks:
             check_id("handoff id", id)
         made = new_id("handoff")
         row = await self._run(lambda tx: handover.handoff(tx, self._scope, destination, names, id, made, by))
-        return session_queries.handoff_record(row)
+        done = session_queries.handoff_record(row)
+        await self._core.finish_for_the_dead(done.cancelled)
+        return done
 
     # --- the inbox ---
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from enum import StrEnum
 from typing import Any
 
 from .births import Born, NewTask
@@ -58,6 +59,7 @@ def body_columns(
         "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.COOPERATIVE),
         "arguments": function.bind(args, kwargs),
         "max_attempts": function.max_attempts,
+        "is_same": function.is_same,
     }
 
 
@@ -80,8 +82,16 @@ def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:
         raise SessionError(f"task {task_id!r} cannot work in its own session: child_session_id names another")
     if key is not None:
         check_id("idempotency key", key)
-    columns["kind"], columns["close_policy"] = TaskKind(columns["kind"]), ClosePolicy(columns["close_policy"])
+    for name, words in (("kind", TaskKind), ("close_policy", ClosePolicy)):
+        columns[name] = _word(task_id, name, words, columns[name])
     return NewTask(scope=scope, id=task_id, label=label, owner_id=owner_id, handle_id=new_handle_id(), **columns)
+
+
+def _word(task_id: str, name: str, words: type[StrEnum], given: str) -> StrEnum:
+    try:
+        return words(given)
+    except ValueError:
+        raise ValueError(f"task {task_id!r}: {name} is one of {', '.join(words)}, not {given!r}") from None
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -97,7 +107,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def ending(task_id: str, state: TaskState, result: Any, failure: Failure | BaseException | str | None) -> Settle:
+def ending(
+    task_id: str, state: TaskState, result: Any, failure: Failure | BaseException | Mapping[str, Any] | str | None
+) -> Settle:
     """
     Check how external work is said to have ended.
 
@@ -106,11 +118,11 @@ def ending(task_id: str, state: TaskState, result: Any, failure: Failure | BaseE
         ResultNotSerializable: the result is not JSON.
     """
     if state not in {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED}:
-        raise ValueError(f"external work ends 'completed', 'failed' or 'cancelled', not {str(state)!r}")
+        raise ValueError(f"task {task_id!r} may end 'completed', 'failed' or 'cancelled', not {str(state)!r}")
     if result is not None and state is not TaskState.COMPLETED:
-        raise ValueError(f"a result belongs to 'completed', not to {str(state)!r}")
+        raise ValueError(f"task {task_id!r}: a result belongs to 'completed', not to {str(state)!r}")
     if failure is not None and state is not TaskState.FAILED:
-        raise ValueError(f"a failure belongs to 'failed', not to {str(state)!r}")
+        raise ValueError(f"task {task_id!r}: a failure belongs to 'failed', not to {str(state)!r}")
     return Settle(
         state,
         result=to_json(result, f"the result of task {task_id!r}") if state is TaskState.COMPLETED else None,

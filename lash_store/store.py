@@ -17,7 +17,7 @@ from .callbacks import Callbacks
 from .context import TaskContext
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
-from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, StoreReadOnly
+from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
 from .handles import TaskHandle, owner_handle
 from .lifecycle import Task
@@ -30,6 +30,7 @@ from .models import (
     SessionRecord,
     TaskFilter,
     TaskRecord,
+    check_id,
     check_text,
 )
 from .owners import OwnerLock, describe_process
@@ -93,14 +94,14 @@ class TaskStore:
         self._is_opening = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._close_timeout = 10.0
+        self._close_timeout: float | None = 10.0
 
     @classmethod
     def open_readonly(cls, path: str | os.PathLike[str], *, runtime: str | None = None) -> Self:
         """
         Return a store that only reads, beside live owners or on a copy; whatever would write raises `StoreReadOnly`.
 
-        *runtime* is needed for `session` alone.
+        *runtime* is needed only to `session` by an id that several runtimes have.
         """
         store = cls(path, runtime=runtime or "reader")
         store._runtime = runtime
@@ -186,13 +187,13 @@ class TaskStore:
         finally:
             self._is_opening = False
 
-    async def close(self, timeout: float = 10.0) -> None:
+    async def close(self, timeout: float | None = 10.0) -> None:
         """
         Stop bodies, give their work back, and close the file; a second call waits for the first.
 
         Bodies see the stop reason ``detach`` and are cancelled. Work that may be run again is released, for the next owner; what
         is bound to this one is abandoned; a cancel in progress is finished. A body that has not ended after *timeout* seconds is
-        fenced out and named in a `ResourceWarning`.
+        fenced out and named in a `ResourceWarning`; None waits for as long as it takes.
         """
         self._forget_dead_loop()
         if self._closing is None:
@@ -220,13 +221,16 @@ class TaskStore:
 
     async def _close(self) -> None:
         core = self._open
-        core.is_closing = True
-        hidden.acknowledge_all(core)
-        if core.writer is not None:
-            core.writer.limit_patience(max(1.0, self._close_timeout))
         try:
+            core.is_closing = True
+            hidden.acknowledge_all(core)
+            if core.writer is not None and self._close_timeout is not None:
+                core.writer.limit_patience(max(1.0, self._close_timeout))
             await self._lives.aclose()
         finally:
+            for claim in core.claims:
+                # who still reads notes cannot acknowledge them any more: they are for the next reader
+                claim.release()
             self._core = self._recoverer = self._closing = None
 
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
@@ -322,7 +326,7 @@ class TaskStore:
         if alive:
             names = ", ".join(f"{task.scope}/{task.id}" for task in alive)
             warnings.warn(
-                f"{len(alive)} bodies did not end within {self._close_timeout:g} s and were fenced out: {names}",
+                f"{len(alive)} bodies did not end within {self._close_timeout} s and were fenced out: {names}",
                 ResourceWarning,
                 stacklevel=2,
             )
@@ -384,14 +388,12 @@ class TaskStore:
             InvalidId: the id cannot be stored.
         """
         core = self._open
-        if self._runtime is None:
-            raise StoreReadOnly("give open_readonly() a runtime= to name sessions by their id, or use get() and list()")
-        scope = Scope(self._runtime, id)
+        scope = await self._scope_of(core, id) if self._runtime is None else Scope(self._runtime, id)
         above = (
-            Scope(self._runtime, parent) if isinstance(parent, str) else None if parent is None else as_scope(parent)
+            Scope(scope.runtime, parent) if isinstance(parent, str) else None if parent is None else as_scope(parent)
         )
-        if above is not None and above.runtime != self._runtime:
-            raise SessionError(f"session {str(above)!r} is of another runtime: a parent is of {self._runtime!r}")
+        if above is not None and above.runtime != scope.runtime:
+            raise SessionError(f"session {str(above)!r} is of another runtime: a parent is of {scope.runtime!r}")
         if self._access == "own":
             await core.to_request().run(lambda tx: handover.open_session(tx, scope, above, reopen=reopen))
         elif parent is not None or reopen:
@@ -399,6 +401,19 @@ class TaskStore:
         else:
             await core.check_session(scope)
         return SessionTasks(core, scope)
+
+    @staticmethod
+    async def _scope_of(core: Core, id: str) -> Scope:
+        """Return the one session of an id, whatever its runtime."""
+        check_id("session id", id)
+        found = [row[0] for row in await core.reader.rows(session_queries.SCOPES_OF_ID, {"session_id": id})]
+        if len(found) > 1:
+            raise SessionError(
+                f"session {id!r} is in several runtimes, {', '.join(found)}: give open_readonly() a runtime="
+            )
+        if not found:
+            raise UnknownSession(f"session {id!r} is not in this file: sessions() lists those that are")
+        return Scope.parse(found[0])
 
     async def sessions(self) -> Sequence[SessionRecord]:
         """Return every session of the file, oldest first."""
@@ -428,12 +443,17 @@ class TaskStore:
         return await owner_handle(core, await core.task_by_id(as_scope(scope), id))
 
     async def list(self, filter: TaskFilter | None = None) -> Sequence[TaskRecord]:
-        """Return the tasks a filter wants, by ``task_seq``; the whole file, finished and hidden ones too, without one."""
+        """
+        Return the tasks a filter wants, by ``task_seq``; the whole file, finished and hidden ones too, without one.
+
+        Raises:
+            UnknownSession: the session the filter names is not in this file.
+        """
         return await self._open.list(filter or TaskFilter())
 
     async def count(self, filter: TaskFilter | None = None) -> int:
-        """Return how many tasks a filter wants; its ``limit`` does not count."""
-        return int((await self._open.reader.rows(*queries.count_tasks(filter or TaskFilter())))[0][0])
+        """Return how many tasks a filter wants; its ``limit`` does not count. See `list`."""
+        return await self._open.count(filter or TaskFilter())
 
     def events(
         self,
@@ -478,7 +498,7 @@ class TaskStore:
         core = self._open
         writer, by = core.to_request(), core.requester
         check_text("reason", reason)
-        if not isinstance(owner_id, int):
+        if not isinstance(owner_id, int) or not 0 < owner_id < 2**63:
             raise StoreError(f"an owner's id is a number, not {owner_id!r}: its row in 'owners' has it")
         if owner_id == core.owner_id:
             raise StoreError(f"owner {owner_id} is this store itself: close it")

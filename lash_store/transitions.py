@@ -7,7 +7,7 @@ Everything here is synchronous and a function of ``tx`` and its arguments alone:
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ __all__ = [
     "end_cancelled",
     "end_owner",
     "find",
-    "finish_cancel",
+    "finish_cancels",
     "give_up",
     "notify",
     "request_cancel",
@@ -206,12 +206,12 @@ def _request(tx: Transaction, task: Task, command: RequestCancel) -> Outcome:
     return outcome
 
 
-def finish_cancel(tx: Transaction, task_seq: int, dead_owner: int) -> Outcome:
-    """End a cancelled task if it is still *dead_owner*'s: nothing of it runs any more."""
-    task = by_seq(tx, task_seq)
-    if task.owner_id != dead_owner or task.state != TaskState.CANCEL_REQUESTED:
-        return Outcome(task, Verdict.SUPERSEDED)
-    return end_cancelled(tx, task)
+def finish_cancels(tx: Transaction, dead_owners: Iterable[int]) -> None:
+    """End the cancelled tasks of owners that are gone: nothing of them runs any more."""
+    for owner_id in dead_owners:
+        for task in queries.live_tasks_of_owner(tx, owner_id):
+            if task.state == TaskState.CANCEL_REQUESTED:
+                end_cancelled(tx, task)
 
 
 def end_cancelled(tx: Transaction, task: Task, why: str = "owner_died") -> Outcome:

@@ -58,6 +58,7 @@ class Writer:
         self._on_commit = on_commit
         self._on_fatal = on_fatal
         self._queue: deque[_Job[Any]] = deque()
+        self._undoing: set[asyncio.Future[Any]] = set()
         self._wake = asyncio.Event()
         self._closing = False
         self._fatal: StorageError | None = None
@@ -138,34 +139,49 @@ class Writer:
         """Queue a unit and wait for its commit; return what it returned."""
         return await self.submit(unit)
 
-    def post(self, unit: Unit[Any]) -> None:
-        """Queue a unit whose commit nobody waits for; that it was lost is logged."""
+    def post(self, unit: Unit[Any]) -> asyncio.Future[Any] | None:
+        """Queue a unit whose commit nobody need wait for; that it was lost is logged, None if it was at once."""
         try:
             posted = self.submit(unit)
         except StoreError as error:
             _log_lost(error)
-        else:
-            posted.add_done_callback(lambda future: None if future.cancelled() else _log_lost(future.exception()))
+            return None
+        posted.add_done_callback(lambda future: None if future.cancelled() else _log_lost(future.exception()))
+        return posted
 
     async def run_or_undo(self, unit: Unit[T], undo: Callable[[T], Unit[Any] | None]) -> T:
         """
         Queue a unit and wait for its commit; what nobody came to hear of is taken back.
 
-        If the caller is cancelled, the unit that *undo* makes of the answer, if it makes one, is queued after it.
+        If the caller is cancelled, the unit that *undo* makes of the answer, if it makes one, is queued at once: what the caller
+        asks for next comes after it. `taken_back` tells who reads beside the queue.
         """
-        asked = self.submit(unit)
+        answers: list[T] = []
+
+        def answered(tx: Transaction) -> T:
+            answers.clear()
+            answers.append(unit(tx))
+            return answers[0]
+
+        def take_back(tx: Transaction) -> None:
+            undoing = undo(answers[0]) if answers else None
+            if undoing is not None:
+                undoing(tx)
+
+        asked = self.submit(answered)
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            asked.add_done_callback(lambda future: self._take_back(future, undo))
+            undone = self.post(take_back)
+            if undone is not None:
+                self._undoing.add(undone)
+                undone.add_done_callback(self._undoing.discard)
             raise
 
-    def _take_back(self, asked: asyncio.Future[T], undo: Callable[[T], Unit[Any] | None]) -> None:
-        if asked.cancelled() or asked.exception() is not None:
-            return
-        unit = undo(asked.result())
-        if unit is not None:
-            self.post(unit)
+    async def taken_back(self) -> None:
+        """Wait until nothing is left to be taken back."""
+        if self._undoing:
+            await asyncio.wait(set(self._undoing))
 
     def limit_patience(self, patience: float) -> None:
         """Wait for other processes' write locks no longer than *patience* seconds from now on: the store is closing."""

@@ -18,6 +18,9 @@ ALTER TABLE sessions ADD COLUMN sync_needed INTEGER DEFAULT 0 NOT NULL CONSTRAIN
 ALTER TABLE sessions ADD COLUMN inbox_claim TEXT CONSTRAINT sessions_inbox_claim_json CHECK (inbox_claim IS NULL OR json_valid(inbox_claim))
     """,
     "ALTER TABLE sessions ADD COLUMN reopened_after INTEGER DEFAULT 0 NOT NULL",
+    """
+ALTER TABLE sessions ADD COLUMN reopened_amid TEXT CONSTRAINT sessions_reopened_amid_json CHECK (reopened_amid IS NULL OR json_valid(reopened_amid))
+    """,
     "ALTER TABLE tasks ADD COLUMN parent_seq INTEGER",
     "ALTER TABLE tasks ADD COLUMN child_session_id TEXT",
     """
@@ -87,6 +90,50 @@ CREATE INDEX tasks_hidden_failed ON tasks (scope) WHERE mode = 'hidden' AND (sta
 CREATE INDEX tasks_live_agents ON tasks (child_session_id) WHERE completed_at IS NULL AND child_session_id IS NOT NULL
     """,
     "CREATE INDEX tasks_live_children ON tasks (parent_seq) WHERE completed_at IS NULL AND parent_seq IS NOT NULL",
+    "DROP TRIGGER tasks_terminal_is_final",
+    """
+CREATE TRIGGER tasks_terminal_is_final
+BEFORE UPDATE ON tasks
+WHEN OLD.completed_at IS NOT NULL AND (
+  NEW.task_seq IS NOT OLD.task_seq
+  OR NEW.id IS NOT OLD.id
+  OR NEW.kind IS NOT OLD.kind
+  OR NEW.mode IS NOT OLD.mode
+  OR NEW.state IS NOT OLD.state
+  OR NEW.label IS NOT OLD.label
+  OR NEW.function IS NOT OLD.function
+  OR NEW.recovery IS NOT OLD.recovery
+  OR NEW.cancel_policy IS NOT OLD.cancel_policy
+  OR NEW.arguments IS NOT OLD.arguments
+  OR NEW.attempt IS NOT OLD.attempt
+  OR NEW.attempts_spent IS NOT OLD.attempts_spent
+  OR NEW.max_attempts IS NOT OLD.max_attempts
+  OR NEW.owner_id IS NOT OLD.owner_id
+  OR NEW.progress IS NOT OLD.progress
+  OR NEW.fraction IS NOT OLD.fraction
+  OR NEW.result IS NOT OLD.result
+  OR NEW.failure IS NOT OLD.failure
+  OR NEW.evidence IS NOT OLD.evidence
+  OR NEW.cancel_reason IS NOT OLD.cancel_reason
+  OR NEW.cancel_requested_by IS NOT OLD.cancel_requested_by
+  OR NEW.cancel_requested_at IS NOT OLD.cancel_requested_at
+  OR NEW.created_at IS NOT OLD.created_at
+  OR NEW.started_at IS NOT OLD.started_at
+  OR NEW.updated_at IS NOT OLD.updated_at
+  OR NEW.completed_at IS NOT OLD.completed_at
+  OR NEW.parent_seq IS NOT OLD.parent_seq
+  OR NEW.child_session_id IS NOT OLD.child_session_id
+  OR NEW.close_policy IS NOT OLD.close_policy
+  OR NEW.idempotency_key IS NOT OLD.idempotency_key
+  OR NEW.notify_on_end IS NOT OLD.notify_on_end
+  OR NEW.has_callback IS NOT OLD.has_callback
+  OR NEW.callback_begun_at IS NOT OLD.callback_begun_at
+  OR NEW.callback_error IS NOT OLD.callback_error
+)
+BEGIN
+  SELECT RAISE(ABORT, 'a finished task keeps its outcome');
+END
+    """,
     "CREATE UNIQUE INDEX handles_observers ON handles (scope, task_seq) WHERE role = 'observer'",
     """
 CREATE VIEW live_tasks AS
@@ -128,6 +175,7 @@ UNDO = (
     "DROP INDEX tasks_hidden_failed",
     "DROP INDEX tasks_children",
     "DROP INDEX tasks_child_session",
+    "DROP TRIGGER tasks_terminal_is_final",
     "ALTER TABLE tasks DROP COLUMN callback_error",
     "ALTER TABLE tasks DROP COLUMN callback_begun_at",
     "ALTER TABLE tasks DROP COLUMN has_callback",
@@ -136,10 +184,23 @@ UNDO = (
     "ALTER TABLE tasks DROP COLUMN close_policy",
     "ALTER TABLE tasks DROP COLUMN child_session_id",
     "ALTER TABLE tasks DROP COLUMN parent_seq",
+    "ALTER TABLE sessions DROP COLUMN reopened_amid",
     "ALTER TABLE sessions DROP COLUMN reopened_after",
     "ALTER TABLE sessions DROP COLUMN inbox_claim",
     "ALTER TABLE sessions DROP COLUMN sync_needed",
     "ALTER TABLE sessions DROP COLUMN parent",
+    """
+CREATE TRIGGER tasks_terminal_is_final
+BEFORE UPDATE ON tasks
+WHEN OLD.completed_at IS NOT NULL AND (
+  NEW.state IS NOT OLD.state OR NEW.completed_at IS NOT OLD.completed_at OR NEW.attempt IS NOT OLD.attempt
+  OR NEW.result IS NOT OLD.result OR NEW.failure IS NOT OLD.failure OR NEW.evidence IS NOT OLD.evidence
+  OR NEW.task_seq IS NOT OLD.task_seq OR NEW.id IS NOT OLD.id OR NEW.cancel_reason IS NOT OLD.cancel_reason
+)
+BEGIN
+  SELECT RAISE(ABORT, 'a finished task keeps its outcome');
+END
+    """,
     """
 CREATE VIEW live_tasks AS
 SELECT t.scope, t.id, t.kind, t.state, t.attempt,

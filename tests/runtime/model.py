@@ -90,6 +90,7 @@ class Task:
     called: str | None = None
     begun: bool = False
     callback_failed: bool = False
+    left: set[str] = field(default_factory=set)
     events: list[Happened] = field(default_factory=list)
 
     @property
@@ -111,12 +112,12 @@ class Task:
 
 @dataclass
 class Session:
-    """*since* is the newest task when it was last opened again."""
+    """*passed* are the sub-agents that had ended, or been asked to, when it was last opened again."""
 
     parent: str | None = None
     closed: bool = False
     sync: bool = False
-    since: int = 0
+    passed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -256,9 +257,11 @@ class Model:
         """
         The nearest ancestor, by parent or by the session, whose cancel was requested, ended since or not.
 
-        A live one that was not asked was spared, and what is born below it is, too: a parent before all others.
+        A live one that was not asked was spared, and what is born below it in its session is, too: a parent before all others.
         """
-        above = [parent] if parent is not None and self._is_spared(parent) else [parent, self._agent(scope)]
+        above = [parent, self._agent(scope)]
+        if parent is not None and self._is_spared(parent):
+            above = [] if parent.scope == scope else [self._agent(scope)]
         seen: set[int] = set()
         while above:
             task = above.pop(0)
@@ -273,8 +276,8 @@ class Model:
 
     def _agent(self, scope: str) -> Task | None:
         """Who speaks for those that work through a session since it was opened: one that goes on, else the newest."""
-        since = self.state.sessions[scope].since
-        agents = [task for task in reversed(self.state.tasks) if task.child == scope and task.seq > since]
+        session = self.state.sessions[scope]
+        agents = [task for task in reversed(self.state.tasks) if task.child == scope and task.seq not in session.passed]
         return max(agents, key=lambda task: (self._is_spared(task), task.live, task.seq), default=None)
 
     @staticmethod
@@ -290,7 +293,8 @@ class Model:
             self.state.sessions[scope] = Session(parent)
         elif reopen and session.closed:
             session.closed = False
-            session.since = len(self.state.tasks)
+            agents = [task for task in self.state.tasks if task.child == scope]
+            session.passed = {task.seq for task in agents if not self._is_spared(task)}
         else:
             return
         self.state.session_events.append(("session_opened", scope, None))
@@ -327,6 +331,9 @@ class Model:
         unkept = live.owner is None or not live.has_callback
         if live.external and live.kind == new.kind and unkept:
             live.owner, live.has_callback, live.called = self.state.owner, new.has_callback, new.called
+            # what is said anew counts from now on
+            live.close_policy = live.close_policy if new.close_policy == "keep" else new.close_policy
+            live.notify, live.key, live.child = live.notify or new.notify, new.key or live.key, new.child or live.child
             self._happened(live, "reattached")
             if live.state == "cancel_requested" and not live.has_callback:
                 self._end(live, "cancelled")
@@ -367,7 +374,7 @@ class Model:
         self._happened(new, "registered")
         if cancelled is not None:
             new.reason = cancelled.reason
-            new.asked = not new.external
+            new.asked = True
             self._end(new, "cancelled")
         elif not new.external:
             self.state.queue.append(new.seq)
@@ -471,7 +478,7 @@ class Model:
     @request
     def cancel_all(self, scope: str, reason: str | None) -> list[int]:
         reached = self.live(scope)
-        self._cancel(reached, reason)
+        self._cancel(reached, reason, self._moved_away(scope, reached))
         return [task.seq for task in reached]
 
     def _cancel(self, tasks: Sequence[Task], reason: str | None, spared: Collection[int] = ()) -> set[int]:
@@ -558,6 +565,7 @@ class Model:
                 # what the destination awaits, it must take up
                 self.state.sessions[destination].sync = True
             task.scope = destination
+            task.left.add(source)
             self._happened(task, "transferred", source)
         return [task.seq for task in going]
 
@@ -570,7 +578,13 @@ class Model:
     def _cancel_rest(self, scope: str, kept: Sequence[Task]) -> set[int]:
         live = self.live(scope)
         spared = self._covered(kept) | {task.seq for task in live if task.mode == "hidden"}
-        return self._cancel([task for task in live if task.seq not in spared], "unreferenced", spared)
+        ending = [task for task in live if task.seq not in spared]
+        return self._cancel(ending, "unreferenced", spared | self._moved_away(scope, ending))
+
+    def _moved_away(self, scope: str, tasks: Sequence[Task]) -> set[int]:
+        """What this session gave to another is that one's to end, and all below it, whatever it descends from."""
+        gone = [one for one in self.descendants(*tasks) if one.live and one.scope != scope and scope in one.left]
+        return self._covered(gone) if gone else set()
 
     @request
     def handoff(self, source: str, destination: str, refs: Sequence[Ref], given: str | None) -> Handoff:
@@ -622,7 +636,7 @@ class Model:
             self._check_destination(scope, destination)
             moved = self._move(scope, destination, going, stopping)
         # what went with its parent is kept there, even below one that is cancelled
-        spared = self._covered([self.task(seq) for seq in moved])
+        spared = self._covered([self.task(seq) for seq in moved]) | self._moved_away(scope, ending)
         cancelled = self._cancel(ending, "session closed", spared)
         session.closed = True
         self.state.session_events.append(("session_closed", scope, None))

@@ -22,6 +22,7 @@ from lash_store import (
     TaskRecord,
     TaskState,
     TaskStore,
+    owners,
     transitions,
 )
 from lash_store.errors import StorageFull
@@ -470,3 +471,73 @@ async def test_a_store_that_closes_wakes_who_waits_for_all(
     unseen = [task.get_name() for task in made if task._log_traceback]
     await asyncio.gather(*made, return_exceptions=True)
     assert unseen == []
+
+
+# --- owners that are gone ---------------------------------------------------------------------------------------------
+
+
+def die(path: Path) -> None:
+    """Let the owners that this process has on a file look dead to whoever asks: their locks are free."""
+    for lock in [lock for lock in owners._ours.values() if lock._database == path]:
+        lock.release()
+
+
+async def family(session: SessionTasks, there: SessionTasks, release: asyncio.Event) -> list[TaskHandle]:
+    """Return work that does not stop when it is asked to: a parent, its child, and what works for a sub-agent."""
+
+    async def stubborn() -> None:
+        await until(release)
+
+    parent = await session.spawn(stubborn(), id="parent", close_policy="cancel")
+    child = await session.spawn(stubborn(), id="child", parent=parent)
+    agent = await session.spawn(stubborn(), id="agent", parent=child, child_session_id="s2")
+    return [parent, child, agent, await there.spawn_hidden("hidden", stubborn())]
+
+
+@pytest.mark.parametrize("how", ["cancel", "cancel_all", "close", "cancel_unreferenced", "handoff"])
+@pytest.mark.parametrize("timeout", [None, 0])
+async def test_the_whole_family_of_a_dead_owners_work_is_ended_by_who_asks(
+    store: TaskStore,
+    session: SessionTasks,
+    there: SessionTasks,
+    release: asyncio.Event,
+    path: Path,
+    how: str,
+    timeout: float | None,
+) -> None:
+    await store.session("s3")
+    tasks = await family(session, there, release)
+    die(path)
+    async with TaskStore.connect(path, runtime=RUNTIME) as asking, asyncio.timeout(20):
+        from_outside = await asking.session("s1")
+        match how:
+            case "cancel":
+                await from_outside.cancel("parent", timeout=timeout)
+            case "cancel_all":
+                await from_outside.cancel_all(timeout=timeout)
+            case "close":
+                await from_outside.close(timeout=timeout)
+            case "cancel_unreferenced":
+                await from_outside.cancel_unreferenced([])
+            case "handoff":
+                await from_outside.handoff("s3", [])
+
+    found = states([await task.record() for task in tasks])
+    release.set()
+    assert found == ["cancelled"] * 4
+
+
+async def test_the_family_is_ended_too_if_its_owner_dies_while_its_end_is_awaited(
+    session: SessionTasks, there: SessionTasks, release: asyncio.Event, path: Path
+) -> None:
+    tasks = await family(session, there, release)
+    async with TaskStore.connect(path, runtime=RUNTIME) as asking, asyncio.timeout(20):
+        cancelling = asyncio.create_task((await asking.session("s1")).cancel("parent"))
+        while not all(state == "cancel_requested" for state in states([await task.record() for task in tasks])):
+            await asyncio.sleep(0.01)
+        die(path)
+        assert (await cancelling).state is CANCELLED
+
+    found = states([await task.record() for task in tasks])
+    release.set()
+    assert found == ["cancelled"] * 4

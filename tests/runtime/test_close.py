@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -485,3 +486,27 @@ def test_a_store_whose_loop_died_unclosed_is_opened_again_in_another(
     gc.collect()
 
     assert found == 2
+
+
+async def test_a_close_without_a_time_out_waits_for_the_bodies(
+    new: Callable[..., TaskStore], started: asyncio.Event, release: asyncio.Event, path: Path
+) -> None:
+    async def stubborn() -> str:
+        started.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await release.wait()
+        await release.wait()
+        return "done"
+
+    store = new()
+    await store.open()
+    await (await store.session("s1")).spawn(stubborn())
+    await started.wait()
+    closing = asyncio.create_task(store.close(timeout=None))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    release.set()
+    await closing
+
+    assert rows(path, "SELECT state FROM tasks") == [{"state": "completed"}]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager
@@ -798,3 +799,119 @@ async def test_a_task_that_finishes_between_planning_and_handing_over_is_handed_
             assert await (await TaskHandle.from_json(other, task.to_json())) == [7]
         assert read_at(path, task) is not None
         assert event_types(path, task.task_seq)[-2:] == [state, "transferred"]
+
+
+# --- who was handed an outcome, and who was not ----------------------------------------------------------------------
+
+
+async def ends() -> None:
+    """A body that ends at once."""
+
+
+async def cancelled_while_it_is_noted(store: TaskStore, wait: Coroutine[Any, Any, Any]) -> None:
+    """Cancel who awaits a finished task, with the note that it was handed out on its way and nothing handed out."""
+    waiting = asyncio.create_task(wait)
+    assert store._core is not None
+    while not store._core.readings:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+@pytest.mark.parametrize("verb", ["transfer", "handoff", "validate_handles"])
+async def test_work_whose_waiter_was_cancelled_as_it_ended_is_handed_over_at_once(
+    store: TaskStore, session: SessionTasks, other: SessionTasks, verb: str
+) -> None:
+    handle = await session.spawn(ends(), id="t")
+    await handle.wait()
+    await cancelled_while_it_is_noted(store, handle.result())
+
+    if verb == "validate_handles":
+        assert states(await session.validate_handles(["t"])) == ["completed"]
+    else:
+        await getattr(session, verb)(other, ["t"])
+        assert await other.handle("t")
+
+
+@pytest.mark.parametrize(("cancelled", "is_read"), [({0}, True), ({1}, True), ({0, 1}, False)])
+async def test_an_outcome_counts_as_read_if_one_of_its_waiters_was_handed_it(
+    store: TaskStore, session: SessionTasks, cancelled: set[int], is_read: bool
+) -> None:
+    handles = [await session.spawn(ends(), id="t"), await session.handle("t")]
+    await handles[0].wait()
+    waits = [asyncio.create_task(handle.result()) for handle in handles]
+    assert store._core is not None
+    while sum(reading.waiting for reading in store._core.readings.values()) < 2:
+        await asyncio.sleep(0)
+    for number in cancelled:
+        waits[number].cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+    assert [wait.cancelled() for wait in waits] == [number in cancelled for number in range(2)]
+    with pytest.raises(HandleNotVisible) if is_read else contextlib.nullcontext():
+        assert states(await session.validate_handles(["t"])) == ["completed"]
+
+
+async def test_work_that_was_away_is_read_when_it_is_back(session: SessionTasks, other: SessionTasks) -> None:
+    handle = await session.spawn(ends(), id="t")
+    await handle.wait()
+    await session.transfer(other, ["t"])
+    await handle
+    assert states(await other.validate_handles(["t"])) == ["completed"]
+    await other.transfer(session, ["t"])
+
+    await handle
+
+    with pytest.raises(HandleNotVisible):
+        await session.validate_handles(["t"])
+
+
+async def test_a_time_out_is_kept_though_somebody_holds_the_write_lock(session: SessionTasks, path: Path) -> None:
+    handle = await session.spawn(ends(), id="t")
+    await handle.wait()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(10):
+            await handle.result(timeout=0.1)
+        shell.execute("ROLLBACK")
+
+    # noted once the lock is free
+    await session.unregister("nobody")
+    with pytest.raises(HandleNotVisible):
+        await session.validate_handles(["t"])
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["h", "h-", "h-h", "h-index", "h-h-"])
+async def test_a_generated_id_names_its_task_whatever_the_function_is_called(session: SessionTasks, label: str) -> None:
+    handle = await session.spawn_hidden(label, ends())
+
+    assert (await session.get(handle.id)).label == label
+
+
+async def test_the_text_of_a_handles_json_names_its_task(session: SessionTasks) -> None:
+    handle = await session.spawn(ends(), id="t")
+    text = json.dumps(handle.to_json())
+
+    assert (await session.get(text)).id == "t"
+    assert (await TaskHandle.from_json(session, text)).task_seq == handle.task_seq
+    for wrong in (
+        '{"__handle__": "task", "id": ',
+        '{"__handle__": "task", "id": 7}',
+        '{"__handle__": "file", "id": "h-1"}',
+    ):
+        with pytest.raises(InvalidId):
+            await session.get(wrong)
+
+
+async def test_a_session_observes_anothers_work_by_the_others_id_or_scope(
+    session: SessionTasks, other: SessionTasks
+) -> None:
+    await session.spawn(ends(), id="t")
+
+    seen = [await other.observe(form, "t") for form in ("s1", "desktop:s1", Scope("desktop", "s1"), session)]
+
+    assert len({handle.handle_id for handle in seen}) == 1

@@ -1123,3 +1123,56 @@ async def test_a_task_that_a_closed_session_keeps_may_still_hide_work_in_it(
     await task
 
     assert await failures_of(session.await_hidden()) == ["late"]
+
+
+# --- taking the state up, and who is told -----------------------------------------------------------------------------
+
+
+async def test_who_was_cancelled_while_the_flag_was_taken_down_finds_it_at_once(
+    store: TaskStore, session: SessionTasks
+) -> None:
+    await (await session.spawn_hidden("memory", noop())).wait()
+    assert store._core is not None
+    assert store._core.writer is not None
+    settling = asyncio.create_task(session.await_background_work())
+    while not store._core.writer._queue:
+        await asyncio.sleep(0)
+    settling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await settling
+
+    needed = await session.sync_needed()
+
+    assert (needed, await session.await_background_work(), await session.await_background_work()) == (True, True, False)
+
+
+async def test_all_who_settle_background_work_at_once_take_the_state_up(
+    session: SessionTasks, release: asyncio.Event
+) -> None:
+    await session.spawn_hidden("memory", release.wait())
+    settling = [asyncio.create_task(session.await_background_work()) for _ in range(5)]
+    await looked(session)
+    release.set()
+
+    assert await asyncio.gather(*settling) == [True] * 5
+    assert await session.await_background_work() is False
+
+
+async def test_a_failure_that_left_the_session_with_its_task_is_told_where_it_went(
+    session: SessionTasks, there: SessionTasks, release: asyncio.Event
+) -> None:
+    failed = await session.spawn_hidden("memory", fail("no room"))
+    await session.spawn_hidden("slow", release.wait())
+    await failed.wait()
+    waiting = await waits(session)
+    await session.transfer(there, [failed])
+    release.set()
+
+    assert await failures_of(waiting) == []
+    assert await failures_of(there.await_hidden()) == ["no room"]
+
+
+async def test_hidden_work_is_given_by_the_word_of_its_parameter(session: SessionTasks) -> None:
+    handle = await session.spawn_hidden(label="memory", fn_or_coroutine=noop())
+
+    assert (await handle.wait()).mode is TaskMode.HIDDEN

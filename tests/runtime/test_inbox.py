@@ -884,3 +884,82 @@ async def test_a_handle_on_a_finished_task_still_carries_its_notes(
     await session.transfer(destination, [task])
 
     assert (await read(session), await read(destination)) == ([], ["one", "task 't' completed"])
+
+
+# --- claims that somebody else's hand, or two of one's own, brought about ---------------------------------------------
+
+
+@pytest.mark.parametrize("claim", ["null", "[]", "5", '"o-1"', "{}", '{"token": 7}', '{"token": ["o-1"]}'])
+async def test_a_claim_that_no_reader_wrote_holds_nobody_up(
+    store: TaskStore, session: SessionTasks, there: SessionTasks, say: Callable[..., Any], path: Path, claim: str
+) -> None:
+    for of in (session, there):
+        await (await of.spawn(say, ["hello"]))
+    with sqlite3.connect(path) as hand:
+        hand.execute("UPDATE sessions SET inbox_claim = ? WHERE session_id = 's1'", [claim])
+    hand.close()
+
+    for of in (there, session):
+        async with of.inbox() as notes:
+            assert [note.text for note in notes] == ["hello"]
+
+
+async def test_a_claim_whose_token_leads_out_of_the_folder_unlinks_nothing(
+    session: SessionTasks, path: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "poetry.lock"
+    victim.write_text("somebody's")
+    tokens = [str(tmp_path / "poetry"), "../poetry", "", ".", "a\0b"]
+    for token in tokens:
+        with sqlite3.connect(path) as hand:
+            hand.execute("UPDATE sessions SET inbox_claim = json_object('token', ?)", [token])
+        hand.close()
+        async with session.inbox() as notes:
+            assert notes == []
+
+    assert victim.read_text() == "somebody's"
+
+
+async def test_a_reader_entered_twice_at_once_is_refused_once_and_acknowledges_once(
+    session: SessionTasks, say: Callable[..., Any]
+) -> None:
+    await (await session.spawn(say, ["hello"]))
+    inbox, entered = session.inbox(), asyncio.Event()
+
+    async def read() -> list[str]:
+        async with inbox as notes:
+            await entered.wait()
+            return [note.text for note in notes]
+
+    reads = [asyncio.create_task(read()) for _ in range(2)]
+    done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(done.pop().exception(), InboxBusy)
+    entered.set()
+    await asyncio.wait(reads)
+
+    assert [read.result() for read in reads if read.exception() is None] == [["hello"]]
+    assert await session.notes() == []
+
+
+@pytest.mark.parametrize("how", ["own", "request"])
+async def test_a_block_that_outlives_its_store_leaves_the_notes_to_others(
+    new: Callable[..., TaskStore], opened: Callable[..., Any], path: Path, how: str
+) -> None:
+    peer = await opened()
+    session = await peer.session("s1")
+
+    @peer.task(recovery=Recovery.RERUN)
+    async def talk(task: TaskContext) -> None:
+        await task.notify("hello")
+
+    await (await session.spawn(talk))
+    store = new() if how == "own" else TaskStore.connect(path, runtime=RUNTIME)
+    await store.open()
+    block = (await store.session("s1")).inbox()
+    assert len(await block.__aenter__()) == 1
+    await store.close()
+
+    async with session.inbox() as notes:
+        assert [note.text for note in notes] == ["hello"]
+    with pytest.raises(StoreClosed):
+        await block.__aexit__(None, None, None)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from lash_store import Recovery, TaskContext, TaskFilter, TaskState, TaskStore
+from lash_store import (
+    Recovery,
+    TaskContext,
+    TaskFilter,
+    TaskKind,
+    TaskRecord,
+    TaskState,
+    TaskStore,
+    transitions,
+    writer,
+)
+from lash_store.lifecycle import Task
 from tests.runtime.support import hold
 
 
@@ -251,3 +263,88 @@ async def test_who_awaited_a_task_finds_its_slot_free(opened: Callable[..., Any]
     assert (await second.record()).state is TaskState.RUNNING
     release.set()
     await second.wait(timeout=10)
+
+
+async def test_bodies_that_awaited_hidden_work_come_back_one_a_slot(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=2)
+    session = await store.session("s1")
+    release, running, most = asyncio.Event(), 0, 0
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        nonlocal running, most
+        await session.spawn_hidden("hidden", release.wait())
+        await session.await_hidden()
+        running += 1
+        most = max(most, running)
+        await task.progress("here")
+        await asyncio.sleep(0)
+        running -= 1
+
+    tasks = [await session.spawn(work) for _ in range(8)]
+    release.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*tasks)
+
+    assert most <= 2
+
+
+async def test_a_body_that_cancelled_all_of_a_session_comes_back_into_its_slot(opened: Callable[..., Any]) -> None:
+    store = await opened(max_running=1, cancel_grace=0.05)
+    session, other = await store.session("s1"), await store.session("s2")
+    running, most, called = 0, 0, asyncio.Event()
+
+    async def callback() -> None:
+        await called.wait()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        nonlocal running, most
+        called.set()
+        running += 1
+        most = max(most, running)
+        await task.progress("here")
+        running -= 1
+
+    @store.task(recovery=Recovery.RERUN)
+    async def ends_all(task: TaskContext) -> None:
+        await other.cancel_all("all of you")
+        await work(task)
+
+    await other.register("job", TaskKind.OTHER, callback)
+    cancelling = await session.spawn(ends_all)
+    tasks = [cancelling, *[await session.spawn(work) for _ in range(10)]]
+    async with asyncio.timeout(20):
+        await asyncio.gather(*tasks)
+
+    assert most == 1
+
+
+async def test_who_waits_for_a_task_that_was_cancelled_while_its_start_is_asked_for_is_told(
+    opened: Callable[..., Any], started: asyncio.Event, release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_MOST", 1)
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    first = await session.spawn(hold(started, release))
+    await started.wait()
+    queued = await session.spawn(asyncio.sleep(0), id="queued")
+    runner, start = store._core.runner, store._core.runner._start
+    waits: list[asyncio.Task[TaskRecord]] = []
+
+    def cancelled_first(task: Task, reattach: bool) -> None:
+        cancel = partial(transitions.request_cancel, task=task, reason=None, by="somebody")
+        waits.append(asyncio.create_task(wait_after(store._core.writer.submit(cancel))))
+        start(task, reattach)
+
+    async def wait_after(cancelled: asyncio.Future[Any]) -> TaskRecord:
+        await cancelled
+        return await queued.wait()
+
+    monkeypatch.setattr(runner, "_start", cancelled_first)
+    release.set()
+    await first
+    async with asyncio.timeout(20):
+        while not waits:
+            await asyncio.sleep(0)
+        assert (await waits[0]).state is TaskState.CANCELLED

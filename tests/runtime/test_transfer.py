@@ -865,3 +865,54 @@ async def test_every_filter_finds_transferred_work_where_it_is(
     assert (await store.get(there, "t")).scope == there.scope
     with pytest.raises(TaskNotFound):
         await store.get(session, "t")
+
+
+# --- what was given away is the other's to end ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cancel_all", "cancel_unreferenced", "handoff", "close"])
+async def test_a_session_that_ends_its_work_leaves_what_it_gave_away_before(
+    store: TaskStore, session: SessionTasks, there: SessionTasks, how: str
+) -> None:
+    parent = await session.register("parent", OTHER, close_policy="cancel")
+    child = await session.register("child", OTHER, parent=parent)
+    below = await session.register("below", OTHER, parent=child)
+    staying = await session.register("staying", OTHER, parent=parent)
+    await session.transfer(there, [child])
+    born_there = await there.register("born there", OTHER, parent=child)
+
+    if how == "cancel_all":
+        await session.cancel_all()
+    elif how == "cancel_unreferenced":
+        await session.cancel_unreferenced([])
+    elif how == "handoff":
+        await session.handoff(await store.session("s3"), [])
+    else:
+        await session.close()
+
+    ended = [await handle.record() for handle in (parent, staying)]
+    left = [await handle.record() for handle in (child, below, born_there)]
+    assert states(ended) == ["cancelled"] * 2
+    assert states(left) == ["running"] * 3
+
+
+async def test_a_parents_own_cancel_reaches_a_child_that_was_given_away(
+    session: SessionTasks, there: SessionTasks
+) -> None:
+    parent = await session.register("parent", OTHER)
+    child = await session.register("child", OTHER, parent=parent)
+    await session.transfer(there, [child])
+
+    await session.cancel("parent")
+
+    assert (await child.record()).state is TaskState.CANCELLED
+
+
+async def test_a_transfer_and_a_cancel_of_all_in_one_commit_agree(session: SessionTasks, there: SessionTasks) -> None:
+    parent = await session.register("parent", OTHER)
+    child = await session.register("child", OTHER, parent=parent)
+
+    await asyncio.gather(session.transfer(there, [child]), session.cancel_unreferenced([]))
+
+    assert (await parent.record()).state is TaskState.CANCELLED
+    assert (await child.record()).state is TaskState.RUNNING

@@ -783,3 +783,52 @@ async def test_a_cancel_outruns_a_body_that_keeps_spawning_children(
 
     assert set(await fates(*spawned)) == {"cancelled"}
     assert await session.list() == []
+
+
+# --- who works in a session -------------------------------------------------------------------------------------------
+
+
+async def test_a_parent_elsewhere_does_not_answer_for_the_sub_agent_of_the_session(
+    store: TaskStore, session: SessionTasks, there: SessionTasks
+) -> None:
+    await session.spawn(forever(), id="agent", kind=SUBAGENT, child_session_id="s2")
+    parent = await session.spawn(forever(), id="parent")
+    await session.cancel("agent", "enough")
+
+    child = await there.spawn(never(), id="child", parent=parent)
+
+    assert await fates(child) == ["cancelled"]
+    assert (await child.record()).cancel_reason == "enough"
+    assert await now(parent) == ["running"]
+
+
+@pytest.mark.parametrize("cancelled_first", [True, False])
+async def test_opening_a_session_again_frees_it_of_agents_that_were_cancelled_before_alone(
+    store: TaskStore, session: SessionTasks, there: SessionTasks, cancelled_first: bool
+) -> None:
+    await session.spawn(forever(), id="agent", kind=SUBAGENT, child_session_id="s2")
+    if cancelled_first:
+        await session.cancel("agent")
+    await there.close()
+    there = await store.session("s2", reopen=True)
+    if not cancelled_first:
+        await session.cancel("agent")
+
+    child = await there.spawn(asyncio.sleep(0), id="child")
+
+    assert await fates(child) == ["completed" if cancelled_first else "cancelled"]
+
+
+async def test_external_work_that_is_born_cancelled_says_who_asked_and_when(session: SessionTasks, path: Path) -> None:
+    parent = await session.register("parent", OTHER)
+    asked = await session.cancel("parent", "enough")
+
+    child = await session.register("child", OTHER, parent=parent)
+    grandchild = await session.register("grandchild", OTHER, parent=child)
+
+    for born in (child, grandchild):
+        record = await born.record()
+        assert (record.state, record.cancel_reason) == (CANCELLED, "enough")
+        assert record.cancel_requested_by == asked.cancel_requested_by
+        assert record.cancel_requested_at is not None
+        assert event_types(path, record.task_seq) == ["registered", "cancelled"]

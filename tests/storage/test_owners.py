@@ -329,3 +329,17 @@ async def test_an_owner_removes_its_own_file(lock: OwnerLock) -> None:
     lock.remove()
 
     assert not lock.path.exists()
+
+
+@pytest.mark.parametrize("token", ["{elsewhere}", "../poetry", "a/../../poetry", ".", "", "a\0b"])
+def test_a_token_that_leads_out_of_the_folder_is_a_dead_owners_and_unlinks_nothing(
+    path: Path, tmp_path: Path, token: str
+) -> None:
+    victim = tmp_path / "poetry.lock"
+    victim.write_text("somebody's")
+    token = token.format(elsewhere=tmp_path / "poetry")
+
+    assert owners.life_of(path, owner(token, **owners.describe_process())) is Life.DEAD
+    owners.sweep(path, [token])
+
+    assert victim.read_text() == "somebody's"

@@ -19,6 +19,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.operations import Operations
+from sqlalchemy import Float, Integer
 
 from lash_store import births, database, families, lifecycle, migrate, queries, schema, session_queries
 from lash_store.births import NewTask
@@ -448,6 +449,17 @@ def test_no_part_of_an_outcome_is_edited(
         filled.execute(f"UPDATE tasks SET {edit}")
 
 
+@pytest.mark.parametrize("column", [column.name for column in schema.tasks.c if column.name != "scope"])
+def test_no_column_of_a_finished_task_is_edited_but_its_session(
+    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], column: str
+) -> None:
+    insert(filled, "tasks", {**task_row, **ENDINGS["cancelled"], "completed_at": AT})
+    kind = {item.name: item.type for item in schema.tasks.c}[column]
+
+    with pytest.raises(sqlite3.IntegrityError):
+        filled.execute(f"UPDATE tasks SET {column} = ?", [77 if isinstance(kind, Integer | Float) else '"another"'])
+
+
 def test_a_finished_task_may_change_its_session(
     filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
 ) -> None:
@@ -806,8 +818,8 @@ SESSION_CHANGES = {
     "notes are moved": session_queries._MOVE_NOTES,
 }
 
-# what is asked for is all there is: every note of a session, every session whose notes are being read
-WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS"}
+# what is asked for is all there is: every note of a session, every session whose notes are being read or that has an id
+WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS", "_RELEASE_CLAIMS", "SCOPES_OF_ID"}
 
 LOOK_UPS = {
     "a live task by its id": queries.LIVE_TASK_BY_ID,
@@ -948,6 +960,7 @@ def test_a_task_is_born_by_look_ups_alone_beside_a_long_history(long: sqlite3.Co
 @pytest.fixture
 def worked_through(long: sqlite3.Connection) -> sqlite3.Connection:
     """The same, all of whose finished tasks worked in session s2 as sub-agents."""
+    long.execute("DROP TRIGGER tasks_terminal_is_final")
     long.execute("UPDATE tasks SET child_session_id = 's2' WHERE completed_at IS NOT NULL")
     return long
 
