@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from lash_store import EventType, InvalidId, Recovery, SessionTasks, TaskContext, TaskEvent, TaskStore
+from lash_store import (
+    EventType,
+    InvalidId,
+    Recovery,
+    SessionTasks,
+    StoreClosed,
+    TaskContext,
+    TaskEvent,
+    TaskKind,
+    TaskStore,
+)
 from lash_store.lifecycle import TERMINAL_EVENTS
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker, workers
@@ -348,3 +358,58 @@ async def test_folding_the_events_of_every_kind_of_story_gives_each_row(
     check_file(path)
     found = {row["id"]: row["state"] for row in rows(path, "SELECT id, state FROM tasks WHERE id NOT LIKE 'work-%'")}
     assert found == {"goes on": "pending", "bound": "abandoned", "waits": "pending"}
+
+
+async def test_from_now_leaves_out_what_another_store_has_committed_before(
+    opened: Callable[..., Any], path: Path
+) -> None:
+    store, other = await opened(), await opened()
+    session = await other.session("s1")
+    async with TaskStore.open_readonly(path) as reader:
+        for number in range(20):
+            await session.register(f"t{number}", TaskKind.OTHER)
+            newest = seqs(path)[-1]
+            assert [each.events().cursor for each in (store, reader, other)] == [newest] * 3
+
+
+async def test_from_now_begins_before_whatever_is_asked_for_next(store: TaskStore, session: SessionTasks) -> None:
+    for number in range(20):
+        events = store.events(types=[EventType.REGISTERED])
+        await session.register(f"t{number}", TaskKind.OTHER)
+        assert [event.task_id for event in await take(events, 1)] == [f"t{number}"]
+
+
+@pytest.mark.parametrize("after", [-1, -(2**70), 2**63, "0", 1.5])
+async def test_what_is_no_cursor_is_refused(store: TaskStore, after: Any) -> None:
+    with pytest.raises(ValueError, match="after"):
+        store.events(after)
+
+
+async def test_following_a_task_whose_store_closes_says_so(
+    new: Callable[..., TaskStore], started: asyncio.Event
+) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        handle = await session.spawn(hold(started, asyncio.Event()))
+        await started.wait()
+        following = asyncio.create_task(anext_to_the_end(handle.events()))
+        await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        # abandoned by the close, or closed before that was read
+        end = await following
+    assert end in ("abandoned", "StoreClosed")
+    for ask in (session.events, handle.events):
+        with pytest.raises(StoreClosed):
+            await anext(aiter(ask()))
+
+
+async def anext_to_the_end(events: Any) -> str:
+    """Follow a task and return its last word."""
+    last = ""
+    try:
+        async for event in events:
+            last = str(event.type)
+    except StoreClosed:
+        return "StoreClosed"
+    return last

@@ -388,7 +388,7 @@ async def test_work_cannot_be_completed_into_a_state_in_which_it_does_not_end(
     await session.register("job", OTHER)
     count = event_count(path)
 
-    with pytest.raises(ValueError, match="ends"):
+    with pytest.raises(ValueError, match="'job' may end"):
         await session.complete("job", live)
 
     assert event_count(path) == count
@@ -1016,3 +1016,98 @@ async def test_who_connects_to_ask_registers_nothing(session: SessionTasks, path
             await (await asking.session("s1")).register("job", OTHER)
 
     assert event_count(path) == count
+
+
+# --- registered again -------------------------------------------------------------------------------------------------
+
+
+async def test_registering_again_replaces_what_is_said_anew_and_leaves_the_rest(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        await store.session("s2")
+        before = await (
+            await session.register("job", OTHER, label="first", notify_on_end=True, close_policy="transfer")
+        ).record()
+    async with new() as store:
+        session = await store.session("s1")
+        handle = await session.register("job", OTHER, uncalled, child_session_id="s2", idempotency_key="key")
+        again = await session.register("job", OTHER, uncalled, idempotency_key="key")
+        record = await handle.record()
+
+    assert again.task_seq == handle.task_seq == before.task_seq
+    assert (record.label, record.notify_on_end, record.close_policy) == ("first", True, "transfer")
+    assert (record.child_session_id, record.idempotency_key, record.has_callback) == ("s2", "key", True)
+    assert record.started_at == before.started_at
+    assert event_types(path, record.task_seq) == ["registered", "released", "reattached", "released"]
+
+
+async def test_registering_again_for_a_session_that_is_not_there_changes_nothing(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    async with new() as store:
+        await (await store.session("s1")).register("job", OTHER)
+    async with new() as store:
+        session = await store.session("s1")
+        count = event_count(path)
+        with pytest.raises(UnknownSession, match="nowhere"):
+            await session.register("job", OTHER, child_session_id="nowhere")
+        assert event_count(path) == count
+
+
+# --- failures in whatever form ----------------------------------------------------------------------------------------
+
+
+async def test_a_reported_exception_keeps_the_frame_that_raised_it(session: SessionTasks) -> None:
+    await session.register("job", OTHER)
+    try:
+        raise ValueError("no such host")
+    except ValueError as error:
+        record = (await session.complete("job", "failed", failure=error)).record
+
+    assert record.failure is not None
+    assert "no such host" in str(record.failure.traceback)
+    assert "test_a_reported_exception_keeps_the_frame_that_raised_it" in str(record.failure.traceback)
+
+
+async def test_a_failure_may_be_reported_as_a_mapping(session: SessionTasks) -> None:
+    for task_id in ("job", "other"):
+        await session.register(task_id, OTHER)
+
+    record = (await session.complete("job", FAILED, failure={"type": "Timeout", "message": "60 s"})).record
+
+    assert record.failure == Failure(type="Timeout", message="60 s")
+    with pytest.raises(ValueError, match="message"):
+        await session.complete("other", FAILED, failure={"type": "Timeout"})
+
+
+async def test_a_callback_that_is_a_coroutine_object_is_refused_and_closed(session: SessionTasks, path: Path) -> None:
+    async def stop() -> None:
+        uncalled()
+
+    coroutine: Any = stop()
+    with pytest.raises(InvalidArguments, match="'job'"):
+        await session.register("job", OTHER, coroutine)
+
+    assert coroutine.cr_frame is None
+
+
+@pytest.mark.parametrize("words", [{"kind": "nonsense"}, {"kind": OTHER, "close_policy": "nonsense"}])
+async def test_a_word_that_is_none_is_named_with_the_task_and_what_may_stand_there(
+    session: SessionTasks, path: Path, words: dict[str, Any]
+) -> None:
+    count = event_count(path)
+
+    with pytest.raises(ValueError, match=r"'job'.*nonsense"):
+        await session.register("job", **words)
+
+    assert event_count(path) == count
+
+
+@pytest.mark.parametrize("fraction", [2, -0.1, float("nan"), "half", [1]])
+async def test_a_fraction_that_is_none_is_refused_with_the_task_named(session: SessionTasks, fraction: Any) -> None:
+    await session.register("job", OTHER)
+
+    with pytest.raises(ValueError, match="'job'"):
+        await session.update("job", fraction=fraction)

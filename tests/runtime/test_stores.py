@@ -14,6 +14,8 @@ import pytest
 from lash_store import (
     EventType,
     Recovery,
+    Scope,
+    SessionError,
     SessionTasks,
     StoreReadOnly,
     TaskContext,
@@ -183,15 +185,32 @@ async def test_a_reader_beside_a_live_owner_sees_everything_and_may_change_nothi
         assert await live.result(timeout=5) is None
 
 
-async def test_a_reader_without_a_runtime_names_sessions_by_scope(
+async def test_a_reader_without_a_runtime_finds_the_one_session_of_an_id(
     store: TaskStore, session: SessionTasks, path: Path
 ) -> None:
     await (await session.spawn(noop(), id="t"))
 
     async with TaskStore.open_readonly(path) as reader:
         assert (await reader.get("desktop:s1", "t")).state is TaskState.COMPLETED
-        with pytest.raises(StoreReadOnly, match="runtime="):
+        assert (await (await reader.session("s1")).get("t")).state is TaskState.COMPLETED
+        with pytest.raises(UnknownSession, match="'nobody'"):
+            await reader.session("nobody")
+        async with TaskStore(path, runtime="elsewhere") as other:
+            await other.session("s1")
+        with pytest.raises(SessionError, match="desktop:s1, elsewhere:s1"):
             await reader.session("s1")
+
+
+@pytest.mark.parametrize("ask", ["list", "count"])
+async def test_a_filter_that_names_a_session_which_is_not_there_says_so(store: TaskStore, ask: str) -> None:
+    with pytest.raises(UnknownSession, match="desktop:nobody"):
+        await getattr(store, ask)(TaskFilter(scope=Scope("desktop", "nobody")))
+
+
+async def test_a_filter_that_names_an_empty_session_finds_nothing(store: TaskStore, session: SessionTasks) -> None:
+    wanted = TaskFilter(scope=session.scope)
+
+    assert (await store.list(wanted), await store.count(wanted)) == ([], 0)
 
 
 async def test_a_reader_of_a_quiet_file_changes_neither_the_file_nor_its_wal(

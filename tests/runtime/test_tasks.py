@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from lash_store import (
+    IdempotencyConflict,
     Recovery,
     Scope,
     SessionTasks,
@@ -538,3 +539,77 @@ async def test_resuming_a_session_writes_nothing(store: TaskStore, session: Sess
     await store.session("s1")
 
     assert [row["type"] for row in rows(path, "SELECT type FROM events")] == ["session_opened"]
+
+
+# --- the same work under a key ----------------------------------------------------------------------------------------
+
+
+async def test_a_key_knows_its_work_however_the_arguments_are_written(store: TaskStore, session: SessionTasks) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext, a: int, b: dict[str, int], c: set[str]) -> None: ...
+
+    words = [f"word {number}" for number in range(20)]
+    first = await session.spawn(work, 1, {"x": 1, "y": 2}, set(words), idempotency_key="key")
+    again = [
+        await session.spawn(work, 1, {"y": 2, "x": 1}, set(words), idempotency_key="key"),
+        await session.spawn(work, c=set(words), b={"y": 2, "x": 1}, a=1, idempotency_key="key"),
+    ]
+
+    assert [handle.task_seq for handle in again] == [first.task_seq] * 2
+    for other in ((2, {"x": 1, "y": 2}, set(words)), (1, {"x": 1}, set(words)), (1, {"x": 1, "y": 2}, {"word 1"})):
+        with pytest.raises(IdempotencyConflict, match="'key'"):
+            await session.spawn(work, *other, idempotency_key="key")
+
+
+async def test_a_set_that_another_process_wrote_in_another_order_is_the_same_work(
+    store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext, words: set[str]) -> None: ...
+
+    function = store._registry.by_body(work)
+    first = await session.spawn(work, {"a", "b"}, idempotency_key="key")
+    written = function.bind(({"a", "b"},), {})
+    other_way = json.dumps({"words": list(reversed(json.loads(written)["words"]))})
+    monkeypatch.setattr(type(function), "bind", lambda *_: other_way)
+
+    assert (await session.spawn(work, {"a", "b"}, idempotency_key="key")).task_seq == first.task_seq
+
+
+async def test_another_coroutine_under_a_key_is_other_work_and_is_closed(session: SessionTasks) -> None:
+    async def one() -> None: ...
+    async def two() -> None: ...
+
+    first = await session.spawn(one(), idempotency_key="key")
+    assert (await session.spawn(one(), idempotency_key="key")).task_seq == first.task_seq
+    coroutine = two()
+
+    with pytest.raises(IdempotencyConflict):
+        await session.spawn(coroutine, idempotency_key="key")
+    assert coroutine.cr_frame is None
+
+
+async def test_a_body_that_ends_by_another_tasks_stale_attempt_has_failed(
+    store: TaskStore, session: SessionTasks, there: SessionTasks, started: asyncio.Event
+) -> None:
+    contexts: list[TaskContext] = []
+
+    @store.task(recovery=Recovery.OWNER_BOUND)
+    async def lends(task: TaskContext) -> None:
+        contexts.append(task)
+        started.set()
+        await task.cancelled()
+
+    @store.task(recovery=Recovery.OWNER_BOUND)
+    async def borrows(task: TaskContext) -> None:
+        await contexts[0].save("not mine")
+
+    await session.spawn(lends, id="x")
+    await started.wait()
+    await session.abandon("x", "by hand")
+
+    record = await (await there.spawn(borrows, id="x")).wait(20)
+
+    assert record.state is TaskState.FAILED
+    assert record.failure is not None
+    assert record.failure.type == "StaleAttempt"

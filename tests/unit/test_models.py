@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
+import pickle
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 import lash_store
-from lash_store import lifecycle
+from lash_store import errors, lifecycle
 from lash_store.errors import InvalidId
 from lash_store.models import (
     CancelPolicy,
@@ -317,3 +320,22 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.TaskNotFound("no", task_id="t"),
+        errors.TaskFailed("no", task_id="t", failure=Failure(type="E", message="m")),
+        errors.TaskCancelled("no", task_id="t", reason="why"),
+        errors.HandleNotVisible("no", missing=("a", "b")),
+        errors.StorageBusy("no"),
+        errors.InvalidId("no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_can_be_copied_and_sent_to_another_process(error: errors.StoreError, way: Any) -> None:
+    again = way(error)
+
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
