@@ -120,7 +120,7 @@ def test_a_file_that_is_killed_while_it_is_made_is_whole_at_the_next_open(
 ) -> None:
     chance = random.Random(seed := secrets.randbits(32))
     print(f"seed {seed}")
-    for number in range(12):
+    for number in range(6):
         path = tmp_path / f"{number}.db"
         worker = start(programs.life, str(path), number)
         worker.wait_for("born", number)
@@ -141,7 +141,7 @@ def test_a_file_that_is_killed_while_it_is_made_is_whole_at_the_next_open(
 def test_of_processes_that_make_a_new_file_at_once_none_is_refused(
     start: Callable[..., Worker], tmp_path: Path
 ) -> None:
-    for number in range(12):
+    for number in range(6):
         path = tmp_path / f"{number}.db"
         together = [start(programs.stay, str(path), {}) for _ in range(4)]
         for worker in together:
