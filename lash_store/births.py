@@ -6,10 +6,9 @@ Units over an open transaction, as in `transitions`.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
-from operator import eq
 from typing import Any
 
 from . import queries, session_queries, transitions
@@ -37,8 +36,7 @@ class NewTask:
     """
     What a task is born with.
 
-    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work. ``is_same`` tells whether two
-    texts of arguments mean the same to the function.
+    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work.
     """
 
     scope: Scope
@@ -59,7 +57,6 @@ class NewTask:
     close_policy: ClosePolicy = ClosePolicy.KEEP
     idempotency_key: str | None = None
     notify_on_end: bool = False
-    is_same: Callable[[str, str], bool] = eq
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +206,12 @@ def _is_same_work(task: Task, new: NewTask) -> bool:
     if new.arguments is None or task.arguments is None:
         # of a coroutine object no more is known than its name
         return new.label == task.label
-    return new.arguments == task.arguments or new.is_same(new.arguments, task.arguments)
+    return new.arguments == task.arguments or _sorted(new.arguments) == _sorted(task.arguments)
+
+
+def _sorted(arguments: str) -> str:
+    # as text: to Python 1, 1.0 and True are the same
+    return json.dumps(json.loads(arguments), sort_keys=True)
 
 
 def cancelled_ancestor(tx: Transaction, scope: str, parent: Task | None, agent: int | None) -> Task | None:

@@ -52,8 +52,8 @@ def _is_unkept(task: Task, owner_id: int, gone: Collection[int]) -> bool:
 
 
 def _rebind(tx: Transaction, task: Task, new: NewTask) -> Born:
-    if new.child_session_id is not None:
-        transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
+    if new.child_session_id not in {None, task.child_session_id}:
+        transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id or ""))
     command = Rebind(new.owner_id, task.owner_id, new.local is not None, _said_anew(new))
     bound = transitions.transition(tx, task, command, local=new.local).task
     if bound.state == TaskState.CANCEL_REQUESTED and not bound.has_callback:

@@ -76,7 +76,7 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, waits: _Wai
     fresh = [task for task in live if task.task_seq not in waits]
     asked = [writer.submit(request(task.task_seq)) for task in fresh]
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    await core.finish_for_the_dead(
+    await core.tidy_up_for_the_dead(
         task for reached in outcomes if not isinstance(reached, BaseException) for task in reached
     )
     for task, reached in zip(fresh, outcomes, strict=True):
@@ -93,11 +93,14 @@ async def _raise(error: BaseException) -> TaskRecord:
 
 async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> list[TaskRecord]:
     """Wait until each of several tasks whose cancel was requested has ended, or *timeout* seconds; return their rows."""
-    await core.finish_for_the_dead(tasks)
+    await core.tidy_up_for_the_dead(tasks)
     waits = {task.task_seq: _begin(core.confirmed([task], None), task) for task in tasks}
     try:
         if waits:
-            await core.wait_aside(waits.values(), timeout=timeout)
+            async with asyncio.timeout(timeout):
+                await core.wait_aside(waits.values())
+    except TimeoutError:
+        pass
     finally:
         await _give_up(waits)
     for wait in waits.values():

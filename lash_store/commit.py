@@ -115,6 +115,10 @@ class Committer:
             self._foreign_version = version
             self.foreign_seen = True
 
+    def at_once(self, sql: str) -> Any:
+        """Return the one value of a statement, outside of any transaction of ours."""
+        return self._raw.execute(sql).fetchall()[0][0]
+
     def commit(self, units: Sequence[Unit[Any]]) -> Batch:
         """Commit *units* together; if one of them loses the whole transaction, each by itself."""
         everything = range(len(units))

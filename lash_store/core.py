@@ -37,7 +37,7 @@ _LOOK = 0.25
 
 
 _NOTING = 0.5
-"""Seconds that a wait with a time-out may go beyond it, to note that its outcome was handed out."""
+"""Seconds that noting who was handed an outcome, or was not after all, may hold up who asks."""
 
 
 @dataclass(slots=True)
@@ -139,9 +139,7 @@ class Core:
         return found
 
     async def look(self, function: Callable[[Transaction], T]) -> T:
-        """Run a function of a transaction that only reads, on one state of the file; what is being taken back is, by then."""
-        if self.writer is not None:
-            await self.writer.taken_back()
+        """Run a function of a transaction that only reads, on one state of the file."""
 
         def read(raw: sqlite3.Connection) -> T:
             raw.execute("BEGIN").fetchall()
@@ -151,6 +149,12 @@ class Core:
                 raw.execute("ROLLBACK").fetchall()
 
         return await self.reader.run(read)
+
+    async def look_back(self, function: Callable[[Transaction], T]) -> T:
+        """Do the same once what cancelled callers never heard of was taken back, unless that takes long."""
+        if self.writer is not None:
+            await self.writer.taken_back(_NOTING)
+        return await self.look(function)
 
     async def mark_read(self, handle_id: str, holder: str, within: float | None) -> bool:
         """
@@ -235,12 +239,10 @@ class Core:
         task = await self.task(task_seq)
         return task if task.is_terminal else None
 
-    async def wait_aside(
-        self, waits: Collection[asyncio.Future[Any]], *, timeout: float | None = None, first: bool = False
-    ) -> None:
+    async def wait_aside(self, waits: Collection[asyncio.Future[Any]], *, first: bool = False) -> None:
         """Wait until all of several waits begun `aside` are over, or the *first*, without the slot of a body that waits."""
         until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
-        over = asyncio.create_task(asyncio.wait(waits, timeout=timeout, return_when=until), name="lash_store wait")
+        over = asyncio.create_task(asyncio.wait(waits, return_when=until), name="lash_store wait")
         try:
             await (over if self.runner is None else self.runner.wait_without_slot(over))
         finally:
@@ -298,6 +300,13 @@ class Core:
         if gone:
             await self.to_request().run(lambda tx: transitions.finish_cancels(tx, gone))
         return bool(gone)
+
+    async def tidy_up_for_the_dead(self, tasks: Iterable[Task | TaskRecord]) -> None:
+        """Do the same if it can be done: what was asked for is in the file by now, whatever comes of this."""
+        try:
+            await self.finish_for_the_dead(tasks)
+        except (StoreError, OSError):
+            log.warning("dead_owners_left", exc_info=True)
 
     async def is_gone(self, owner_id: int) -> bool:
         """Say whether an owner has ended, or its lock is free."""

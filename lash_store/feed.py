@@ -35,7 +35,8 @@ class Feed:
     Wakes waiters and subscribers when something is committed, by this process or another.
 
     *changed* says whether another connection committed since it was last asked. *on_end* is told of each end in what others
-    wrote before any waiter is, *on_foreign* of all of it after. *sleep* is how a subscriber waits for more.
+    wrote before any waiter is, *on_foreign* of all of it after. *sleep* is how a subscriber waits for more. *at_once* answers a
+    small statement without a wait.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Feed:
         on_end: Callable[[int], None],
         on_foreign: Callable[[Sequence[Committed]], Awaitable[None]],
         sleep: Callable[[asyncio.Event], Awaitable[object]],
+        at_once: Callable[[str], Any],
     ) -> None:
         self._reader = reader
         self._changed = changed
         self._on_end = on_end
         self._on_foreign = on_foreign
         self.sleep = sleep
+        self._at_once = at_once
         self._waiters: dict[int, set[asyncio.Future[Task | None]]] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._seen = 0
@@ -225,7 +228,7 @@ class Feed:
     def _newest(self) -> int:
         """Return the newest event of the file: what others committed may not have been noticed yet, and is past all the same."""
         try:
-            return max(self.head, int(self._reader.at_once(queries.LAST_SEQ)))
+            return max(self.head, int(self._at_once(queries.LAST_SEQ)))
         except (sqlite3.Error, StoreError):
             return self.head
 

@@ -277,11 +277,24 @@ def _covered(tx: Transaction, tasks: Iterable[Task]) -> set[int]:
     return found | {below.task_seq for below in families.live_descendants(tx, *found)}
 
 
-def moved_away(tx: Transaction, scope: Scope, tasks: Iterable[Task]) -> set[int]:
-    """Return what descends from tasks of a session and was given to another since, with all below it: that one may end it."""
+def moved_away(tx: Transaction, scope: Scope, tasks: Sequence[Task]) -> set[int]:
+    """
+    Return what descends from tasks of a session and was given to another since, with all below it: that one may end it.
+
+    Not so what was given to a session that one of these works in: that ends with it.
+    """
     below = families.live_descendants(tx, *(task.task_seq for task in tasks))
-    gone = [task for task in below if task.scope != str(scope) and queries.was_moved(tx, task.task_seq, str(scope))]
-    return _covered(tx, gone) if gone else set()
+    ending = {
+        f"{scope.runtime}:{task.child_session_id}" for task in (*tasks, *below) if task.child_session_id is not None
+    }
+    gone = [
+        task
+        for task in below
+        if task.scope not in {str(scope), *ending} and queries.was_moved(tx, task.task_seq, str(scope))
+    ]
+    if not gone:
+        return set()
+    return _covered(tx, gone) - {task.task_seq for task in below if task.scope in ending}
 
 
 def _cancel_all(tx: Transaction, tasks: Iterable[Task], reason: str, by: str, spared: Collection[int]) -> list[Task]:

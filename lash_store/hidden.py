@@ -53,10 +53,16 @@ async def settle(core: Core, scope: Scope, *, clear: bool) -> bool:
         while True:
             stuck = set() if within is None else {within, *gathering.bodies}
             clears = clear and not known
-            look: _Look = await writer.run_or_undo(
-                partial(_look, scope=scope, since=since, stuck=stuck, clear=clears, known=set(known)),
-                partial(_flag_again, scope),
-            )
+            try:
+                look: _Look = await writer.run_or_undo(
+                    partial(_look, scope=scope, since=since, stuck=stuck, clear=clears, known=set(known)),
+                    partial(_flag_again, scope),
+                )
+            except asyncio.CancelledError:
+                if clears:
+                    # the flag may be down until it is raised again: others may have looked meanwhile
+                    gathering.take_flag()
+                raise
             since = look.since
             if look.cleared:
                 gathering.take_flag()

@@ -112,14 +112,15 @@ class Function:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """
-        Validate arguments and write them as a JSON object by parameter name.
+        Validate arguments and write them as a JSON object by parameter name; the same call is the same text, but for the order of
+        a mapping's keys.
 
         Raises:
             InvalidArguments: they do not fit the function, or are not JSON.
         """
         try:
             given = self._by_name(args, kwargs) or self._signature.bind(*args, **kwargs).arguments
-            plain = {name: self._checked(name, value) for name, value in given.items()}
+            plain = {name: self._ordered(name, self._checked(name, value)) for name, value in given.items()}
             return to_json(plain, f"an argument of {self.name!r}")
         except (TypeError, ValidationError, ResultNotSerializable) as error:
             raise InvalidArguments(f"the arguments do not fit function {self.name!r}: {error}") from error
@@ -144,17 +145,14 @@ class Function:
         adapter = self._adapters[name]
         return value if adapter is None else adapter.validate_python(value)
 
-    def is_same(self, arguments: str, others: str) -> bool:
-        """Whether two calls' stored arguments mean the same to this function: a set has no order, and neither has an object."""
-        one, other = json.loads(arguments), json.loads(others)
-        if one == other:
-            return True
-        try:
-            return {name: self._restored(name, value) for name, value in one.items()} == {
-                name: self._restored(name, value) for name, value in other.items()
-            }
-        except (KeyError, ValidationError):
-            return False
+    def _ordered(self, name: str, value: Any) -> Any:
+        """Give sets an order, where the parameter may hold some: looking for them costs more than writing them down."""
+        return _in_order(value) if name in self._with_sets or isinstance(value, set | frozenset) else value
+
+    @cached_property
+    def _with_sets(self) -> frozenset[str]:
+        schemas = {name: repr(adapter.core_schema) for name, adapter in self._adapters.items() if adapter is not None}
+        return frozenset(name for name, schema in schemas.items() if "'set'" in schema or "'frozenset'" in schema)
 
     def call(self, context: Any, arguments: str) -> Awaitable[Any]:
         """
@@ -186,6 +184,15 @@ class Function:
     def _takes_names(self) -> bool:
         by_name = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         return all(parameter.kind in by_name for parameter in self._signature.parameters.values())
+
+
+def _in_order(value: Any) -> Any:
+    """Give a set, also one in a plain container, an order that is the same in every process."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(_in_order, value), key=lambda item: to_json(item, "a set's item"))
+    if type(value) is dict:
+        return {key: _in_order(item) for key, item in value.items()}
+    return type(value)(map(_in_order, value)) if type(value) in {list, tuple} else value
 
 
 def _closure(body: Body) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class SessionTasks:
 
     async def sync_needed(self) -> bool:
         """Return whether hidden work was spawned since the session last took its state up."""
-        row = await self._core.look(lambda tx: session_queries.session(tx, str(self._scope)))
+        row = await self._core.look_back(lambda tx: session_queries.session(tx, str(self._scope)))
         if row is None:
             raise transitions.unknown_session(self._scope)
         return bool(row.sync_needed)
@@ -434,7 +434,7 @@ class SessionTasks:
             HandleNotVisible: some are not; ``missing`` names them all.
         """
         names = references(ids)
-        seen = await self._core.look(lambda tx: handover.visible(tx, self._scope, names))
+        seen = await self._core.look_back(lambda tx: handover.visible(tx, self._scope, names))
         return [queries.task_record(one.task) for one in seen]
 
     async def transfer(self, to: SessionTasks | Scope | str, ids: Iterable[Reference]) -> Sequence[TaskRecord]:
@@ -464,7 +464,7 @@ class SessionTasks:
         """
         names, by = references(keep), self._core.requester
         reached = await self._run(lambda tx: handover.cancel_unreferenced(tx, self._scope, names, by))
-        await self._core.finish_for_the_dead(reached)
+        await self._core.tidy_up_for_the_dead(reached)
         return [queries.task_record(task) for task in reached]
 
     async def handoff(
@@ -487,7 +487,7 @@ class SessionTasks:
         made = new_id("handoff")
         row = await self._run(lambda tx: handover.handoff(tx, self._scope, destination, names, id, made, by))
         done = session_queries.handoff_record(row)
-        await self._core.finish_for_the_dead(done.cancelled)
+        await self._core.tidy_up_for_the_dead(done.cancelled)
         return done
 
     # --- the inbox ---

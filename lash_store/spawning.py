@@ -59,7 +59,6 @@ def body_columns(
         "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.COOPERATIVE),
         "arguments": function.bind(args, kwargs),
         "max_attempts": function.max_attempts,
-        "is_same": function.is_same,
     }
 
 

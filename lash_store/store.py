@@ -199,7 +199,7 @@ class TaskStore:
         if self._closing is None:
             if self._core is None:
                 return
-            self._close_timeout = timeout
+            self._close_timeout = None if timeout is None else float(timeout)
             self._closing = asyncio.create_task(self._close(), name="lash_store close")
         await _whole(self._closing)
 
@@ -297,12 +297,19 @@ class TaskStore:
         reader = Reader(self._path)
         await reader.open()
         lives.push_async_callback(reader.close)
+
+        def at_once(sql: str) -> Any:
+            # the reader may be in the middle of something, on an older state
+            answer = None if writer is None else writer.at_once(sql)
+            return reader.at_once(sql) if answer is None else answer
+
         feed = Feed(
             reader,
             changed=reader.has_changed if writer is None else writer.foreign_commits,
             on_end=lambda task_seq: None if core.runner is None else core.runner.note_ended(task_seq),
             on_foreign=lambda events: self._others_committed(core, events),
             sleep=lambda wake: wake.wait() if core.runner is None else core.runner.sleep_without_slot(wake),
+            at_once=at_once,
         )
         core = Core(self._path, self._runtime, self._registry, reader, feed, writer)
         await feed.open()

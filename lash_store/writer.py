@@ -178,10 +178,16 @@ class Writer:
                 undone.add_done_callback(self._undoing.discard)
             raise
 
-    async def taken_back(self) -> None:
-        """Wait until nothing is left to be taken back."""
+    async def taken_back(self, timeout: float) -> None:
+        """Wait until what is to be taken back was, but no longer than *timeout* seconds."""
         if self._undoing:
-            await asyncio.wait(set(self._undoing))
+            await asyncio.wait(set(self._undoing), timeout=timeout)
+
+    def at_once(self, sql: str) -> Any:
+        """Return the one value of a statement that is quickly answered, without a hop; None if a batch is being committed."""
+        if self._committer is None or self._is_busy or self._fatal is not None:
+            return None
+        return self._committer.at_once(sql)
 
     def limit_patience(self, patience: float) -> None:
         """Wait for other processes' write locks no longer than *patience* seconds from now on: the store is closing."""

@@ -583,8 +583,10 @@ class Model:
 
     def _moved_away(self, scope: str, tasks: Sequence[Task]) -> set[int]:
         """What this session gave to another is that one's to end, and all below it, whatever it descends from."""
-        gone = [one for one in self.descendants(*tasks) if one.live and one.scope != scope and scope in one.left]
-        return self._covered(gone) if gone else set()
+        below = [one for one in self.descendants(*tasks) if one.live]
+        ending = {one.child for one in (*tasks, *below) if one.child is not None}
+        gone = [one for one in below if one.scope not in {scope, *ending} and scope in one.left]
+        return self._covered(gone) - {one.seq for one in below if one.scope in ending} if gone else set()
 
     @request
     def handoff(self, source: str, destination: str, refs: Sequence[Ref], given: str | None) -> Handoff:

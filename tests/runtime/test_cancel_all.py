@@ -26,6 +26,7 @@ from lash_store import (
     transitions,
 )
 from lash_store.errors import StorageFull
+from lash_store.owners import Life
 from tests.runtime.support import RUNTIME, cancel_at, event_count, event_types, hold, rows, states
 
 OTHER = TaskKind.OTHER
@@ -541,3 +542,43 @@ async def test_the_family_is_ended_too_if_its_owner_dies_while_its_end_is_awaite
     found = states([await task.record() for task in tasks])
     release.set()
     assert found == ["cancelled"] * 4
+
+
+@pytest.mark.parametrize("how", ["cancel_all", "handoff", "cancel_unreferenced", "close"])
+async def test_a_look_at_dead_owners_that_fails_undoes_nothing_and_hides_nothing(
+    store: TaskStore,
+    session: SessionTasks,
+    release: asyncio.Event,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    async def stubborn() -> None:
+        await until(release)
+
+    task = await session.spawn(stubborn(), id="stubborn", close_policy="cancel")
+    await store.session("s2")
+    die(path)
+
+    def no_descriptors(*_: Any) -> Life:
+        raise OSError(24, "Too many open files")
+
+    async with TaskStore.connect(path, runtime=RUNTIME) as asking, asyncio.timeout(20):
+        from_outside = await asking.session("s1")
+        monkeypatch.setattr(owners, "life_of", no_descriptors)
+        match how:
+            case "cancel_all":
+                [report] = await from_outside.cancel_all(timeout=0.5)
+                assert report.error is not None
+                assert "Too many open files" in report.error.message
+            case "handoff":
+                assert [one.id for one in (await from_outside.handoff("s2", [])).cancelled] == ["stubborn"]
+            case "cancel_unreferenced":
+                assert [one.id for one in await from_outside.cancel_unreferenced([])] == ["stubborn"]
+            case "close":
+                with pytest.raises(OSError, match="Too many"):
+                    await from_outside.close(timeout=0.5)
+
+    asked = (await task.record()).state
+    release.set()
+    assert asked is TaskState.CANCEL_REQUESTED

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import Recovery, StoreClosed, StoreError, TaskContext, TaskState, TaskStore
+from lash_store import Recovery, SessionTasks, StoreClosed, StoreError, TaskContext, TaskState, TaskStore
 from tests.runtime.support import RUNTIME, event_types, hold, left_over, rows, threads
 
 
@@ -510,3 +510,13 @@ async def test_a_close_without_a_time_out_waits_for_the_bodies(
     await closing
 
     assert rows(path, "SELECT state FROM tasks") == [{"state": "completed"}]
+
+
+async def test_a_time_out_that_is_no_number_is_refused_and_the_store_stays_open(
+    store: TaskStore, session: SessionTasks
+) -> None:
+    timeout: Any = "soon"
+    with pytest.raises(ValueError, match="soon"):
+        await store.close(timeout)
+
+    assert await session.list() == []

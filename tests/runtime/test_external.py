@@ -1111,3 +1111,17 @@ async def test_a_fraction_that_is_none_is_refused_with_the_task_named(session: S
 
     with pytest.raises(ValueError, match="'job'"):
         await session.update("job", fraction=fraction)
+
+
+async def test_work_whose_sub_agents_session_was_closed_meanwhile_is_bound_again(
+    new: Callable[..., TaskStore],
+) -> None:
+    async with new() as store:
+        sub = await store.session("sub")
+        await (await store.session("s1")).register("job", OTHER, uncalled, child_session_id="sub")
+        await sub.close()
+    async with new() as store:
+        handle = await (await store.session("s1")).register("job", OTHER, uncalled, child_session_id="sub")
+        record = await handle.record()
+
+    assert (record.child_session_id, record.has_callback) == ("sub", True)

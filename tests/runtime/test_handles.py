@@ -915,3 +915,16 @@ async def test_a_session_observes_anothers_work_by_the_others_id_or_scope(
     seen = [await other.observe(form, "t") for form in ("s1", "desktop:s1", Scope("desktop", "s1"), session)]
 
     assert len({handle.handle_id for handle in seen}) == 1
+
+
+async def test_a_note_that_cannot_be_stored_holds_no_look_up(session: SessionTasks, path: Path) -> None:
+    handle = await session.spawn(ends(), id="t")
+    await handle.wait()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(handle.result(), 0.1)
+        async with asyncio.timeout(10):
+            assert (await session.get("t")).state is TaskState.COMPLETED
+            assert states(await session.validate_handles(["t"])) == ["completed"]
+        shell.execute("ROLLBACK")

@@ -1176,3 +1176,18 @@ async def test_hidden_work_is_given_by_the_word_of_its_parameter(session: Sessio
     handle = await session.spawn_hidden(label="memory", fn_or_coroutine=noop())
 
     assert (await handle.wait()).mode is TaskMode.HIDDEN
+
+
+async def test_who_looked_while_the_flag_was_down_for_one_who_was_cancelled_takes_the_state_up(
+    store: TaskStore, session: SessionTasks
+) -> None:
+    await (await session.spawn_hidden("memory", noop())).wait()
+    assert store._core is not None
+    assert store._core.writer is not None
+    settling = [asyncio.create_task(session.await_background_work()) for _ in range(2)]
+    while len(store._core.writer._queue) < 2:
+        await asyncio.sleep(0)
+    settling[0].cancel()
+
+    assert await settling[1] is True
+    assert settling[0].cancelled()

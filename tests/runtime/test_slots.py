@@ -348,3 +348,23 @@ async def test_who_waits_for_a_task_that_was_cancelled_while_its_start_is_asked_
         while not waits:
             await asyncio.sleep(0)
         assert (await waits[0]).state is TaskState.CANCELLED
+
+
+async def test_a_body_that_closes_a_session_keeps_its_time_out_though_its_slot_is_taken(
+    opened: Callable[..., Any], release: asyncio.Event
+) -> None:
+    store = await opened(max_running=1)
+    session, other = await store.session("s1"), await store.session("s2")
+    await other.register("job", TaskKind.OTHER, release.wait, close_policy="cancel")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def closes(task: TaskContext) -> None:
+        await other.close(timeout=0.2)
+
+    closing = await session.spawn(closes)
+    staying = await session.spawn(release.wait())
+    async with asyncio.timeout(20):
+        await closing
+
+    assert (await staying.record()).state is TaskState.RUNNING
+    release.set()

@@ -916,3 +916,25 @@ async def test_a_transfer_and_a_cancel_of_all_in_one_commit_agree(session: Sessi
 
     assert (await parent.record()).state is TaskState.CANCELLED
     assert (await child.record()).state is TaskState.RUNNING
+
+
+@pytest.mark.parametrize("how", ["cancel", "cancel_all", "cancel_unreferenced", "close"])
+async def test_what_was_given_to_the_session_of_a_sub_agent_ends_with_the_sub_agent(
+    session: SessionTasks, there: SessionTasks, how: str
+) -> None:
+    await session.register("agent", OTHER, child_session_id="s2", close_policy="cancel")
+    given = await session.register("given", OTHER)
+    await session.transfer(there, [given])
+    below = await there.register("below", OTHER, parent=given)
+
+    match how:
+        case "cancel":
+            await session.cancel("agent")
+        case "cancel_all":
+            await session.cancel_all()
+        case "cancel_unreferenced":
+            await session.cancel_unreferenced([])
+        case "close":
+            await session.close()
+
+    assert states([await given.record(), await below.record()]) == ["cancelled"] * 2

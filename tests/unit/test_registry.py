@@ -546,3 +546,21 @@ def test_a_function_decorated_in_another_module_finds_its_own_annotations() -> N
     exec(textwrap.dedent(source), elsewhere)
 
     assert there_and_back(elsewhere["logged"](of_model), {"x": 1}) == Point(x=1)
+
+
+def test_sets_are_written_in_one_order_whatever_pythons_hashes_are() -> None:
+    async def work(task: Any, words: set[str], nested: dict[str, list[frozenset[int]]], plain: Any) -> None: ...
+
+    function = Function("work", work, Recovery.RERUN, 1)
+
+    written = json.loads(function.bind(({"b", "c", "a"}, {"x": [frozenset({3, 1, 2})]}, {"z", "y"}), {}))
+
+    assert written == {"words": ["a", "b", "c"], "nested": {"x": [[1, 2, 3]]}, "plain": ["y", "z"]}
+
+
+def test_arguments_are_written_in_the_order_of_the_signature() -> None:
+    async def work(task: Any, a: int, b: int) -> None: ...
+
+    function = Function("work", work, Recovery.RERUN, 1)
+
+    assert function.bind((), {"b": 2, "a": 1}) == function.bind((1, 2), {}) == function.bind((1,), {"b": 2})
