@@ -34,7 +34,14 @@ def register(tx: Transaction, new: NewTask, gone: Collection[int]) -> Born:
     live = before if before is not None and not before.is_terminal else None
     if before is None:
         live = queries.live_task_by_id(tx, str(new.scope), new.id)
-    if live is not None and live.is_external and live.kind == new.kind and _is_unkept(live, new.owner_id, gone):
+    is_repeated = before is not None and before.owner_id == new.owner_id and new.local is None
+    if (
+        live is not None
+        and live.is_external
+        and live.kind == new.kind
+        and not is_repeated
+        and _is_unkept(live, new.owner_id, gone)
+    ):
         if live.state != TaskState.CANCEL_REQUESTED or live.awaits_callback:
             return _rebind(tx, live, new)
         live = transitions.end_cancelled(tx, live).task

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from unicodedata import category
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, field_validator
 
 from .errors import InvalidId
 
@@ -214,6 +214,14 @@ def check_fraction(what: str, value: float | None) -> float | None:
     return float(value)
 
 
+def _as_the_file_does(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Time = Annotated[datetime, PlainSerializer(_as_the_file_does, return_type=str, when_used="json")]
+"""A time in UTC; in JSON as everywhere in the file: ISO 8601, fixed width, milliseconds."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -263,7 +271,7 @@ class Evidence(_Record):
     pid: int | None = None
     host: str | None = None
     end: str
-    found_at: datetime
+    found_at: Time
     reason: str | None = None
     by: str | None = None
 
@@ -300,18 +308,18 @@ class TaskRecord(_Record):
     evidence: Evidence | None
     cancel_reason: str | None
     cancel_requested_by: str | None
-    cancel_requested_at: datetime | None
-    created_at: datetime
-    started_at: datetime | None
-    updated_at: datetime
-    completed_at: datetime | None
+    cancel_requested_at: Time | None
+    created_at: Time
+    started_at: Time | None
+    updated_at: Time
+    completed_at: Time | None
     parent_seq: int | None
     child_session_id: str | None
     close_policy: ClosePolicy
     idempotency_key: str | None
     notify_on_end: bool
     has_callback: bool
-    callback_begun_at: datetime | None
+    callback_begun_at: Time | None
     callback_error: Failure | None
 
     @property
@@ -330,7 +338,7 @@ class TaskEvent(_Record):
     task_id: str | None
     attempt: int | None
     type: EventType
-    at: datetime
+    at: Time
     data: dict[str, Any]
 
 
@@ -344,8 +352,8 @@ class SessionRecord(_Record):
 
     scope: Scope
     parent: Scope | None = None
-    opened_at: datetime
-    closed_at: datetime | None
+    opened_at: Time
+    closed_at: Time | None
     live_tasks: int
     sync_needed: bool = False
     unread_notes: int = 0
@@ -377,7 +385,7 @@ class Handoff(_Record):
     destination: Scope
     moved: tuple[TaskRecord, ...]
     cancelled: tuple[TaskRecord, ...]
-    at: datetime
+    at: Time
 
 
 class CloseReport(_Record):
@@ -388,7 +396,7 @@ class CloseReport(_Record):
     """
 
     scope: Scope
-    closed_at: datetime
+    closed_at: Time
     successor: Scope | None = None
     kept: tuple[TaskRecord, ...] = ()
     cancelled: tuple[TaskRecord, ...] = ()
@@ -409,8 +417,8 @@ class Note(_Record):
     task_id: str | None
     text: str
     data: JsonValue
-    posted_at: datetime
-    acknowledged_at: datetime | None = None
+    posted_at: Time
+    acknowledged_at: Time | None = None
 
 
 class TaskFilter(_Record):

@@ -77,8 +77,12 @@ class TaskStore:
     ) -> None:
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
-        if max_running < 1:
-            raise ValueError(f"max_running must be at least 1, not {max_running}")
+        if not isinstance(max_running, int) or max_running < 1:
+            raise ValueError(f"max_running must be a number of bodies, at least 1, not {max_running!r}")
+        waits = {"cancel_grace": cancel_grace, "lock_timeout": lock_timeout, "callback_timeout": callback_timeout}
+        for name, wait in waits.items():
+            if not isinstance(wait, int | float) or not wait >= 0:
+                raise ValueError(f"{name} must be a number of seconds, at least 0, not {wait!r}")
         self._path = guards.resolve(path)
         self._runtime: str | None = Scope(runtime, "-").runtime
         self._access: _Access = "own"

@@ -328,7 +328,8 @@ class Model:
             return self._create(new, above, errors), new.has_callback
         if errors:
             raise Refused("TaskExists", *errors)
-        unkept = live.owner is None or not live.has_callback
+        repeated = before is not None and live.owner == self.state.owner and not new.has_callback
+        unkept = not repeated and (live.owner is None or not live.has_callback)
         if live.external and live.kind == new.kind and unkept:
             live.owner, live.has_callback, live.called = self.state.owner, new.has_callback, new.called
             # what is said anew counts from now on

@@ -296,6 +296,15 @@ async def test_options_without_sense_are_refused(path: Path, session: SessionTas
         TaskStore(path, runtime=RUNTIME, durability="none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_running"):
         TaskStore(path, runtime=RUNTIME, max_running=0)
+    for wrong in (
+        {"max_running": "many"},
+        {"cancel_grace": -1},
+        {"lock_timeout": float("nan")},
+        {"callback_timeout": "1"},
+    ):
+        options: dict[str, Any] = wrong
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            TaskStore(path, runtime=RUNTIME, **options)
     with pytest.raises(ValueError):
         await session.spawn(work, 1, cancel_policy="sometimes")  # type: ignore[arg-type]
     with pytest.raises(ValueError):

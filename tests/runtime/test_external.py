@@ -1125,3 +1125,14 @@ async def test_work_whose_sub_agents_session_was_closed_meanwhile_is_bound_again
         record = await handle.record()
 
     assert (record.child_session_id, record.has_callback) == ("sub", True)
+
+
+async def test_a_key_repeated_without_a_callback_writes_nothing(session: SessionTasks, path: Path) -> None:
+    first = await session.register("job", OTHER, idempotency_key="key")
+    count = event_count(path)
+
+    again = await session.register("job", OTHER, idempotency_key="key")
+
+    assert (again.task_seq, event_count(path)) == (first.task_seq, count)
+    await session.register("job", OTHER, uncalled, idempotency_key="key")
+    assert event_types(path, first.task_seq) == ["registered", "reattached"]

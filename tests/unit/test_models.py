@@ -22,6 +22,7 @@ from lash_store.models import (
     ClosePolicy,
     CloseReport,
     EventType,
+    Evidence,
     Failure,
     HandleRole,
     Handoff,
@@ -339,3 +340,12 @@ def test_an_error_can_be_copied_and_sent_to_another_process(error: errors.StoreE
     again = way(error)
 
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_time_is_written_as_the_file_writes_it() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
+
+    written = Evidence(owner_id=1, end="died", found_at=at).model_dump(mode="json")
+
+    assert written["found_at"] == "2026-01-02T03:04:05.678Z"
+    assert Evidence.model_validate(written).found_at == at.replace(microsecond=678_000)
