@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import queries, session_queries, transitions
-from .commands import RequestCancel, Settle, Start
+from .commands import RequestCancel, Start
 from .database import Transaction
 from .errors import IdempotencyConflict, SessionError, TaskExists
 from .lifecycle import Refused, Task, decide
@@ -243,15 +243,8 @@ def cancelled_ancestor(tx: Transaction, scope: str, parent: Task | None, agent: 
 
 
 def _born_cancelled(tx: Transaction, task: Task, ancestor: Task) -> Task:
-    if task.is_external:
-        settle = Settle(
-            TaskState.CANCELLED,
-            reason=ancestor.cancel_reason,
-            asked_by=ancestor.cancel_requested_by or "",
-            because_of=ancestor.task_seq,
-        )
-        return transitions.transition(tx, task, settle).task
-    command = RequestCancel(ancestor.cancel_reason, ancestor.cancel_requested_by or "", ancestor.task_seq)
+    by = ancestor.cancel_requested_by or ""
+    command = RequestCancel(ancestor.cancel_reason, by, because_of=ancestor.task_seq, at_birth=True)
     return transitions.transition(tx, task, command).task
 
 

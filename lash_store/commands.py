@@ -67,11 +67,16 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class RequestCancel:
-    """Ask for the end of a task, durably; *because_of* is the ancestor whose cancel this is part of."""
+    """
+    Ask for the end of a task, durably; *because_of* is the ancestor whose cancel this is part of.
+
+    *at_birth*: nothing of it has begun, whoever does the work.
+    """
 
     reason: str | None
     by: str
     because_of: int | None = None
+    at_birth: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +169,12 @@ class Rebind:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """
-    Store how external work ended: a state, and JSON text of a result or a failure.
-
-    *asked_by*: its cancel was asked for before it was born, with the cancel of the task *because_of*.
-    """
+    """Store how external work ended: a state, and JSON text of a result or a failure."""
 
     state: TaskState
     result: str | None = None
     failure: str | None = None
     reason: str | None = None
-    asked_by: str | None = None
-    because_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

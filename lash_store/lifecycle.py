@@ -251,17 +251,8 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             )
         case RequestCancel() if requested:
             return _UNCHANGED
-        case RequestCancel(reason=reason, by=by) if task.state == TaskState.PENDING:
-            return Change(
-                EventType.CANCELLED,
-                {
-                    "state": TaskState.CANCELLED,
-                    "cancel_reason": reason,
-                    "cancel_requested_by": by,
-                    "cancel_requested_at": now,
-                },
-                _because(command),
-            )
+        case RequestCancel() if task.state == TaskState.PENDING:
+            return _never_begun(command, now)
         case RequestCancel():
             return _requested(command)
         case ConfirmCancel() if requested:
@@ -312,6 +303,8 @@ def _decide_external(task: Task, command: Command, now: str) -> Change | Refused
             )
         case RequestCancel() if requested:
             return _UNCHANGED
+        case RequestCancel(at_birth=True):
+            return _never_begun(command, now)
         case RequestCancel():
             return _requested(command)
         case BeginCallback() if task.awaits_callback:
@@ -322,17 +315,6 @@ def _decide_external(task: Task, command: Command, now: str) -> Change | Refused
             return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED})
         case Flip(state=state) if not requested:
             return _UNCHANGED if state == task.state else Change(EventType.STATE_CHANGED, {"state": state})
-        case Settle(state=TaskState.CANCELLED, reason=reason, asked_by=str(by)):
-            return Change(
-                EventType.CANCELLED,
-                {
-                    "state": TaskState.CANCELLED,
-                    "cancel_reason": reason,
-                    "cancel_requested_by": by,
-                    "cancel_requested_at": now,
-                },
-                {"because_of": command.because_of},
-            )
         case Settle(state=TaskState.CANCELLED, reason=reason):
             why = {} if reason is None or requested else {"cancel_reason": reason}
             return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED, **why})
@@ -356,6 +338,11 @@ def _decide_any(command: Command) -> Change | Refused:
         case Notify(note=note):
             return Change(EventType.NOTED, {}, note)
     return _SUPERSEDED
+
+
+def _never_begun(command: RequestCancel, now: str) -> Change:
+    columns = {"state": TaskState.CANCELLED, "cancel_reason": command.reason, "cancel_requested_by": command.by}
+    return Change(EventType.CANCELLED, {**columns, "cancel_requested_at": now}, _because(command))
 
 
 def _requested(command: RequestCancel) -> Change:

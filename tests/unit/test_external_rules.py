@@ -53,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "rebind from another owner": Rebind(owner_id=2, from_owner=3, has_callback=True),
     "release": Release("owner_died"),
     "request cancel": RequestCancel("enough", "a person"),
+    "request cancel at birth": RequestCancel("enough", "a person", because_of=3, at_birth=True),
     "begin the callback": BeginCallback(MINE),
     "begin another's callback": BeginCallback(ANOTHERS),
     "the callback failed": CallbackFailed(FAILURE),
@@ -88,6 +89,7 @@ rebind                        | reattached > running 2               | reattache
 rebind from another owner     | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
 release                       | released > running -                 | released > waiting -                 | released > cancel_requested -        | superseded              | superseded           | superseded              | superseded
 request cancel                | cancel_requested > cancel_requested 1 | cancel_requested > cancel_requested 1 | unchanged                           | superseded              | superseded           | unchanged               | superseded
+request cancel at birth       | cancelled > cancelled 1              | cancelled > cancelled 1              | unchanged                            | superseded              | superseded           | unchanged               | superseded
 begin the callback            | superseded                           | superseded                           | state_changed > cancel_requested 1   | superseded              | superseded           | superseded              | superseded
 begin another's callback      | stale                                | stale                                | stale                                | stale                   | stale                | stale                   | stale
 the callback failed           | superseded                           | superseded                           | callback_failed > cancel_requested 1 | superseded              | superseded           | superseded              | superseded
@@ -427,3 +429,18 @@ def test_a_second_recovery_finds_nothing_to_write(task: Task) -> None:
 @pytest.mark.parametrize("state", LIVE)
 def test_a_crash_of_its_owner_ends_no_execution_of_external_work(state: str) -> None:
     assert not row(state).is_executing
+
+
+def test_work_that_is_born_cancelled_says_who_asked_and_when() -> None:
+    change = _changed(row("running"), RequestCancel("enough", "a person", because_of=3, at_birth=True))
+
+    asked = {"cancel_reason": "enough", "cancel_requested_by": "a person", "cancel_requested_at": NOW}
+    assert change.columns.items() >= asked.items()
+    assert change.detail == {"because_of": 3}
+
+
+def test_work_that_is_bound_again_takes_what_is_said_anew_and_began_when_it_did() -> None:
+    change = _changed(row("running"), Rebind(2, 1, has_callback=True, anew={"label": "again"}))
+
+    assert (change.type, change.columns["label"], change.columns["owner_id"]) == (EventType.REATTACHED, "again", 2)
+    assert "started_at" not in change.columns
