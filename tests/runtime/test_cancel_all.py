@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lash_store import (
+    EventType,
     Recovery,
     SessionTasks,
     StoreClosed,
@@ -27,7 +28,7 @@ from lash_store import (
 )
 from lash_store.errors import StorageFull
 from lash_store.owners import Life
-from tests.runtime.support import RUNTIME, cancel_at, event_count, event_types, hold, rows, states
+from tests.runtime.support import RUNTIME, cancel_at, event_count, event_types, hold, next_event, rows, states
 
 OTHER = TaskKind.OTHER
 CANCELLED, REQUESTED = TaskState.CANCELLED, TaskState.CANCEL_REQUESTED
@@ -529,13 +530,14 @@ async def test_the_whole_family_of_a_dead_owners_work_is_ended_by_who_asks(
 
 
 async def test_the_family_is_ended_too_if_its_owner_dies_while_its_end_is_awaited(
-    session: SessionTasks, there: SessionTasks, release: asyncio.Event, path: Path
+    store: TaskStore, session: SessionTasks, there: SessionTasks, release: asyncio.Event, path: Path
 ) -> None:
     tasks = await family(session, there, release)
     async with TaskStore.connect(path, runtime=RUNTIME) as asking, asyncio.timeout(20):
         cancelling = asyncio.create_task((await asking.session("s1")).cancel("parent"))
-        while not all(state == "cancel_requested" for state in states([await task.record() for task in tasks])):
-            await asyncio.sleep(0.01)
+        # one commit asks all of them
+        await next_event(store, EventType.CANCEL_REQUESTED)
+        assert states([await task.record() for task in tasks]) == ["cancel_requested"] * 4
         die(path)
         assert (await cancelling).state is CANCELLED
 

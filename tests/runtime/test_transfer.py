@@ -920,12 +920,13 @@ async def test_a_transfer_and_a_cancel_of_all_in_one_commit_agree(session: Sessi
 
 @pytest.mark.parametrize("how", ["cancel", "cancel_all", "cancel_unreferenced", "close"])
 async def test_what_was_given_to_the_session_of_a_sub_agent_ends_with_the_sub_agent(
-    session: SessionTasks, there: SessionTasks, how: str
+    store: TaskStore, session: SessionTasks, there: SessionTasks, how: str
 ) -> None:
     await session.register("agent", OTHER, child_session_id="s2", close_policy="cancel")
     given = await session.register("given", OTHER)
     await session.transfer(there, [given])
     below = await there.register("below", OTHER, parent=given)
+    elsewhere = await (await store.session("s3")).register("elsewhere", OTHER, parent=given)
 
     match how:
         case "cancel":
@@ -937,4 +938,4 @@ async def test_what_was_given_to_the_session_of_a_sub_agent_ends_with_the_sub_ag
         case "close":
             await session.close()
 
-    assert states([await given.record(), await below.record()]) == ["cancelled"] * 2
+    assert states([await given.record(), await below.record(), await elsewhere.record()]) == ["cancelled"] * 3
