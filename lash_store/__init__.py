@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         SessionClosed,
         SessionError,
         StaleAttempt,
+        StepFailed,
+        StepInDoubt,
         StorageBusy,
         StorageCorrupt,
         StorageError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         UnknownSession,
     )
     from .feed import Subscription
+    from .guest import TransactConnection
     from .handles import TaskHandle
     from .inbox import Inbox
     from .models import (
@@ -64,6 +67,9 @@ if TYPE_CHECKING:
         RecoveryReport,
         Scope,
         SessionRecord,
+        StepKind,
+        StepRecord,
+        StepState,
         StopReason,
         TaskEvent,
         TaskFilter,
@@ -74,10 +80,12 @@ if TYPE_CHECKING:
         Transition,
         Verdict,
     )
+    from .policies import Backoff, Limits
     from .sessions import SessionTasks
     from .store import TaskStore
 
 __all__ = [
+    "Backoff",
     "CancelPolicy",
     "CancelReport",
     "ClosePolicy",
@@ -97,6 +105,7 @@ __all__ = [
     "InvalidArguments",
     "InvalidId",
     "LimitExceeded",
+    "Limits",
     "NotAStore",
     "Note",
     "OwnerEnd",
@@ -112,6 +121,11 @@ __all__ = [
     "SessionRecord",
     "SessionTasks",
     "StaleAttempt",
+    "StepFailed",
+    "StepInDoubt",
+    "StepKind",
+    "StepRecord",
+    "StepState",
     "StopReason",
     "StorageBusy",
     "StorageCorrupt",
@@ -139,6 +153,7 @@ __all__ = [
     "TaskRecord",
     "TaskState",
     "TaskStore",
+    "TransactConnection",
     "TransferConflict",
     "Transition",
     "UnknownFunction",
@@ -146,7 +161,7 @@ __all__ = [
     "Verdict",
 ]
 
-_HOMES = ("errors", "models", "store", "sessions", "handles", "inbox", "context", "feed")
+_HOMES = ("errors", "models", "policies", "store", "sessions", "handles", "inbox", "context", "feed", "guest")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,15 +6,14 @@ Units over an open transaction, as in `transitions`.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import queries, session_queries, transitions
 from .commands import RequestCancel, Start
 from .database import Transaction
-from .errors import IdempotencyConflict, SessionError, TaskExists
+from .errors import IdempotencyConflict, LimitExceeded, SessionError, TaskExists
 from .lifecycle import Refused, Task, decide
 from .models import (
     CancelPolicy,
@@ -28,7 +27,7 @@ from .models import (
     TaskState,
 )
 
-__all__ = ["Born", "NewTask", "create", "refuse_given_up", "same_before", "task_exists"]
+__all__ = ["Born", "NewTask", "check_room", "create", "moved", "refuse_given_up", "same_before", "task_exists"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,8 @@ class NewTask:
     """
     What a task is born with.
 
-    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work.
+    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work. Its key counts in its session,
+    or, *keyed_by_parent*, among the children of its parent, wherever those are.
     """
 
     scope: Scope
@@ -57,6 +57,15 @@ class NewTask:
     close_policy: ClosePolicy = ClosePolicy.KEEP
     idempotency_key: str | None = None
     notify_on_end: bool = False
+    keyed_by_parent: bool = False
+    version: str | None = None
+    timeout: float | None = None
+    deadline: str | None = None
+
+
+def moved(new: NewTask, scope: Scope) -> NewTask:
+    """Return what is to be born, in another session."""
+    return new if new.scope == scope else replace(new, scope=scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,7 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         TaskExists: a live task has the id.
         IdempotencyConflict: the key was used for other work.
         SessionClosed: the session is closed, and no live task of it is the parent.
+        LimitExceeded: the session holds as much as the store's limits allow.
         StoreClosed: a person gave this owner up.
         UnknownSession: the file has no such session, or not the one a sub-agent should work in.
     """
@@ -94,10 +104,15 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         raise transitions.session_closed(new.scope)
     if new.child_session_id is not None:
         transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
+    check_room(tx, str(new.scope), adding=1)
     cancelled = cancelled_ancestor(tx, str(new.scope), parent, place.agent)
     columns = _first_columns(tx, new)
     born = queries.NO_TASK._replace(**columns)
-    started = decide(born, Start(new.owner_id, new.owner_id), tx.now) if start and cancelled is None else None
+    started = (
+        decide(born, Start(new.owner_id, new.owner_id, version=new.version), tx.now)
+        if start and cancelled is None
+        else None
+    )
     assert not isinstance(started, Refused)
     try:
         task = queries.insert_task(tx, columns if started is None else {**columns, **started.columns})
@@ -161,6 +176,9 @@ def _first_columns(tx: Transaction, new: NewTask) -> dict[str, Any]:
         "idempotency_key": new.idempotency_key,
         "close_policy": None if new.close_policy is ClosePolicy.KEEP else new.close_policy,
         "notify_on_end": 1 if new.notify_on_end else None,
+        "version": new.version,
+        "timeout": new.timeout,
+        "deadline": new.deadline,
     }
     return columns | {name: value for name, value in rare.items() if value is not None}
 
@@ -186,8 +204,11 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
     """
     if new.idempotency_key is None:
         return None
-    task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
-    if task is None:
+    if new.keyed_by_parent and new.parent_seq is not None:
+        task = session_queries.child_by_key(tx, new.parent_seq, new.idempotency_key)
+    else:
+        task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
+    if task is None or (new.keyed_by_parent and _is_to_be_tried_again(tx, task)):
         return None
     if not _is_same_work(task, new):
         raise IdempotencyConflict(
@@ -198,6 +219,33 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
     return task
 
 
+def _is_to_be_tried_again(tx: Transaction, child: Task) -> bool:
+    """Whether a child came to nothing and its parent has been retried since: the retry is to make that good, too."""
+    if not child.is_terminal or child.state == TaskState.COMPLETED or child.parent_seq is None:
+        return False
+    return session_queries.was_retried_after(tx, child.parent_seq, child.task_seq)
+
+
+def check_room(tx: Transaction, scope: str, *, adding: int = 0) -> None:
+    """
+    Make sure a session may hold so many tasks more.
+
+    Raises:
+        LimitExceeded: it may not.
+    """
+    if tx.limits is None:
+        return
+    for name, most, count in (
+        ("live_tasks", tx.limits.live_tasks, session_queries.count_live),
+        ("total_tasks", tx.limits.total_tasks, session_queries.count_all),
+    ):
+        if most is not None and count(tx, scope, most + 1) + adding > most:
+            raise LimitExceeded(
+                f"session {scope!r} holds {most} tasks, which is its limit {name}: "
+                "let some end, use another session, or give the store other Limits"
+            )
+
+
 def _is_same_work(task: Task, new: NewTask) -> bool:
     if new.mode != task.mode or new.function != task.function:
         return False
@@ -206,12 +254,7 @@ def _is_same_work(task: Task, new: NewTask) -> bool:
     if new.arguments is None or task.arguments is None:
         # of a coroutine object no more is known than its name
         return new.label == task.label
-    return new.arguments == task.arguments or _sorted(new.arguments) == _sorted(task.arguments)
-
-
-def _sorted(arguments: str) -> str:
-    # as text: to Python 1, 1.0 and True are the same
-    return json.dumps(json.loads(arguments), sort_keys=True)
+    return new.arguments == task.arguments or transitions.plain(new.arguments) == transitions.plain(task.arguments)
 
 
 def cancelled_ancestor(tx: Transaction, scope: str, parent: Task | None, agent: int | None) -> Task | None:

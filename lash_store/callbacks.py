@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from .errors import CommitInDoubt, StorageError, StorageMoved
 from .failures import failure_of
 from .lifecycle import Task
 from .models import TaskRecord, Verdict
+from .threads import in_thread
 from .transitions import Outcome
 from .writer import Unit, Writer
 
@@ -150,7 +150,7 @@ async def _invoke(callback: Callback, record: TaskRecord) -> BaseException | Non
         if inspect.iscoroutinefunction(callback):
             await callback(*arguments)
         else:
-            returned = await _in_thread(callback, arguments)
+            returned = await in_thread(callback, *arguments)
             if inspect.isawaitable(returned):
                 await returned
     except asyncio.CancelledError:
@@ -167,32 +167,3 @@ def _wants_record(callback: Callback) -> bool:
             positional = parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
             return positional and parameter.default is parameter.empty
     return False
-
-
-async def _in_thread(callback: Callback, arguments: tuple[Any, ...]) -> Any:
-    """Call a plain function in a thread of its own, which may hang without keeping the loop, or the process, from its end."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if answer.done():
-            return
-        if error is None:
-            answer.set_result(result)
-        else:
-            answer.set_exception(error)
-
-    def call() -> None:
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            result = callback(*arguments)
-        except BaseException as raised:
-            # a future takes no StopIteration
-            error = RuntimeError(repr(raised)) if isinstance(raised, StopIteration) else raised
-        with contextlib.suppress(RuntimeError):
-            # the loop may be gone by now
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=call, name="lash_store callback", daemon=True).start()
-    return await answer

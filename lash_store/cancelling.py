@@ -7,12 +7,12 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from . import handover, queries, session_queries, transitions
+from .bodies import aside
 from .core import Core
 from .database import Transaction
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord
-from .runner import aside
 from .writer import Unit
 
 __all__ = ["cancel_all", "stopped"]

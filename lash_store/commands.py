@@ -16,19 +16,25 @@ __all__ = [
     "Command",
     "Complete",
     "ConfirmCancel",
+    "Expire",
     "Fail",
     "Fence",
     "Flip",
     "GiveUp",
+    "GoOn",
     "Move",
     "Notify",
     "Progress",
     "Rebind",
     "Release",
     "RequestCancel",
+    "Retry",
+    "RetryStep",
     "Save",
     "Settle",
+    "Signal",
     "Start",
+    "Wait",
 ]
 
 
@@ -41,12 +47,17 @@ class Fence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a body of a row that *from_owner* holds; *crashed* when that owner died while it executed the row."""
+    """
+    Start a body of a row that *from_owner* holds; *crashed* when that owner died while it executed the row.
+
+    *version* is that of the function here.
+    """
 
     owner_id: int
     from_owner: int | None
     reattach: bool = False
     crashed: bool = False
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,23 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """Store a failure, as JSON text, that another attempt may make good, at *not_before*, unless none is left."""
+
+    fence: Fence
+    failure: str
+    not_before: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """End a task that waits for its start under *owner_id*, for a reason that is JSON text of a failure: its time is up."""
+
+    owner_id: int
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
 class Abandon:
     """Say that nobody will ever know the outcome; *evidence* is JSON text."""
 
@@ -129,10 +157,40 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Note that a checkpoint of *size* bytes was stored."""
+    """Note that something was remembered; *what* says what: a checkpoint's size, a step's name and what became of it."""
 
     fence: Fence
-    size: int
+    what: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryStep:
+    """Note that a step is to be tried again; *what* says which, when and why."""
+
+    fence: Fence
+    what: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Say that a body waits, and what for."""
+
+    fence: Fence
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Say that a body that waited runs again."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Note that a signal was sent to a task; *what* says its name, key and number."""
+
+    what: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +264,16 @@ Command = (
     | ConfirmCancel
     | Complete
     | Fail
+    | Retry
+    | Expire
     | Abandon
     | GiveUp
     | Progress
     | Save
+    | RetryStep
+    | Wait
+    | GoOn
+    | Signal
     | Notify
     | Move
     | Rebind

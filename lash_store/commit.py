@@ -30,6 +30,8 @@ from .database import (
     utc_text,
 )
 from .errors import CommitInDoubt, StorageBusy, StorageError, StorageMoved, StoreError
+from .guest import GuestError
+from .policies import Limits
 
 __all__ = ["Batch", "Committer", "Unit"]
 
@@ -83,8 +85,10 @@ class Committer:
         *,
         durability: Durability,
         patience: float,
+        limits: Limits | None = None,
     ) -> None:
         self._connection = connection
+        self._limits = limits
         self._path = path
         self._wal_path = Path(f"{path}-wal")
         self._identity = identity
@@ -155,7 +159,7 @@ class Committer:
         One transaction: a savepoint a unit, then COMMIT; *batch* learns only what is in the file.
 
         Raises:
-            _Lost: SQLite rolled the whole of it back inside a unit.
+            _Lost: the whole of it was rolled back, by SQLite inside a unit or because COMMIT refused it.
         """
         try:
             self._check_in_place()
@@ -165,7 +169,7 @@ class Committer:
             _roll_back(self._raw)
             self._refuse(chosen, _named(error, self._path), batch)
             return
-        tx = Transaction(self._raw, utc_text(time.time()))
+        tx = Transaction(self._raw, utc_text(time.time()), self._limits)
         tx.forbidden = self._ask_guard(tx)
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
@@ -179,7 +183,7 @@ class Committer:
         except sqlite3.Error as error:
             _roll_back(tx.connection)
             raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
-        refused = self._end(tx, wrote=tx.connection.total_changes != before)
+        refused = self._end(tx, chosen, wrote=tx.connection.total_changes != before)
         if refused is None:
             try:
                 self._check_in_place()
@@ -258,10 +262,18 @@ class Committer:
         found = raw.execute(queries.EVENT_BY_SEQ, {"seq": event.seq}).fetchall()
         return found == [event[: len(queries.EVENT_COLUMNS)]]
 
-    def _end(self, tx: Transaction, *, wrote: bool) -> StorageError | None:
-        """Commit; if COMMIT raises, ask the file. None: the batch is there."""
+    def _end(self, tx: Transaction, chosen: Sequence[int], *, wrote: bool) -> StorageError | None:
+        """
+        Commit; if COMMIT raises, ask the file. None: the batch is there.
+
+        Raises:
+            _Lost: a program's own table has a deferred constraint that does not hold; nobody knows by which unit.
+        """
         try:
             tx.connection.execute("COMMIT").fetchall()
+        except sqlite3.IntegrityError as error:
+            _roll_back(tx.connection)
+            raise _Lost(chosen[0] if len(chosen) == 1 else None, GuestError(error)) from error
         except sqlite3.Error as error:
             return self._ask_the_file(tx, error) if wrote else self._not_applied(error)
         return None

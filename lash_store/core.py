@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import owners, queries, session_queries, transitions
+from .bodies import Body
 from .callbacks import Callbacks
 from .database import Reader, Transaction
 from .errors import StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed
 from .gathering import Gathering
 from .lifecycle import Task
-from .models import Scope, TaskFilter, TaskRecord, check_id, check_text
+from .models import Scope, TaskFilter, TaskRecord, Verdict, check_id, check_text
 from .owners import Life, OwnerLock
+from .policies import Limits
 from .queries import OwnerRow
 from .registry import Registry
 from .runner import Runner
+from .transitions import Outcome
 from .writer import Unit, Writer
 
 __all__ = ["Core"]
@@ -35,6 +38,9 @@ log = logging.getLogger(__name__)
 _LOOK = 0.25
 """Seconds between looks at the lock of another process's owner while its confirmation of a cancel is awaited."""
 
+
+_THREADS = 64
+"""Plain functions of steps that run at once, each in a thread of its own."""
 
 _NOTING = 0.5
 """Seconds that noting who was handed an outcome, or was not after all, may hold up who asks."""
@@ -62,12 +68,14 @@ class Core:
     registry: Registry
     reader: Reader
     feed: Feed
+    limits: Limits = field(default_factory=Limits)
     writer: Writer | None = None
     owner_id: int | None = None
     runner: Runner | None = None
     callbacks: Callbacks | None = None
     gatherings: dict[str, Gathering] = field(default_factory=dict)
     claims: set[OwnerLock] = field(default_factory=set)
+    threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_THREADS))
     readings: dict[str, _Reading] = field(default_factory=dict)
     is_closing: bool = False
 
@@ -92,6 +100,30 @@ class Core:
         if self.runner is None or self.owner_id is None:
             raise StoreReadOnly(f"{self.path} was opened by connect(), to make requests: open a TaskStore to create")
         return self.runner, self.owner_id
+
+    @property
+    def writing(self) -> Writer:
+        """
+        The writer for what bodies say: also while the store closes, for they end only then.
+
+        Raises:
+            StoreReadOnly: this store has none.
+        """
+        if self.writer is None:
+            return self.to_request()
+        return self.writer
+
+    async def write_for(self, body: Body, unit: Unit[Outcome]) -> Outcome:
+        """
+        Commit what a body says.
+
+        Raises:
+            StaleAttempt: the task is another attempt's, or has ended.
+        """
+        outcome = await self.writing.run(unit)
+        if outcome.verdict is not Verdict.APPLIED:
+            raise transitions.stale(outcome.task, body.fence.attempt)
+        return outcome
 
     async def task(self, task_seq: int) -> Task:
         """Read one incarnation."""

@@ -27,6 +27,7 @@ from .errors import (
     StoreError,
 )
 from .lifecycle import Task
+from .policies import Limits
 from .schema import APPLICATION_ID, HEAD, VERSION_TABLE
 
 __all__ = [
@@ -433,14 +434,16 @@ class Transaction:
     One open transaction: what a unit reads and writes through. Made by the writer alone, and only for as long as it is open.
 
     ``now`` is the time of everything in it (UTC text); ``events`` is what happened so far, written all at once before COMMIT;
-    ``bytes`` how much payload. ``forbidden`` says why its owner may not take work on any more, if it may not.
+    ``bytes`` how much payload. ``forbidden`` says why its owner may not take work on any more, if it may not; ``limits`` how
+    much a session may hold.
     """
 
-    __slots__ = ("_last_seq", "bytes", "connection", "events", "forbidden", "now")
+    __slots__ = ("_last_seq", "bytes", "connection", "events", "forbidden", "limits", "now")
 
-    def __init__(self, connection: sqlite3.Connection, now: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, now: str, limits: Limits | None = None) -> None:
         self.connection = connection
         self.now = now
+        self.limits = limits
         self.events: list[Committed] = []
         self.bytes = 0
         self.forbidden: StoreError | None = None

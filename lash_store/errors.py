@@ -77,6 +77,18 @@ class TaskAbandoned(TaskError):
         self.evidence = evidence
 
 
+class StepFailed(TaskError):
+    """A step failed in an earlier attempt, with an exception whose class this program does not have; ``failure`` says how."""
+
+    def __init__(self, message: str, *, task_id: str, failure: Failure) -> None:
+        super().__init__(message, task_id=task_id)
+        self.failure = failure
+
+
+class StepInDoubt(TaskError):
+    """A step that may run at most once was begun by an earlier attempt, which died in it: nobody knows whether it took effect."""
+
+
 # --- one session ----------------------------------------------------------------------------------------------------
 
 

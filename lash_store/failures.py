@@ -8,11 +8,16 @@ from typing import Any
 
 from .models import Failure
 
-__all__ = ["failure_of", "failure_text"]
+__all__ = ["failure_of", "failure_text", "told"]
 
 _TRACEBACK = 8_000
 _MESSAGE = 2_000
 """Characters that are kept: the end of the traceback, the beginning of the message."""
+
+
+def told(kind: str, message: str) -> str:
+    """Write a failure that no exception brought about, as JSON text."""
+    return Failure(type=kind, message=message).model_dump_json()
 
 
 def failure_of(error: BaseException, *, caught_here: bool = True) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 from . import queries
@@ -56,6 +57,7 @@ class Feed:
         self.sleep = sleep
         self._at_once = at_once
         self._waiters: dict[int, set[asyncio.Future[Task | None]]] = {}
+        self._receivers: dict[int, set[asyncio.Future[None]]] = {}
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._seen = 0
         self._acting = 0
@@ -86,11 +88,13 @@ class Feed:
         """Wake everybody for the last time."""
         self.is_closed = True
         self.error = error
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
+        waiting: list[asyncio.Future[Any]] = [one for some in self._waiters.values() for one in some]
+        waiting += [one for some in self._receivers.values() for one in some]
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
         self._waiters.clear()
+        self._receivers.clear()
         for subscription in self._subscriptions:
             subscription.wake.set()
 
@@ -121,6 +125,29 @@ class Feed:
             if not waiters:
                 del self._waiters[task_seq]
 
+    # --- waiting for a signal ---
+
+    @contextlib.contextmanager
+    def receiver(self, task_seq: int) -> Iterator[asyncio.Future[None]]:
+        """
+        Give a future that resolves when a signal to the task was committed by any process.
+
+        Read the table inside, before waiting: then no wake-up can be missed.
+        """
+        self._refuse_closed()
+        receiver: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._receivers.setdefault(task_seq, set()).add(receiver)
+        try:
+            yield receiver
+        finally:
+            if receiver.done() and not receiver.cancelled():
+                receiver.exception()
+            receivers = self._receivers.get(task_seq)
+            if receivers is not None:
+                receivers.discard(receiver)
+                if not receivers:
+                    del self._receivers[task_seq]
+
     # --- being told ---
 
     def publish(self, events: Sequence[Committed]) -> None:
@@ -141,6 +168,12 @@ class Feed:
                     for waiter in self._waiters[event.task_seq]:
                         if not waiter.done():
                             waiter.set_result(event.task)
+        if self._receivers:
+            for event in events:
+                if event.task_seq in self._receivers and event.type == EventType.SIGNALLED:
+                    for receiver in self._receivers[event.task_seq]:
+                        if not receiver.done():
+                            receiver.set_result(None)
         for subscription in self._subscriptions:
             subscription.offer(events)
 

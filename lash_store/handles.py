@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import JsonValue
 
-from . import queries, session_queries, transitions
+from . import memory, queries, session_queries, step_queries, transitions
 from .core import Core
+from .database import Transaction
 from .errors import (
     HandleNotVisible,
     InvalidId,
@@ -23,8 +24,22 @@ from .errors import (
     TaskNotFound,
 )
 from .lifecycle import TERMINAL_EVENTS, Task
-from .models import Evidence, Failure, HandleRole, Scope, TaskEvent, TaskRecord, TaskState, check_id
+from .models import (
+    Evidence,
+    Failure,
+    HandleRole,
+    Scope,
+    StepRecord,
+    TaskEvent,
+    TaskRecord,
+    TaskState,
+    Transition,
+    check_id,
+)
+from .registry import to_json
 from .session_queries import HandleRow
+from .step_queries import StepRow
+from .transitions import Outcome
 
 if TYPE_CHECKING:
     from .sessions import SessionTasks
@@ -146,6 +161,38 @@ class TaskHandle:
         """
         refuse_observer(self.handle_id, self.role)
         return await self._core.cancel(lambda tx: transitions.by_seq(tx, self.task_seq), reason, timeout)
+
+    async def signal(self, name: str, payload: Any = None, *, key: str | None = None) -> Transition:
+        """
+        Send a signal to this incarnation's body, which receives it by ``task.signal(name)``; from any process.
+
+        Durable on return: ``applied``. Signals of a name are received in the order they were sent, also by a body that does not
+        run yet. With a *key* it is sent once, however often this is called: again it is ``unchanged``. A finished task takes
+        none: ``superseded``.
+
+        Raises:
+            HandleNotVisible: the handle only observes.
+            IdempotencyConflict: the *key* was used for another signal.
+            TaskError: external work has no body here.
+            InvalidId, ResultNotSerializable, LimitExceeded: a name, key or payload that cannot be stored.
+        """
+        refuse_observer(self.handle_id, self.role)
+        check_id("signal name", name)
+        if key is not None:
+            check_id("signal key", key)
+        core, what = self._core, f"the payload of signal {name!r}"
+        text = core.limits.check_payload(to_json(payload, what), what)
+
+        def unit(tx: Transaction) -> Outcome:
+            return memory.send_signal(tx, transitions.by_seq(tx, self.task_seq), name, key, text, core.requester)
+
+        outcome = await core.to_request().run(unit)
+        return Transition(record=queries.task_record(outcome.task), verdict=outcome.verdict)
+
+    async def steps(self) -> Sequence[StepRecord]:
+        """Return what this incarnation remembers, in the order it was written: its checkpoint, its steps and its sleeps."""
+        rows = await self._core.reader.rows(step_queries.STEPS, {"task_seq": self.task_seq})
+        return [step_queries.step_record(StepRow._make(row)) for row in rows]
 
     async def events(self) -> AsyncIterator[TaskEvent]:
         """

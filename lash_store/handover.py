@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import families, queries, session_queries, transitions
+from . import births, families, queries, session_queries, transitions
 from .commands import Move
 from .database import Transaction
 from .errors import HandleNotVisible, IdempotencyConflict, SessionError, TransferConflict
@@ -239,7 +239,10 @@ def _move_all(
             raise TransferConflict(
                 f"task {task.id!r} is live in session {str(destination)!r}: await or cancel it first; nothing was changed"
             )
-    return [_move(tx, task, destination) for task in going.values()]
+    moved = [_move(tx, task, destination) for task in going.values()]
+    if any(not task.is_terminal for task in moved):
+        births.check_room(tx, str(destination))
+    return moved
 
 
 def _move(tx: Transaction, task: Task, destination: Scope) -> Task:

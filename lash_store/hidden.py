@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from . import queries, session_queries, transitions
+from .bodies import aside
 from .core import Core
 from .database import Transaction
 from .errors import TaskError
@@ -16,7 +17,6 @@ from .gathering import Gathering
 from .handles import outcome_error
 from .lifecycle import Task
 from .models import EventType, Scope
-from .runner import aside
 from .writer import Unit
 
 __all__ = ["acknowledge_all", "settle"]

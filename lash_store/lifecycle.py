@@ -15,19 +15,26 @@ from .commands import (
     Command,
     Complete,
     ConfirmCancel,
+    Expire,
     Fail,
     Flip,
     GiveUp,
+    GoOn,
     Move,
     Notify,
     Progress,
     Rebind,
     Release,
     RequestCancel,
+    Retry,
+    RetryStep,
     Save,
     Settle,
+    Signal,
     Start,
+    Wait,
 )
+from .failures import told
 from .models import ClosePolicy, EventType, Recovery, TaskMode, TaskState, Verdict
 
 __all__ = [
@@ -40,8 +47,10 @@ __all__ = [
     "Change",
     "Refused",
     "Task",
+    "deadline_passed",
     "decide",
     "fold",
+    "is_early",
     "recover",
     "stamps",
 ]
@@ -50,7 +59,7 @@ TERMINAL_STATES = tuple(state for state in TaskState if state.is_terminal)
 LIVE_STATES = tuple(state for state in TaskState if not state.is_terminal)
 TERMINAL_EVENTS = (EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED, EventType.ABANDONED)
 
-JSON_COLUMNS = frozenset({"arguments", "result", "failure", "evidence", "callback_error"})
+JSON_COLUMNS = frozenset({"arguments", "result", "failure", "evidence", "callback_error", "last_error"})
 """Columns of `tasks` that hold JSON text; in event data they stand as JSON, not as text of it."""
 
 DEFAULTS: Mapping[str, Any] = {"close_policy": ClosePolicy.KEEP, "notify_on_end": 0, "has_callback": 0}
@@ -95,6 +104,12 @@ class Task(NamedTuple):
     has_callback: int
     callback_begun_at: str | None
     callback_error: str | None
+    version: str | None
+    timeout: float | None
+    deadline: str | None
+    not_before: str | None
+    last_error: str | None
+    waiting_for: str | None
 
     @property
     def is_terminal(self) -> bool:
@@ -186,7 +201,19 @@ def decide(task: Task, command: Command, now: str) -> Change | Refused:
     change = (_decide_external if task.is_external else _decide_live)(task, command, now)
     if isinstance(change, Refused):
         return change
-    return Change(change.type, {**change.columns, **dict.fromkeys(stamps(change.type, task.mode), now)}, change.detail)
+    stamped = dict.fromkeys(stamps(change.type, task.mode), now)
+    return Change(change.type, {**change.columns, **_left_behind(task, change), **stamped}, change.detail)
+
+
+def _left_behind(task: Task, change: Change) -> dict[str, None]:
+    """Return what is true of the old state alone: when a retry is due, and what is waited for."""
+    state = change.columns.get("state", task.state)
+    left: dict[str, None] = {}
+    if task.not_before is not None and state != TaskState.PENDING:
+        left["not_before"] = None
+    if task.waiting_for is not None and state != TaskState.WAITING:
+        left["waiting_for"] = None
+    return left
 
 
 _OUTCOME = {
@@ -222,7 +249,7 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return _SUPERSEDED
         case Start(crashed=False) if task.is_executing:
             return _SUPERSEDED
-        case Start(owner_id=owner_id, reattach=reattach, crashed=crashed):
+        case Start(owner_id=owner_id, reattach=reattach, crashed=crashed, version=version):
             return Change(
                 EventType.REATTACHED if reattach else EventType.STARTED,
                 {
@@ -230,8 +257,9 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
                     "attempt": task.attempt + 1,
                     "owner_id": owner_id,
                     **_spent(task, crashed),
+                    **({} if version == task.version else {"version": version}),
                 },
-                {"previous_owner_id": task.owner_id} if reattach else None,
+                {"previous_owner_id": task.owner_id, **_how(crashed)} if reattach else None,
             )
         case Claim(owner_id=owner_id, crashed=crashed):
             if task.state == TaskState.PENDING and task.owner_id == owner_id:
@@ -239,7 +267,7 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return Change(
                 EventType.CLAIMED,
                 {"state": TaskState.PENDING, "owner_id": owner_id, **_spent(task, crashed)},
-                {"previous_owner_id": task.owner_id},
+                {"previous_owner_id": task.owner_id, **_how(crashed)},
             )
         case Release(reason=reason, crashed=crashed):
             if task.state == TaskState.PENDING and task.owner_id is None:
@@ -247,7 +275,7 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return Change(
                 EventType.RELEASED,
                 {"state": TaskState.PENDING, "owner_id": None, **_spent(task, crashed)},
-                {"reason": reason, "previous_owner_id": task.owner_id},
+                {"reason": reason, "previous_owner_id": task.owner_id, **_how(crashed)},
             )
         case RequestCancel() if requested:
             return _UNCHANGED
@@ -262,7 +290,25 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
         case Complete(result=result):
             return Change(EventType.COMPLETED, {"state": TaskState.COMPLETED, "result": result})
         case Fail(failure=failure, crashed=crashed):
-            return Change(EventType.FAILED, {"state": TaskState.FAILED, "failure": failure, **_spent(task, crashed)})
+            columns = {"state": TaskState.FAILED, "failure": failure, **_spent(task, crashed)}
+            return Change(EventType.FAILED, columns, _how(crashed))
+        case Retry(failure=failure) if requested or not _may_try_again(task, command.not_before):
+            return Change(EventType.FAILED, {"state": TaskState.FAILED, "failure": failure})
+        case Retry(failure=failure, not_before=not_before):
+            return Change(
+                EventType.RETRY_SCHEDULED,
+                {
+                    "state": TaskState.PENDING,
+                    "not_before": not_before,
+                    "last_error": failure,
+                    "attempts_spent": task.attempts_spent + 1,
+                },
+                {"ended_by": "failure"},
+            )
+        case Expire(owner_id=owner_id, failure=failure):
+            if task.state != TaskState.PENDING or task.owner_id != owner_id:
+                return _SUPERSEDED
+            return Change(EventType.FAILED, {"state": TaskState.FAILED, "failure": failure})
         case Abandon(evidence=evidence):
             return Change(EventType.ABANDONED, {"state": TaskState.ABANDONED, "evidence": evidence})
         case GiveUp(reason=reason) if task.recovery == Recovery.RERUN and not requested:
@@ -278,8 +324,22 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
                 EventType.ABANDONED,
                 {"state": TaskState.ABANDONED, "evidence": evidence, "attempt": _fenced_out(task)},
             )
-        case Save(size=size):
-            return Change(EventType.SAVED, {}, {"bytes": size})
+        case Save(what=what):
+            return Change(EventType.SAVED, {}, what)
+        case RetryStep(what=what):
+            return Change(EventType.RETRY_SCHEDULED, {}, what)
+        case Signal(what=what):
+            return Change(EventType.SIGNALLED, {}, what)
+        case Wait() | GoOn() if requested:
+            return _SUPERSEDED
+        case Wait(reason=reason):
+            if task.state == TaskState.WAITING and task.waiting_for == reason:
+                return _UNCHANGED
+            return Change(EventType.STATE_CHANGED, {"state": TaskState.WAITING, "waiting_for": reason})
+        case GoOn():
+            if task.state == TaskState.RUNNING:
+                return _UNCHANGED
+            return Change(EventType.STATE_CHANGED, {"state": TaskState.RUNNING})
     return _decide_any(command)
 
 
@@ -370,21 +430,29 @@ def _spent(task: Task, crashed: bool) -> dict[str, int]:
     return {"attempts_spent": task.attempts_spent + 1} if crashed else {}
 
 
+def _how(crashed: bool) -> dict[str, str]:
+    return {"ended_by": "crash"} if crashed else {}
+
+
+def _may_try_again(task: Task, at: str) -> bool:
+    return task.attempts_spent + 1 < task.max_attempts and (task.deadline is None or at < task.deadline)
+
+
 # --- recovery: the table of what becomes of a row whose owner is gone -----------------------------------------------
 
 
-CUT_OFF = json.dumps(
-    {"type": "CallbackCutOff", "message": "its owner went away while the callback ran", "traceback": None}
-)
+CUT_OFF = told("CallbackCutOff", "its owner went away while the callback ran")
 """The error of a callback that a crash ended."""
 
 
-def recover(task: Task, *, owner_id: int, known: bool, slot: bool, evidence: str) -> Command:
+def recover(
+    task: Task, *, owner_id: int, known: bool, slot: bool, evidence: str, now: str, version: str | None = None
+) -> Command:
     """
     Choose the command for a live row whose owner is dead or NULL; first match wins.
 
-    *known*: its function is registered with *owner_id*. *slot*: a body may be started now. *evidence* is the JSON text stored
-    with a row that is abandoned.
+    *known*: its function is registered with *owner_id*, in a *version* that takes the row. *slot*: a body may be started now.
+    *evidence* is the JSON text stored with a row that is abandoned.
     """
     if task.is_external:
         requested = task.state == TaskState.CANCEL_REQUESTED
@@ -396,13 +464,25 @@ def recover(task: Task, *, owner_id: int, known: bool, slot: bool, evidence: str
     if not task.may_rerun:
         return Abandon(evidence)
     if spent >= task.max_attempts:
-        message = f"{spent} of {task.max_attempts} attempts ended with their owner"
-        return Fail(None, json.dumps({"type": "AttemptsExhausted", "message": message, "traceback": None}), crashed)
+        message = f"{spent} of {task.max_attempts} attempts ended with their owner, or in a failure"
+        return Fail(None, told("AttemptsExhausted", message), crashed)
+    if task.deadline is not None and task.deadline <= now:
+        return Fail(None, deadline_passed(task.deadline), crashed)
     if not known:
         return Release("unknown_function", crashed)
-    if slot:
-        return Start(owner_id, task.owner_id, reattach=True, crashed=crashed)
+    if slot and not is_early(task, now):
+        return Start(owner_id, task.owner_id, reattach=True, crashed=crashed, version=version)
     return Claim(owner_id, crashed)
+
+
+def is_early(task: Task, now: str) -> bool:
+    """Whether a task waits for a retry that is not due at *now*."""
+    return task.not_before is not None and task.not_before > now
+
+
+def deadline_passed(deadline: str) -> str:
+    """Write the failure of a task whose time is up, as JSON text."""
+    return told("Timeout", f"the deadline {deadline} passed")
 
 
 # --- fold: events give the row --------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ __all__ = [
     "RecoveryReport",
     "Scope",
     "SessionRecord",
+    "StepKind",
+    "StepRecord",
+    "StepState",
     "StopReason",
     "TaskEvent",
     "TaskFilter",
@@ -38,6 +41,7 @@ __all__ = [
     "Verdict",
     "check_fraction",
     "check_id",
+    "check_seconds",
     "check_text",
 ]
 
@@ -122,6 +126,29 @@ class StopReason(StrEnum):
     DETACH = "detach"
     TIMEOUT = "timeout"
     STALE = "stale"
+
+
+class StepKind(StrEnum):
+    """What a body remembers: its checkpoint, a step outside, one in this file, or when a sleep is over."""
+
+    CHECKPOINT = "checkpoint"
+    STEP = "step"
+    TRANSACT = "transact"
+    SLEEP = "sleep"
+
+
+class StepState(StrEnum):
+    """Where a step stands: noted as begun, waiting for its next try, or remembered for good with its result or failure."""
+
+    BEGUN = "begun"
+    RETRYING = "retrying"
+    DONE = "done"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        """True once later attempts are given what came of it, and do not run it."""
+        return self in {StepState.DONE, StepState.FAILED}
 
 
 class OwnerEnd(StrEnum):
@@ -214,6 +241,21 @@ def check_fraction(what: str, value: float | None) -> float | None:
     return float(value)
 
 
+def check_seconds(what: str, value: float, *, at_least: float = 0.0) -> float:
+    """
+    Return *value* as a float.
+
+    Raises:
+        ValueError: not a finite number of seconds from *at_least* to a thousand years.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value <= _THOUSAND_YEARS:
+        raise ValueError(f"{what} must be a number of seconds, at least {at_least:g}, not {value!r}")
+    return float(value)
+
+
+_THOUSAND_YEARS = 1000 * 366 * 86_400.0
+
+
 def _as_the_file_does(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -284,6 +326,10 @@ class TaskRecord(_Record):
     executions from 1 (0: never started, and external work), ``attempts_spent`` those that a crash ended. ``parent_seq`` is the
     ``task_seq`` of the parent; ``child_session_id`` the session a sub-agent works in. ``has_callback``, ``callback_begun_at`` and
     ``callback_error`` tell of the cancel callback of external work.
+
+    ``version`` is that of the code the task was last started by; ``timeout`` the seconds an attempt may take, ``deadline`` when
+    the task must have ended, ``not_before`` when a retry is due. ``last_error`` is what the last retried attempt raised;
+    ``waiting_for`` what a body in state ``waiting`` gave as its reason.
     """
 
     task_seq: int
@@ -321,6 +367,12 @@ class TaskRecord(_Record):
     has_callback: bool
     callback_begun_at: Time | None
     callback_error: Failure | None
+    version: str | None = None
+    timeout: float | None = None
+    deadline: Time | None = None
+    not_before: Time | None = None
+    last_error: Failure | None = None
+    waiting_for: str | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -403,6 +455,27 @@ class CloseReport(_Record):
     transferred: tuple[TaskRecord, ...] = ()
 
 
+class StepRecord(_Record):
+    """
+    What a task remembers of one step.
+
+    *value* is the JSON of its result, of a checkpoint, or the seconds of a sleep; *tries* how often it was run to an end, or how
+    often a checkpoint was saved; *wake_at* when a sleep is over or a retry is due.
+    """
+
+    task_seq: int
+    kind: StepKind
+    name: str
+    state: StepState
+    attempt: int
+    tries: int
+    value: JsonValue
+    failure: Failure | None
+    begun_at: Time | None
+    wake_at: Time | None
+    saved_at: Time
+
+
 class Note(_Record):
     """
     What background work says to its session. The *key* makes it one: ``end:<task_seq>`` for the end of a task.
@@ -448,7 +521,9 @@ class RecoveryReport(_Record):
     What one recovery did. Each list holds the records as they stood right after it.
 
     ``unreachable`` names owners whose lock file is gone although their process lives: they are not dead, and nothing of
-    theirs was touched.
+    theirs was touched. ``unknown_functions`` names what this program has not registered, or not in a version that accepts the
+    row's, which ``unknown_versions`` has as ``name@version``. ``in_flight`` are the steps noted as begun whose attempt died in
+    them: they may have taken effect, and run again.
     """
 
     dead_owners: tuple[int, ...] = ()
@@ -460,3 +535,5 @@ class RecoveryReport(_Record):
     failed: tuple[TaskRecord, ...] = ()
     abandoned: tuple[TaskRecord, ...] = ()
     unknown_functions: tuple[str, ...] = ()
+    unknown_versions: tuple[str, ...] = ()
+    in_flight: tuple[StepRecord, ...] = ()

@@ -20,7 +20,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Committed, Transaction
 from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps
@@ -35,7 +34,7 @@ from .models import (
     TaskMode,
     TaskRecord,
 )
-from .schema import CHECKPOINT, events, owners, steps, tasks
+from .schema import events, owners, tasks
 from .statements import ONE, ZERO, Hot, hot, names, sql, values, word
 
 __all__ = [
@@ -217,43 +216,6 @@ def count_tasks(wanted: TaskFilter) -> tuple[str, dict[str, Any]]:
     """Return the statement that counts what a filter wants, and its parameters."""
     chosen = _chosen(wanted)
     return _count_tasks(frozenset(chosen)), chosen
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------------
-
-_CHECKPOINT = sql(
-    select(steps.c.value).where(
-        steps.c.task_seq == bindparam("task_seq"), steps.c.kind == word(CHECKPOINT), steps.c.name == word("")
-    )
-)
-
-_SAVE_CHECKPOINT = sql(
-    sqlite_insert(steps)
-    .values(
-        task_seq=bindparam("task_seq"),
-        kind=word(CHECKPOINT),
-        name=word(""),
-        attempt=bindparam("attempt"),
-        value=bindparam("value"),
-        saved_at=bindparam("saved_at"),
-    )
-    .on_conflict_do_update(
-        index_elements=[steps.c.task_seq, steps.c.kind, steps.c.name],
-        set_={"attempt": bindparam("attempt"), "value": bindparam("value"), "saved_at": bindparam("saved_at")},
-    )
-)
-
-
-def checkpoint(tx: Transaction, task_seq: int) -> str | None:
-    """Return what a task saved last, as JSON text."""
-    row = tx.one(_CHECKPOINT, {"task_seq": task_seq})
-    return None if row is None else row[0]
-
-
-def save_checkpoint(tx: Transaction, task_seq: int, attempt: int, value: str) -> None:
-    """Replace what a task saved last."""
-    tx.bytes += len(value)
-    tx.one(_SAVE_CHECKPOINT, {"task_seq": task_seq, "attempt": attempt, "value": value, "saved_at": tx.now})
 
 
 # --- owners ---------------------------------------------------------------------------------------------------------
@@ -450,8 +412,8 @@ def task_record(task: Task) -> TaskRecord:
     values["result"] = None if task.result is None else json.loads(task.result)
     values["failure"] = None if task.failure is None else Failure.model_validate_json(task.failure)
     values["evidence"] = None if task.evidence is None else Evidence.model_validate_json(task.evidence)
-    error = task.callback_error
-    values["callback_error"] = None if error is None else Failure.model_validate_json(error)
+    for name in ("callback_error", "last_error"):
+        values[name] = None if values[name] is None else Failure.model_validate_json(values[name])
     return TaskRecord.model_validate(values)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from . import lifecycle, owners, queries, session_queries, transitions
+from . import lifecycle, owners, queries, session_queries, step_queries, transitions
 from .commands import ConfirmCancel, Release, Start
 from .database import Committed, Reader, Transaction
 from .errors import StoreError
@@ -126,9 +126,8 @@ class Recoverer:
             await self.look_for_peers()
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
-            known = self._registry.names
             with self._slots() as slots:
-                report = await self._writer.run(lambda tx: self._recover(tx, dead, known, slots))
+                report = await self._writer.run(lambda tx: self._recover(tx, dead, slots))
             self._someone_left = False
             if dead:
                 await self._bury(dead)
@@ -136,7 +135,7 @@ class Recoverer:
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
             return report.model_copy(update={"unreachable": unreachable})
 
-    def _recover(self, tx: Transaction, dead: list[OwnerRow], known: frozenset[str], slots: int) -> RecoveryReport:
+    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int) -> RecoveryReport:
         if tx.forbidden is not None:
             # what a given-up owner took would be taken from it at once
             return RecoveryReport()
@@ -144,24 +143,40 @@ class Recoverer:
             queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
         before = len(tx.events)
         unknown: set[str] = set()
+        versions: set[str] = set()
+        cut_off: list[int] = []
         for task in queries.live_tasks_left(tx, self._runtime):
-            if task.may_rerun and task.function not in known:
-                unknown.add(task.function or "")
-            slots -= self._recover_task(tx, task, known, slots > 0)
-        report = report_of(tx.events[before:])
-        found = {"dead_owners": tuple(owner.owner_id for owner in dead), "unknown_functions": tuple(sorted(unknown))}
-        return report.model_copy(update=found)
+            if task.may_rerun and self._registry.for_task(task) is None:
+                name = task.function or ""
+                unknown.add(name)
+                if self._registry.by_name(name) is not None:
+                    versions.add(f"{name}@{task.version or ''}")
+            if task.is_executing:
+                cut_off.append(task.task_seq)
+            slots -= self._recover_task(tx, task, slots > 0)
+        in_flight = step_queries.steps_in_flight(tx, cut_off) if cut_off else []
+        return report_of(tx.events[before:]).model_copy(
+            update={
+                "dead_owners": tuple(owner.owner_id for owner in dead),
+                "unknown_functions": tuple(sorted(unknown)),
+                "unknown_versions": tuple(sorted(versions)),
+                "in_flight": tuple(map(step_queries.step_record, in_flight)),
+            }
+        )
 
-    def _recover_task(self, tx: Transaction, task: Task, known: frozenset[str], slot: bool) -> bool:
+    def _recover_task(self, tx: Transaction, task: Task, slot: bool) -> bool:
         """Recover one row, and say whether that took a slot."""
         owner = None if task.owner_id is None else queries.owner_by_id(tx, task.owner_id)
         end = OwnerEnd.DIED if owner is None or owner.end is None else OwnerEnd(owner.end)
+        function = self._registry.for_task(task)
         command = lifecycle.recover(
             task,
             owner_id=self._owner_id,
-            known=task.function in known,
+            known=function is not None,
             slot=slot,
             evidence=evidence_of(owner, end, tx.now),
+            now=tx.now,
+            version=None if function is None else function.version,
         )
         if isinstance(command, Start):
             return transitions.start(tx, task, command).verdict is Verdict.APPLIED

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import typing
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -16,9 +16,11 @@ import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import DuplicateFunction, FunctionError, InvalidArguments, ResultNotSerializable, UnknownFunction
-from .models import Recovery, check_id
+from .lifecycle import Task
+from .models import Recovery, check_id, check_seconds
+from .policies import Backoff, Errors, RetryRule
 
-__all__ = ["Function", "Registry", "to_json"]
+__all__ = ["Function", "Registry", "result_adapter", "to_json"]
 
 Body = Callable[..., Awaitable[Any]]
 
@@ -65,7 +67,34 @@ class Function:
     name: str
     body: Body
     recovery: Recovery
-    max_attempts: int
+    retry: RetryRule
+    version: str | None = None
+    accepts: frozenset[str | None] = frozenset()
+    timeout: float | None = None
+
+    @property
+    def max_attempts(self) -> int:
+        """How many executions of one task may end by a crash or a retried failure."""
+        return self.retry.max_attempts
+
+    def takes(self, version: str | None) -> bool:
+        """Say whether this code goes on with what code of a *version* began."""
+        return version == self.version or version in self.accepts
+
+    @cached_property
+    def checkpoint_adapter(self) -> TypeAdapter[Any] | None:
+        """What validates a checkpoint, if the function says what it is: its first parameter is a ``TaskContext[State]``."""
+        first = next(iter(inspect.signature(self.body).parameters.values()))
+        try:
+            said = typing.get_args(_hints(self.body, {first.name: first.annotation})[first.name])
+            return TypeAdapter(said[0]) if said else None
+        except Exception as error:
+            if isinstance(first.annotation, str) and "[" not in first.annotation:
+                # its class may be imported for the type checker alone
+                return None
+            raise FunctionError(
+                f"function {self.name!r}: pydantic cannot read the type of its checkpoint: {error}"
+            ) from error
 
     @cached_property
     def _signature(self) -> inspect.Signature:
@@ -83,14 +112,8 @@ class Function:
             for name, parameter in self._signature.parameters.items()
             if parameter.annotation is not inspect.Parameter.empty
         }
-        original = inspect.unwrap(self.body)
         try:
-            hints = typing.get_type_hints(
-                SimpleNamespace(__annotations__=written),
-                original.__globals__,
-                _closure(original),
-                include_extras=True,
-            )
+            hints = _hints(self.body, written)
             return {
                 name: None if hints.get(name, Any) is Any else _adapter(parameter.kind, hints[name])
                 for name, parameter in self._signature.parameters.items()
@@ -108,7 +131,7 @@ class Function:
         """
         if not inspect.iscoroutinefunction(self.body):
             raise FunctionError(f"function {self.name!r} must be an 'async def'")
-        _ = self._adapters
+        _ = self._adapters, self.checkpoint_adapter
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """
@@ -195,13 +218,41 @@ def _in_order(value: Any) -> Any:
     return type(value)(map(_in_order, value)) if type(value) in {list, tuple} else value
 
 
-def _closure(body: Body) -> dict[str, Any]:
+def _hints(body: Callable[..., Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    original = inspect.unwrap(body)
+    return typing.get_type_hints(
+        SimpleNamespace(__annotations__=dict(written)), original.__globals__, _closure(original), include_extras=True
+    )
+
+
+def result_adapter(fn: Callable[..., Any]) -> TypeAdapter[Any] | None:
+    """Return what validates a function's result, if it is annotated with a type that pydantic can read from JSON."""
+    try:
+        annotation = inspect.signature(fn).return_annotation
+        if annotation in {inspect.Signature.empty, Any}:
+            return None
+        return TypeAdapter(_hints(fn, {"return": annotation})["return"])
+    except Exception:
+        return None
+
+
+def _closure(body: Callable[..., Any]) -> dict[str, Any]:
     """Return what the function's closure holds by now: a name may be given its value later."""
     found = {}
     for name, cell in zip(body.__code__.co_freevars, body.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):
             found[name] = cell.cell_contents
     return found
+
+
+def _version(given: str | None) -> str | None:
+    return None if given is None else check_id("version", given)
+
+
+def _accepted(given: Iterable[str | None]) -> frozenset[str | None]:
+    if isinstance(given, str):
+        raise ValueError(f"accepts is a set of versions, not one: write {{{given!r}}}")
+    return frozenset(map(_version, given))
 
 
 def _adapter(kind: inspect._ParameterKind, hint: Any) -> TypeAdapter[Any]:
@@ -219,7 +270,20 @@ class Registry:
         self._by_name: dict[str, Function] = {}
         self._by_body: dict[Body, Function] = {}
 
-    def add(self, body: Body, *, recovery: Recovery, name: str | None, max_attempts: int) -> Function:
+    def add(
+        self,
+        body: Body,
+        *,
+        recovery: Recovery,
+        name: str | None = None,
+        max_attempts: int = 100,
+        retry_on: Errors = (),
+        no_retry_on: Errors = (),
+        backoff: Backoff | None = None,
+        timeout: float | None = None,
+        version: str | None = None,
+        accepts: Iterable[str | None] = (),
+    ) -> Function:
         """
         Register a function.
 
@@ -232,16 +296,31 @@ class Registry:
             raise FunctionError(
                 "recovery 'external' is for work this store does not run: choose 'rerun' or 'owner_bound'"
             )
-        if max_attempts < 1:
-            raise FunctionError(f"max_attempts must be at least 1, not {max_attempts}")
         name = check_id("function name", name if name is not None else getattr(body, "__name__", ""))
         if name in self._by_name:
             raise DuplicateFunction(f"function {name!r} is registered already: give one of them another name=")
-        function = Function(name, body, recovery, max_attempts)
+        try:
+            function = Function(
+                name,
+                body,
+                recovery,
+                RetryRule.of(max_attempts, retry_on, no_retry_on, backoff),
+                _version(version),
+                _accepted(accepts),
+                None if timeout is None else check_seconds("timeout", timeout, at_least=0.001),
+            )
+        except ValueError as error:
+            raise FunctionError(f"function {name!r}: {error}") from error
         function.check()
         self._by_name[name] = function
         self._by_body[body] = function
         return function
+
+    def for_task(self, task: Task) -> Function | None:
+        """Return the function that may run a task here; None if its name, or the version that began it, is not known."""
+        function = None if task.function is None else self._by_name.get(task.function)
+        # what no body has worked on yet is any version's
+        return function if function is not None and (task.attempt == 0 or function.takes(task.version)) else None
 
     def by_body(self, body: Body) -> Function:
         """
@@ -261,8 +340,3 @@ class Registry:
     def by_name(self, name: str) -> Function | None:
         """Return the function of a name, if this program has it."""
         return self._by_name.get(name)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names this program knows."""
-        return frozenset(self._by_name)

@@ -8,93 +8,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
-from . import transitions
+from . import guest, memory, step_queries, transitions
+from .alarms import Alarm, Alarms
 from .births import Born
-from .commands import Command, Complete, ConfirmCancel, Fail, Fence, Start
-from .database import Committed
+from .bodies import Body, current_body
+from .commands import Command, Complete, ConfirmCancel, Expire, Fail, Retry, Start
+from .database import Committed, Transaction, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
+    LimitExceeded,
     ResultNotSerializable,
+    StepFailed,
     StorageMoved,
     StoreClosed,
     StoreError,
 )
-from .failures import failure_of
-from .lifecycle import Task
-from .models import CancelPolicy, EventType, StopReason, TaskState
+from .failures import failure_of, told
+from .guest import GuestError
+from .lifecycle import Task, deadline_passed, is_early
+from .models import CancelPolicy, EventType, StopReason, TaskState, Verdict
+from .policies import Limits
 from .registry import Registry, to_json
 from .slots import Slot, Slots
+from .step_queries import Checkpoint
 from .transitions import Outcome
 from .writer import Unit, Writer
 
-__all__ = ["Body", "Runner", "aside"]
+__all__ = ["Runner"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _RETRY = (0.05, 2.0)
 """Seconds between tries to store an outcome on a full or busy disk: first, and at most."""
-
-current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash_store_body", default=None)
-
-
-def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """Begin one of several waits of a caller: none of them touches the slot of its body, which `Core.wait_aside` gives back."""
-    context = contextvars.copy_context()
-    context.run(current_body.set, None)
-    return asyncio.create_task(wait, name=name, context=context)
-
-
-class Body:
-    """One execution of a task in this process: its fence, and how it is being stopped."""
-
-    def __init__(self, task: Task, checkpoint: str | None, slot: Slot) -> None:
-        self.task = task
-        self.slot = slot
-        self.checkpoint = checkpoint
-        self.fence = Fence(task.attempt, task.owner_id or 0)
-        self.stop_reason: StopReason | None = None
-        self.stopping = asyncio.Event()
-        self.coroutine: asyncio.Task[Any] | None = None
-        self.is_live = True
-        self.moved_at = 0
-        self._grace: asyncio.TimerHandle | None = None
-
-    @property
-    def task_seq(self) -> int:
-        return self.task.task_seq
-
-    def stop(self, reason: StopReason, *, grace: float = 0.0) -> None:
-        """Say why, wake who waits for it, and cancel the coroutine after *grace* seconds; a harder reason replaces a softer."""
-        if self.stop_reason in {reason, StopReason.STALE}:
-            return
-        self.stop_reason = reason
-        if reason is StopReason.STALE:
-            # nothing of it counts any more, however long it takes to end
-            self.slot.end()
-        self.stopping.set()
-        if self._grace is not None:
-            self._grace.cancel()
-        if grace > 0:
-            self._grace = asyncio.get_running_loop().call_later(grace, self.abort)
-        else:
-            self.abort()
-
-    def abort(self) -> None:
-        """Cancel the coroutine."""
-        if self.coroutine is not None:
-            self.coroutine.cancel()
-
-    def forget_grace(self) -> None:
-        """Cancel the coroutine no more: it has ended."""
-        if self._grace is not None:
-            self._grace.cancel()
 
 
 class Runner:
@@ -112,15 +65,20 @@ class Runner:
         owner_id: int,
         max_running: int,
         cancel_grace: float,
+        limits: Limits,
         make_context: Callable[[Body], Any],
     ) -> None:
         self._writer = writer
         self._registry = registry
         self._grace = cancel_grace
+        self._limits = limits
         self._owner_id = owner_id
         self._make_context = make_context
         self.slots = Slots(max_running, self._schedule)
+        self.alarms = Alarms()
         self._queued: dict[int, tuple[Task, bool]] = {}
+        self._early: dict[int, Alarm] = {}
+        self._deadlines: dict[int, Alarm] = {}
         self._starting: set[int] = set()
         self._tried: set[int] = set()
         self._bodies: dict[int, Body] = {}
@@ -187,8 +145,8 @@ class Runner:
 
     @property
     def held(self) -> list[int]:
-        """What this process holds: bodies, and rows waiting for a slot."""
-        return [*self._bodies, *self._queued]
+        """What this process holds: bodies, and rows waiting for a slot or for the time of their retry."""
+        return [*self._bodies, *self._queued, *self._early]
 
     def is_live(self, task_seq: int) -> bool:
         """
@@ -197,7 +155,9 @@ class Runner:
         Not so once its start was asked for: the end that supersedes the start may have been told already.
         """
         body = self._bodies.get(task_seq)
-        return task_seq in self._queued and task_seq not in self._tried if body is None else body.is_live
+        if body is not None:
+            return body.is_live
+        return task_seq in self._early or (task_seq in self._queued and task_seq not in self._tried)
 
     def note_ended(self, task_seq: int) -> None:
         """Learn that a task's terminal event is in the file; told before anybody who waits for it is."""
@@ -208,6 +168,8 @@ class Runner:
             body.is_live = False
 
     def _react_to_own(self, event: Committed, task: Task) -> None:
+        if task.deadline is not None and task.task_seq not in self._deadlines:
+            self._watch_deadline(task, task.deadline)
         if task.state == TaskState.PENDING:
             self._enqueue(task, reattach=event.type == EventType.CLAIMED and task.attempt > 0)
         elif task.state == TaskState.CANCEL_REQUESTED:
@@ -234,7 +196,16 @@ class Runner:
     def _forget(self, task_seq: int) -> None:
         """Start a task no more."""
         self._queued.pop(task_seq, None)
+        self._forget_alarm(self._early, task_seq)
+        if task_seq not in self._bodies:
+            self._forget_alarm(self._deadlines, task_seq)
         self._close_coroutine(task_seq)
+
+    @staticmethod
+    def _forget_alarm(alarms: dict[int, Alarm], task_seq: int) -> None:
+        alarm = alarms.pop(task_seq, None)
+        if alarm is not None:
+            alarm.cancel()
 
     def _close_coroutine(self, task_seq: int) -> None:
         coroutine = self._coroutines.pop(task_seq, None)
@@ -260,7 +231,33 @@ class Runner:
         return created
 
     def _enqueue(self, task: Task, *, reattach: bool) -> None:
+        if task.not_before is not None and is_early(task, utc_text(time.time())):
+            self._forget_alarm(self._early, task.task_seq)
+            self._early[task.task_seq] = self.alarms.at(
+                _seconds(task.not_before), lambda: self._no_longer_early(task, reattach)
+            )
+        else:
+            self._queued.setdefault(task.task_seq, (task, reattach))
+
+    def _no_longer_early(self, task: Task, reattach: bool) -> None:
+        self._early.pop(task.task_seq, None)
         self._queued.setdefault(task.task_seq, (task, reattach))
+        self._schedule()
+
+    def _watch_deadline(self, task: Task, deadline: str) -> None:
+        self._deadlines[task.task_seq] = self.alarms.at(
+            _seconds(deadline), lambda: self._expire(task.task_seq, deadline_passed(deadline))
+        )
+
+    def _expire(self, task_seq: int, failure: str) -> None:
+        """End a task whose deadline has passed; its body, if it has one, is stopped first."""
+        self._deadlines.pop(task_seq, None)
+        body = self._bodies.get(task_seq)
+        if body is not None and body.is_live and not (body.coroutine is not None and body.coroutine.done()):
+            body.time_out(failure, for_good=True)
+            return
+        command = Expire(self._owner_id, failure)
+        self._writer.post(lambda tx: transitions.transition(tx, transitions.by_seq(tx, task_seq), command))
 
     def _schedule(self) -> None:
         while self.slots.is_free and self._queued and not self._closing:
@@ -269,7 +266,9 @@ class Runner:
 
     def _start(self, task: Task, reattach: bool) -> None:
         """Ask for a start, with a slot kept for it; the body begins when the event is committed."""
-        command = Start(self._owner_id, self._owner_id, reattach=reattach)
+        function = None if task.function is None else self._registry.by_name(task.function)
+        version = task.version if function is None else function.version
+        command = Start(self._owner_id, self._owner_id, reattach=reattach, version=version)
         try:
             started = self._writer.submit(lambda tx: transitions.start(tx, task, command, fresh=False))
         except StoreError:
@@ -321,21 +320,29 @@ class Runner:
 
     # --- supervising ---
 
-    def _launch(self, task: Task, checkpoint: str | None) -> None:
+    def _launch(self, task: Task, checkpoint: Checkpoint | None) -> None:
         replaced = self._bodies.get(task.task_seq)
         if replaced is not None:
             # fenced out, and not ended yet
             replaced.stop(StopReason.STALE)
             self._replaced.add(replaced)
-        body = self._bodies[task.task_seq] = Body(task, checkpoint, Slot(self.slots))
+        function = None if task.function is None else self._registry.by_name(task.function)
+        body = self._bodies[task.task_seq] = Body(task, function, checkpoint, Slot(self.slots))
         body.coroutine = asyncio.get_running_loop().create_task(self._run(body), name=f"lash_store body {task.id}")
         body.coroutine.add_done_callback(lambda _: self._ended(body))
+        if task.timeout is not None:
+            body.time_out_after(
+                task.timeout, told("Timeout", f"attempt {task.attempt} took longer than {task.timeout:g} s")
+            )
+        if task.deadline is not None and task.task_seq not in self._deadlines:
+            # it passed while the start was being committed
+            self._watch_deadline(task, task.deadline)
         if self._closing:
             body.stop(StopReason.DETACH)
 
     def _ended(self, body: Body) -> None:
         """Store how a body ended; the one place that does."""
-        body.forget_grace()
+        body.forget_timers()
         assert body.coroutine is not None
         try:
             command = self._outcome(body, body.coroutine)
@@ -349,15 +356,32 @@ class Runner:
 
     def _store(self, body: Body, command: Command, pause: float) -> None:
         try:
-            stored = self._writer.submit(lambda tx: transitions.transition(tx, body.task, command, fresh=False))
+            stored = self._writer.submit(lambda tx: self._end(tx, body, command))
         except StoreError:
             self._forget_body(body)
         else:
             stored.add_done_callback(lambda future: self._stored(body, command, pause, future))
 
+    @staticmethod
+    def _end(tx: Transaction, body: Body, command: Command) -> Outcome:
+        if isinstance(command, Retry):
+            return memory.retry(tx, body.task, command)
+        outcome = transitions.transition(tx, body.task, command, fresh=False)
+        if isinstance(command, Complete) and outcome.verdict is Verdict.APPLIED:
+            for ending in body.endings:
+                guest.run_guest(tx, ending)
+            if body.received:
+                step_queries.take_signals(tx, body.received, body.fence.attempt)
+        return outcome
+
     def _stored(self, body: Body, command: Command, pause: float, future: asyncio.Future[Outcome]) -> None:
         """Forget the body, or try again for as long as the store is open: a full disk must not lose an outcome."""
         error = None if future.cancelled() else future.exception()
+        if isinstance(error, GuestError):
+            # what was to be stored with the result could not be: the body has failed
+            body.endings.clear()
+            self._store(body, self._failed(body, error.error), pause)
+            return
         if isinstance(error, StoreError) and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
             longer = min(_RETRY[1], pause * 2)
@@ -371,6 +395,8 @@ class Runner:
         self._replaced.discard(body)
         if self._bodies.get(body.task_seq) is body:
             del self._bodies[body.task_seq]
+            if body.task.is_terminal or body.task.owner_id != self._owner_id or body.stop_reason is StopReason.STALE:
+                self._forget_alarm(self._deadlines, body.task_seq)
             # not from the queue: the row may have been given to this owner again
             self._close_coroutine(body.task_seq)
         body.slot.end()
@@ -394,8 +420,7 @@ class Runner:
         coroutine = self._coroutines.pop(body.task_seq, None)
         if coroutine is not None:
             return coroutine
-        task = body.task
-        function = self._registry.by_name(task.function) if task.function is not None else None
+        task, function = body.task, body.function
         if function is None:
             raise InvalidArguments(f"task {task.id!r} has no function this program knows: register {task.function!r}")
         return function.call(self._make_context(body), task.arguments or "{}")
@@ -410,6 +435,8 @@ class Runner:
                 return ConfirmCancel(body.fence)
             if body.stop_reason is StopReason.DETACH:
                 return None
+            if body.timed_out is not None and body.stop_reason is StopReason.TIMEOUT:
+                return self._try_again_or_fail(body, TimeoutError(), body.timed_out)
             return Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
         error = coroutine.exception()
         if isinstance(error, _Escaped):
@@ -417,11 +444,26 @@ class Runner:
         if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
             return None
         if error is not None:
-            return Fail(body.fence, failure_of(error))
+            if body.timed_out is not None and body.stop_reason is StopReason.TIMEOUT:
+                return self._try_again_or_fail(body, TimeoutError(), body.timed_out)
+            return self._failed(body, error)
         try:
-            return Complete(body.fence, to_json(coroutine.result(), f"the result of task {body.task.id!r}"))
-        except ResultNotSerializable as not_json:
-            return Fail(body.fence, failure_of(not_json))
+            what = f"the result of task {body.task.id!r}"
+            return Complete(body.fence, self._limits.check_payload(to_json(coroutine.result(), what), what))
+        except (ResultNotSerializable, LimitExceeded) as not_storable:
+            return Fail(body.fence, failure_of(not_storable))
+
+    def _failed(self, body: Body, error: BaseException) -> Command:
+        """Say what to store of what a body raised: that it is tried again, if its function says so, or how it failed."""
+        failure = error.failure.model_dump_json() if isinstance(error, StepFailed) else failure_of(error)
+        return self._try_again_or_fail(body, error, failure)
+
+    def _try_again_or_fail(self, body: Body, error: BaseException, failure: str) -> Command:
+        rule = None if body.function is None else body.function.retry
+        if rule is None or not rule.wants(error) or not body.may_be_retried:
+            return Fail(body.fence, failure)
+        pause = rule.backoff.delay(body.task.attempts_spent + 1)
+        return Retry(body.fence, failure, utc_text(time.time() + pause))
 
     # --- closing ---
 
@@ -432,6 +474,7 @@ class Runner:
         What ended meanwhile is stored; the rest of the rows is for `transitions.end_owner`.
         """
         self._closing = True
+        self.alarms.close()
         for body in list(self._bodies.values()):
             if body.stop_reason is StopReason.CANCEL:
                 body.abort()
@@ -452,8 +495,14 @@ class Runner:
     def stop(self) -> None:
         """End every body at once, storing nothing: the file is out of reach."""
         self._closing = True
+        self.alarms.close()
         for body in list(self._bodies.values()):
             body.stop(StopReason.STALE)
+
+
+def _seconds(at: str) -> float:
+    """Return a time of the file in seconds since the epoch."""
+    return datetime.fromisoformat(at).timestamp()
 
 
 class _Escaped(Exception):

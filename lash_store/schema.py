@@ -28,6 +28,7 @@ from .models import (
     HandleRole,
     OwnerEnd,
     Recovery,
+    StepState,
     TaskKind,
     TaskMode,
     TaskState,
@@ -36,7 +37,7 @@ from .models import (
 APPLICATION_ID = 0x6C617368
 """``lash`` in ASCII; stands in the header of every store."""
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision this package reads and writes; a test holds it equal to Alembic's head."""
 
 VERSION_TABLE = "lash_store_version"
@@ -156,6 +157,12 @@ tasks = Table(
     Column("has_callback", Integer, _is_flag("has_callback"), nullable=False, server_default=text("0")),
     Column("callback_begun_at", Text),
     Column("callback_error", Text, _json("callback_error")),
+    Column("version", Text),
+    Column("timeout", REAL, CheckConstraint("timeout > 0.0", name="timeout")),
+    Column("deadline", Text),
+    Column("not_before", Text, CheckConstraint("not_before IS NULL OR state = 'pending'", name="not_before")),
+    Column("last_error", Text, _json("last_error")),
+    Column("waiting_for", Text, CheckConstraint("waiting_for IS NULL OR state = 'waiting'", name="waiting_for")),
     _one_of("kind", TaskKind),
     _one_of("mode", TaskMode),
     _one_of("state", TaskState),
@@ -265,13 +272,46 @@ steps = Table(
     Column("attempt", Integer, nullable=False),
     Column("value", Text, nullable=False),
     Column("saved_at", Text, nullable=False),
+    Column(
+        "state",
+        Text,
+        _one_of("state", StepState),
+        nullable=False,
+        server_default=text(f"'{StepState.DONE}'"),
+    ),
+    Column("tries", Integer, CheckConstraint("tries >= 0", name="tries"), nullable=False, server_default=text("1")),
+    Column("failure", Text, _json("failure")),
+    Column("begun_at", Text),
+    Column("wake_at", Text),
     PrimaryKeyConstraint("task_seq", "kind", "name", name="steps_key"),
     CheckConstraint("json_valid(value)", name="value_json"),
     sqlite_strict=True,
 )
-"""What a body remembers. Its checkpoint is the row of kind ``checkpoint``."""
+Index("steps_begun", steps.c.task_seq, sqlite_where=text(f"state = '{StepState.BEGUN}'"))
+"""
+What a body remembers. Its checkpoint is the row of kind ``checkpoint``, whose *tries* counts how often one was saved; a sleep's
+*value* is its seconds. *saved_at* is when the row was last written.
+"""
 
-CHECKPOINT = "checkpoint"
+signals = Table(
+    "signals",
+    metadata,
+    Column("signal_seq", Integer, primary_key=True),
+    Column("task_seq", Integer, ForeignKey("tasks.task_seq"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("key", Text),
+    Column("payload", Text, nullable=False),
+    Column("sent_at", Text, nullable=False),
+    Column("sent_by", Text, nullable=False),
+    Column("taken_at", Text),
+    Column("taken_attempt", Integer),
+    UniqueConstraint("task_seq", "key", name="signals_key"),
+    CheckConstraint("json_valid(payload)", name="payload_json"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("signals_untaken", signals.c.task_seq, signals.c.name, sqlite_where=text("taken_at IS NULL"))
+"""What was sent to a body. It is *taken* once what came of it is remembered; until then a later attempt is handed it again."""
 
 inbox = Table(
     "inbox",
@@ -361,7 +401,7 @@ VIEWS = {
 CREATE VIEW live_tasks AS
 SELECT t.scope, t.id, t.kind, t.state, t.attempt,
   CASE WHEN t.fraction IS NULL THEN NULL ELSE printf('%.0f%%', t.fraction * 100) END AS done,
-  t.progress,
+  t.progress, t.waiting_for, t.not_before, t.deadline,
   {_AGE.format(since="t.created_at")} AS age_seconds,
   o.pid, t.owner_id, t.label, t.mode, t.recovery, t.task_seq, t.parent_seq, t.child_session_id
 FROM tasks AS t LEFT JOIN owners AS o ON o.owner_id = t.owner_id

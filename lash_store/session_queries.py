@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
 from .lifecycle import TERMINAL_EVENTS, Task
-from .models import HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
+from .models import EventType, HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE
 from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, sessions, tasks
 from .statements import ONE, ZERO, hot, names, sql, values, word
@@ -295,6 +295,37 @@ _BY_KEY = sql(
     .limit(ONE)
     .offset(ZERO)
 )
+_CHILD_BY_KEY = sql(
+    _TASK.where(tasks.c.parent_seq == bindparam("parent_seq"), tasks.c.idempotency_key == bindparam("key"))
+    .order_by(tasks.c.task_seq.desc())
+    .limit(ONE)
+    .offset(ZERO)
+)
+_RETRIED_AFTER = sql(
+    select(events.c.seq)
+    .where(
+        events.c.task_seq == bindparam("parent_seq"),
+        events.c.type == word(EventType.RETRY_SCHEDULED),
+        func.json_extract(events.c.data, word("$.state")) == word(TaskState.PENDING),
+        events.c.seq
+        > select(func.max(events.c.seq))
+        .where(
+            events.c.task_seq == bindparam("child_seq"), or_(*(events.c.type == word(kind) for kind in TERMINAL_EVENTS))
+        )
+        .correlate(None)
+        .scalar_subquery(),
+    )
+    .limit(ONE)
+    .offset(ZERO)
+)
+
+
+def _count(*where: ColumnElement[bool]) -> str:
+    found = select(ONE).select_from(tasks).where(tasks.c.scope == bindparam("scope"), *where)
+    return sql(select(func.count()).select_from(found.limit(bindparam("most")).offset(ZERO).subquery()))
+
+
+_COUNT_LIVE, _COUNT_ALL = _count(LIVE), _count()
 
 
 def _tasks(rows: Iterable[Any]) -> list[Task]:
@@ -320,6 +351,27 @@ def task_by_key(tx: Transaction, scope: str, key: str) -> Task | None:
     """Return the newest task of a session that was created under an idempotency key."""
     row = tx.one(_BY_KEY, {"scope": scope, "key": key})
     return None if row is None else Task._make(row)
+
+
+def child_by_key(tx: Transaction, parent_seq: int, key: str) -> Task | None:
+    """Return the newest child of a task that was created under a key, in whatever session it is."""
+    row = tx.one(_CHILD_BY_KEY, {"parent_seq": parent_seq, "key": key})
+    return None if row is None else Task._make(row)
+
+
+def was_retried_after(tx: Transaction, parent_seq: int, child_seq: int) -> bool:
+    """Say whether a task failed, and was to be tried again, after its child had ended."""
+    return tx.one(_RETRIED_AFTER, {"parent_seq": parent_seq, "child_seq": child_seq}) is not None
+
+
+def count_live(tx: Transaction, scope: str, most: int) -> int:
+    """Return how many live tasks a session has, counting no further than *most*."""
+    return int((tx.one(_COUNT_LIVE, {"scope": scope, "most": most}) or (0,))[0])
+
+
+def count_all(tx: Transaction, scope: str, most: int) -> int:
+    """Return how many tasks a session has, counting no further than *most*."""
+    return int((tx.one(_COUNT_ALL, {"scope": scope, "most": most}) or (0,))[0])
 
 
 # --- notes ----------------------------------------------------------------------------------------------------------

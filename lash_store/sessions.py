@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, TypeVar
 
-from . import births, books, cancelling, handover, hidden, queries, session_queries, spawning, transitions
+from . import books, cancelling, handover, hidden, queries, session_queries, spawning, transitions
 from .births import NewTask
 from .callbacks import Callback
 from .commands import Flip, Progress, Settle
@@ -81,6 +80,8 @@ class SessionTasks:
         child_session_id: str | None = None,
         cancel_policy: CancelPolicy | None = None,
         close_policy: ClosePolicy = ClosePolicy.KEEP,
+        timeout: float | None = None,
+        deadline: datetime | float | None = None,
         idempotency_key: str | None = None,
         notify_on_end: bool = False,
         **kwargs: Any,
@@ -98,22 +99,26 @@ class SessionTasks:
         session closes. With an *idempotency_key* under which a task that is in this session was created, with the same function
         and arguments, that one comes back. *notify_on_end* posts a note to the session's inbox in the transaction that ends it.
 
+        An attempt may take *timeout* seconds (its function's, if none is given), and the task must have ended by its *deadline*,
+        a time with its zone or seconds from now: then its body is stopped, and it is ``failed``, type ``Timeout``. An attempt
+        that took too long is retried if its function's ``retry_on`` names `TimeoutError`.
+
         Raises:
             TaskExists: a live task has the id.
             UnknownFunction, InvalidArguments: not registered here, or the arguments do not fit.
             IdempotencyConflict: the key was used for other work.
             InvalidId, TaskNotFound, UnknownSession: an id that cannot be stored, or a parent or session that is not there.
             SessionClosed: the session is closed, and the parent is no live task of it.
+            LimitExceeded: the arguments are too large, or the session holds as much as the store's limits allow.
         """
         try:
             named = _parent_named(parent)
-            if _RESERVED & kwargs.keys():
-                words = sorted(_RESERVED & kwargs.keys())
-                raise InvalidArguments(f"{words} are words of spawn() itself: give the function's own by position")
         except BaseException:
             spawning.close_refused(fn)
             raise
-        return await self._spawn(
+        return await spawning.spawn(
+            self._core,
+            self._scope,
             fn,
             args,
             kwargs,
@@ -125,8 +130,10 @@ class SessionTasks:
                 "idempotency_key": idempotency_key,
                 "notify_on_end": bool(notify_on_end),
             },
-            cancel_policy,
-            named,
+            cancel_policy=cancel_policy,
+            timeout=timeout,
+            deadline=deadline,
+            prepare=lambda tx, new: self._with_parent(tx, new, named),
         )
 
     async def spawn_hidden(
@@ -145,7 +152,15 @@ class SessionTasks:
         except BaseException:
             spawning.close_refused(fn_or_coroutine)
             raise
-        return await self._spawn(fn_or_coroutine, args, kwargs, {"label": label, "mode": TaskMode.HIDDEN}, None, parent)
+        return await spawning.spawn(
+            self._core,
+            self._scope,
+            fn_or_coroutine,
+            args,
+            kwargs,
+            {"label": label, "mode": TaskMode.HIDDEN},
+            prepare=lambda tx, new: self._with_parent(tx, new, parent),
+        )
 
     async def await_hidden(self) -> None:
         """
@@ -270,7 +285,7 @@ class SessionTasks:
             TaskError: the store does this work itself.
             ResultNotSerializable: the result is not JSON.
         """
-        command = spawning.ending(reference(id), TaskState(state), result, failure)
+        command = spawning.ending(self._core.limits, reference(id), TaskState(state), result, failure)
         return await self._change(id, command, "complete()")
 
     async def set_live_state(self, id: Reference, state: TaskState) -> Transition:
@@ -534,32 +549,6 @@ class SessionTasks:
 
     # --- building units ---
 
-    async def _spawn(
-        self,
-        fn: Callable[..., Any] | Coroutine[Any, Any, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        columns: dict[str, Any],
-        cancel_policy: CancelPolicy | None,
-        parent: TaskHandle | str | int | None,
-    ) -> TaskHandle:
-        coroutine = fn if inspect.iscoroutine(fn) else None
-        try:
-            runner, owner_id = self._core.to_create()
-            columns = {**spawning.body_columns(self._core.registry, fn, args, kwargs, cancel_policy), **columns}
-            new = replace(spawning.new_task(self._scope, owner_id, columns), local=coroutine)
-            created = runner.create(
-                lambda start: lambda tx: births.create(tx, self._with_parent(tx, new, parent), start=start)
-            )
-        except BaseException:
-            spawning.close_refused(fn)
-            raise
-        if coroutine is not None:
-            # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
-            created.add_done_callback(lambda future: spawning.close_unless_adopted(coroutine, future))
-        born = await asyncio.shield(created)
-        return TaskHandle(self._core, born.task, born.handle_id)
-
     def _with_parent(self, tx: Transaction, new: NewTask, parent: TaskHandle | str | int | None) -> NewTask:
         if parent is None:
             return new
@@ -627,7 +616,3 @@ def as_scope(of: Scope | str | SessionTasks) -> Scope:
 
 def _transition(outcome: Outcome) -> Transition:
     return Transition(record=queries.task_record(outcome.task), verdict=outcome.verdict)
-
-
-_RESERVED = frozenset({"timeout"})
-"""What `spawn` will say about a task some day must not reach its function today."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 __all__ = ["Slot", "Slots"]
@@ -76,12 +76,13 @@ class Slot:
         self._back: asyncio.Future[None] | None = None
         slots.take()
 
-    async def wait(self, waiter: asyncio.Future[T]) -> T:
-        """Wait for a future without the slot; it comes back when the last of the body's waits is over."""
+    @contextlib.asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Do without the slot for a while; it comes back when the last of the body's waits is over."""
         self._waits += 1
         self._let_go()
         try:
-            result = await waiter
+            yield
         except BaseException:
             self._waits -= 1
             self._go_on()
@@ -89,7 +90,11 @@ class Slot:
         self._waits -= 1
         if self._waits == 0 and not self._is_held and not self._is_over:
             await self._come_back()
-        return result
+
+    async def wait(self, waiter: asyncio.Future[T]) -> T:
+        """Wait for a future without the slot."""
+        async with self.away():
+            return await waiter
 
     async def _come_back(self) -> None:
         self._back = back = asyncio.get_running_loop().create_future()

@@ -1,18 +1,25 @@
-"""Owns how what a caller asks for becomes what a row is born with, or ends with: every check that needs no transaction."""
+"""Owns how what a caller asks for becomes a task, or the end of one: every check that needs no transaction, then the unit."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
+import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from . import births, transitions
 from .births import Born, NewTask
 from .commands import Settle
+from .core import Core
+from .database import Transaction, utc_text
 from .errors import InvalidArguments, InvalidId, SessionError
 from .failures import failure_text
-from .handles import new_handle_id, new_id
+from .handles import TaskHandle, new_handle_id, new_id
 from .models import (
     CancelPolicy,
     ClosePolicy,
@@ -23,11 +30,13 @@ from .models import (
     TaskMode,
     TaskState,
     check_id,
+    check_seconds,
     check_text,
 )
+from .policies import Limits
 from .registry import Registry, to_json
 
-__all__ = ["body_columns", "close_refused", "close_unless_adopted", "ending", "new_task"]
+__all__ = ["body_columns", "close_refused", "close_unless_adopted", "ending", "new_task", "spawn"]
 
 
 def body_columns(
@@ -59,7 +68,72 @@ def body_columns(
         "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.COOPERATIVE),
         "arguments": function.bind(args, kwargs),
         "max_attempts": function.max_attempts,
+        "version": function.version,
+        "timeout": function.timeout,
     }
+
+
+async def spawn(
+    core: Core,
+    scope: Scope,
+    fn: Callable[..., Any] | Coroutine[Any, Any, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    columns: dict[str, Any],
+    *,
+    cancel_policy: CancelPolicy | None = None,
+    timeout: float | None = None,
+    deadline: datetime | float | None = None,
+    key: Callable[[str], str] | None = None,
+    prepare: Callable[[Transaction, NewTask], NewTask],
+) -> TaskHandle:
+    """
+    Start a task, and return its handle once it is durable; see `SessionTasks.spawn`.
+
+    *prepare* completes it in the transaction. *key* makes the key under which its parent knows it, from what it is to do.
+    """
+    coroutine = fn if inspect.iscoroutine(fn) else None
+    try:
+        runner, owner_id = core.to_create()
+        columns = {**body_columns(core.registry, fn, args, kwargs, cancel_policy), **columns}
+        if timeout is not None:
+            columns["timeout"] = check_seconds("timeout", timeout, at_least=0.001)
+        columns["deadline"] = None if deadline is None else _deadline(deadline)
+        arguments = columns.get("arguments")
+        if arguments is not None:
+            core.limits.check_payload(arguments, f"the arguments of {columns['label']!r}")
+        new = new_task(scope, owner_id, columns)
+        if key is not None:
+            new = replace(new, idempotency_key=key(_work(new)), keyed_by_parent=True)
+        new = replace(new, local=coroutine)
+        created = runner.create(lambda start: lambda tx: births.create(tx, prepare(tx, new), start=start))
+    except BaseException:
+        close_refused(fn)
+        raise
+    if coroutine is not None:
+        # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
+        created.add_done_callback(lambda future: close_unless_adopted(coroutine, future))
+    born = await asyncio.shield(created)
+    return TaskHandle(core, born.task, born.handle_id)
+
+
+def _deadline(given: datetime | float) -> str:
+    if isinstance(given, datetime):
+        if given.tzinfo is None:
+            raise ValueError(f"the deadline {given} has no time zone: datetime.now(UTC) has one")
+        return utc_text(given.timestamp())
+    return utc_text(time.time() + check_seconds("deadline", given))
+
+
+def _work(new: NewTask) -> str:
+    """Return a short text that is the same for the same function and arguments."""
+    if new.arguments is None:
+        return new.label[:_MOST_LABEL]
+    digest = hashlib.blake2b(transitions.plain(new.arguments).encode(), digest_size=8).hexdigest()
+    return f"{new.label[:_MOST_LABEL]}:{digest}"
+
+
+_MOST_LABEL = 80
 
 
 def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:
@@ -79,8 +153,8 @@ def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:
     child_session_id, key = columns["child_session_id"], columns["idempotency_key"]
     if child_session_id is not None and check_id("child session id", child_session_id) == scope.session_id:
         raise SessionError(f"task {task_id!r} cannot work in its own session: child_session_id names another")
-    if key is not None:
-        check_id("idempotency key", key)
+    if key is not None and check_id("idempotency key", key).startswith("child:"):
+        raise InvalidId(f"idempotency key {key!r} begins with 'child:', as those of children do: choose another")
     for name, words in (("kind", TaskKind), ("close_policy", ClosePolicy)):
         columns[name] = _word(task_id, name, words, columns[name])
     return NewTask(scope=scope, id=task_id, label=label, owner_id=owner_id, handle_id=new_handle_id(), **columns)
@@ -107,14 +181,18 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def ending(
-    task_id: str, state: TaskState, result: Any, failure: Failure | BaseException | Mapping[str, Any] | str | None
+    limits: Limits,
+    task_id: str,
+    state: TaskState,
+    result: Any,
+    failure: Failure | BaseException | Mapping[str, Any] | str | None,
 ) -> Settle:
     """
     Check how external work is said to have ended.
 
     Raises:
         ValueError: a state in which work does not end, or a result or failure that does not belong to it.
-        ResultNotSerializable: the result is not JSON.
+        ResultNotSerializable, LimitExceeded: the result is not JSON, or too large.
     """
     if state not in {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED}:
         raise ValueError(f"task {task_id!r} may end 'completed', 'failed' or 'cancelled', not {str(state)!r}")
@@ -122,9 +200,10 @@ def ending(
         raise ValueError(f"task {task_id!r}: a result belongs to 'completed', not to {str(state)!r}")
     if failure is not None and state is not TaskState.FAILED:
         raise ValueError(f"task {task_id!r}: a failure belongs to 'failed', not to {str(state)!r}")
+    what = f"the result of task {task_id!r}"
     return Settle(
         state,
-        result=to_json(result, f"the result of task {task_id!r}") if state is TaskState.COMPLETED else None,
+        result=limits.check_payload(to_json(result, what), what) if state is TaskState.COMPLETED else None,
         failure=failure_text(failure) if state is TaskState.FAILED else None,
     )
 

@@ -34,6 +34,7 @@ from .models import (
     check_text,
 )
 from .owners import OwnerLock, describe_process
+from .policies import Backoff, Errors, Limits
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
 from .runner import Runner
@@ -61,7 +62,7 @@ class TaskStore:
     acknowledged through a power loss; ``"normal"`` is quicker with few callers, keeps it through the death of the process, and
     may lose the last acknowledged commits when the machine loses power. *max_running* bodies run at once. *cancel_grace* is how
     many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes;
-    *callback_timeout* how long the cancel callback of external work may take.
+    *callback_timeout* how long the cancel callback of external work may take. *limits* bound what is put into the file.
     """
 
     def __init__(
@@ -74,7 +75,10 @@ class TaskStore:
         cancel_grace: float = 5.0,
         lock_timeout: float = 30.0,
         callback_timeout: float = 10.0,
+        limits: Limits | None = None,
     ) -> None:
+        if limits is not None and not isinstance(limits, Limits):
+            raise ValueError(f"limits must be Limits(…), not {limits!r}")
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
         if not isinstance(max_running, int) or max_running < 1:
@@ -91,6 +95,7 @@ class TaskStore:
         self._cancel_grace = cancel_grace
         self._lock_timeout = lock_timeout
         self._callback_timeout = callback_timeout
+        self._limits = limits or Limits()
         self._registry = Registry()
         self._core: Core | None = None
         self._recoverer: Recoverer | None = None
@@ -113,13 +118,15 @@ class TaskStore:
         return store
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], *, runtime: str, lock_timeout: float = 30.0) -> Self:
+    def connect(
+        cls, path: str | os.PathLike[str], *, runtime: str, lock_timeout: float = 30.0, limits: Limits | None = None
+    ) -> Self:
         """
-        Return a store that makes requests of live owners (cancel), and neither owns, recovers nor runs anything.
+        Return a store that makes requests of live owners (cancel, signal, complete).
 
-        It never upgrades a file.
+        It neither owns, recovers nor runs anything. It never upgrades a file.
         """
-        store = cls(path, runtime=runtime, lock_timeout=lock_timeout)
+        store = cls(path, runtime=runtime, lock_timeout=lock_timeout, limits=limits)
         store._access = "request"
         return store
 
@@ -129,13 +136,31 @@ class TaskStore:
     # --- functions ---
 
     def task(
-        self, *, recovery: Recovery | Literal["rerun", "owner_bound"], name: str | None = None, max_attempts: int = 100
+        self,
+        *,
+        recovery: Recovery | Literal["rerun", "owner_bound"],
+        name: str | None = None,
+        max_attempts: int = 100,
+        retry_on: Errors = (),
+        no_retry_on: Errors = (),
+        backoff: Backoff | None = None,
+        timeout: float | None = None,
+        version: str | None = None,
+        accepts: Iterable[str | None] = (),
     ) -> Callable[[F], F]:
         """
         Register an ``async def`` whose first parameter is its `TaskContext`; returns it unchanged.
 
-        *recovery* says what becomes of a task of it whose owner dies: ``rerun`` or ``owner_bound``. *max_attempts* bounds the
-        executions that a crash may end. Rows keep the *name* (the function's own, if none is given), so it must stay.
+        *recovery* says what becomes of a task of it whose owner dies: ``rerun`` or ``owner_bound``. Rows keep the *name* (the
+        function's own, if none is given), so it must stay.
+
+        *max_attempts* bounds the executions that end by a crash, or by a failure that is retried: one that *retry_on* names and
+        *no_retry_on* does not. Until the next attempt the task is ``pending``, ``not_before`` the time that *backoff* gives,
+        across restarts too; without *retry_on* a failure is final. An attempt may take *timeout* seconds, unless the spawn says
+        otherwise.
+
+        *version* is that of the code: a task some other version began is not run by this one, unless *accepts* names that (None:
+        code without a version). It is left, and recovery reports it.
 
         Raises:
             DuplicateFunction: another function has the name.
@@ -143,7 +168,18 @@ class TaskStore:
         """
 
         def register(fn: F) -> F:
-            self._registry.add(fn, recovery=Recovery(recovery), name=name, max_attempts=max_attempts)
+            self._registry.add(
+                fn,
+                recovery=Recovery(recovery),
+                name=name,
+                max_attempts=max_attempts,
+                retry_on=retry_on,
+                no_retry_on=no_retry_on,
+                backoff=backoff,
+                timeout=timeout,
+                version=version,
+                accepts=accepts,
+            )
             return fn
 
         return register
@@ -253,7 +289,8 @@ class TaskStore:
             owner_id=owner_id,
             max_running=self._max_running,
             cancel_grace=self._cancel_grace,
-            make_context=lambda body: TaskContext(body, writer),
+            limits=self._limits,
+            make_context=lambda body: TaskContext(body, core),
         )
         callbacks = Callbacks(writer, owner_id=owner_id, timeout=self._callback_timeout)
         core.owner_id, core.runner, core.callbacks = owner_id, runner, callbacks
@@ -293,6 +330,7 @@ class TaskStore:
                 self._path,
                 durability=self._durability,
                 patience=self._lock_timeout,
+                limits=self._limits,
                 on_commit=lambda events: self._committed(core, events),
                 on_fatal=lambda error: self._failed(core, error),
             )
@@ -315,7 +353,7 @@ class TaskStore:
             sleep=lambda wake: wake.wait() if core.runner is None else core.runner.sleep_without_slot(wake),
             at_once=at_once,
         )
-        core = Core(self._path, self._runtime, self._registry, reader, feed, writer)
+        core = Core(self._path, self._runtime, self._registry, reader, feed, self._limits, writer)
         await feed.open()
         return core, writer
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import families, queries, session_queries
+from . import families, queries, session_queries, step_queries
 from .commands import (
     Abandon,
     CallbackFailed,
@@ -22,7 +22,6 @@ from .commands import (
     Notify,
     Release,
     RequestCancel,
-    Save,
     Start,
 )
 from .database import Transaction
@@ -45,8 +44,8 @@ __all__ = [
     "finish_cancels",
     "give_up",
     "notify",
+    "plain",
     "request_cancel",
-    "save",
     "start",
     "transition",
 ]
@@ -159,16 +158,8 @@ def task_not_found(scope: Scope, task_id: str) -> TaskNotFound:
 
 def start(tx: Transaction, task: Task, command: Start, *, fresh: bool = True) -> Outcome:
     """Start a body: the attempt rises here; the event carries the checkpoint the body begins with."""
-    checkpoint = queries.checkpoint(tx, task.task_seq) if task.attempt else None
+    checkpoint = step_queries.checkpoint(tx, task.task_seq) if task.attempt else None
     return transition(tx, task, command, fresh=fresh, local=checkpoint)
-
-
-def save(tx: Transaction, task: Task, command: Save, value: str) -> Outcome:
-    """Replace a task's checkpoint, if the attempt that saves it is the current one."""
-    outcome = transition(tx, task, command, fresh=False)
-    if outcome.verdict is Verdict.APPLIED:
-        queries.save_checkpoint(tx, task.task_seq, outcome.task.attempt, value)
-    return outcome
 
 
 def stale(task: Task, attempt: int) -> StaleAttempt:
@@ -178,6 +169,11 @@ def stale(task: Task, attempt: int) -> StaleAttempt:
         f"owner {task.owner_id}; let this body end",
         task_id=task.id,
     )
+
+
+def plain(text: str) -> str:
+    """Write JSON text with its keys in order, so that what is the same reads the same: to Python 1, 1.0 and True are equal."""
+    return json.dumps(json.loads(text), sort_keys=True)
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from . import guards
 from .commit import Batch, Committer, Unit
 from .database import Committed, Connection, Durability, Transaction, connect
 from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
+from .policies import Limits
 
 __all__ = ["Unit", "Writer"]
 
@@ -40,7 +41,7 @@ class Writer:
     """
     Commits units in the order they came, and tells *on_commit* before any caller is answered.
 
-    *patience* is how many seconds a batch waits for another process's write lock.
+    *patience* is how many seconds a batch waits for another process's write lock; *limits* what units may put into the file.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Writer:
         patience: float,
         on_commit: Callable[[Sequence[Committed]], None],
         on_fatal: Callable[[StorageError], None],
+        limits: Limits | None = None,
     ) -> None:
         self._path = path
         self._durability = durability
         self._patience = patience
+        self._limits = limits
         self._on_commit = on_commit
         self._on_fatal = on_fatal
         self._queue: deque[_Job[Any]] = deque()
@@ -90,7 +93,12 @@ class Writer:
         assert self._connection is not None
         assert self._identity is not None
         return Committer(
-            self._connection, self._path, self._identity, durability=self._durability, patience=self._patience
+            self._connection,
+            self._path,
+            self._identity,
+            durability=self._durability,
+            patience=self._patience,
+            limits=self._limits,
         )
 
     async def close(self) -> None:

@@ -51,5 +51,11 @@ def managed(state: str, **changed: Any) -> Task:
         has_callback=0,
         callback_begun_at=None,
         callback_error=None,
+        version=None,
+        timeout=None,
+        deadline=None,
+        not_before=None,
+        last_error=None,
+        waiting_for=None,
     )
     return task._replace(**changed)

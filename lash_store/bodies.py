@@ -1,0 +1,127 @@
+"""Owns one execution of a task in this process: its fence, its slot, its timers, and how it is being stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from .commands import Fence
+from .lifecycle import Task
+from .models import StopReason
+from .registry import Function
+from .slots import Slot
+from .step_queries import Checkpoint
+
+__all__ = ["Body", "aside", "current_body", "receiving"]
+
+T = TypeVar("T")
+
+current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash_store_body", default=None)
+
+
+receiving: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
+"""The signals received in the step that the caller runs in, if it does: what the step remembers, they brought about."""
+
+
+def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Begin one of several waits of a caller: none of them touches the slot of its body, which `Core.wait_aside` gives back."""
+    context = contextvars.copy_context()
+    context.run(current_body.set, None)
+    return asyncio.create_task(wait, name=name, context=context)
+
+
+class Body:
+    """
+    One execution of a task in this process.
+
+    *endings* are functions of the program that run in the transaction that stores its result. *received* are signals of which
+    nothing is remembered yet, and *saves* how often the task has saved a checkpoint. *timed_out* is the failure, JSON text, of
+    one whose time was up, and *may_be_retried* whether another attempt has more.
+    """
+
+    def __init__(self, task: Task, function: Function | None, checkpoint: Checkpoint | None, slot: Slot) -> None:
+        self.task = task
+        self.function = function
+        self.slot = slot
+        self.checkpoint = checkpoint
+        self.fence = Fence(task.attempt, task.owner_id or 0)
+        self.stop_reason: StopReason | None = None
+        self.stopping = asyncio.Event()
+        self.coroutine: asyncio.Task[Any] | None = None
+        self.endings: list[Callable[..., Any]] = []
+        self.received: list[int] = []
+        self.saves = 0 if checkpoint is None else checkpoint.saves
+        self.timed_out: str | None = None
+        self.may_be_retried = True
+        self.is_live = True
+        self.moved_at = 0
+        self._interrupts: set[Callable[[], object]] = set()
+        self._grace: asyncio.TimerHandle | None = None
+        self._timeout: asyncio.TimerHandle | None = None
+
+    @property
+    def task_seq(self) -> int:
+        return self.task.task_seq
+
+    def stop(self, reason: StopReason, *, grace: float = 0.0) -> None:
+        """Say why, wake who waits for it, and cancel the coroutine after *grace* seconds; a harder reason replaces a softer."""
+        if self.stop_reason in {reason, StopReason.STALE}:
+            return
+        self.stop_reason = reason
+        if reason is StopReason.STALE:
+            # nothing of it counts any more, however long it takes to end
+            self.slot.end()
+        self.stopping.set()
+        for interrupt in list(self._interrupts):
+            interrupt()
+        if self._grace is not None:
+            self._grace.cancel()
+        if grace > 0:
+            self._grace = asyncio.get_running_loop().call_later(grace, self.abort)
+        else:
+            self.abort()
+
+    @contextlib.contextmanager
+    def interruptible(self, interrupt: Callable[[], object]) -> Iterator[None]:
+        """
+        Have a wait ended at once when the body is to stop, by what cancels it.
+
+        Raises:
+            CancelledError: it is to stop already.
+        """
+        if self.stopping.is_set():
+            raise asyncio.CancelledError(f"the body is being stopped: {self.stop_reason}")
+        self._interrupts.add(interrupt)
+        try:
+            yield
+        finally:
+            self._interrupts.discard(interrupt)
+
+    async def wait(self, waiter: asyncio.Future[T]) -> T:
+        """Wait for a future without the slot, until the body is to stop at most."""
+        with self.interruptible(waiter.cancel):
+            return await self.slot.wait(waiter)
+
+    def time_out_after(self, seconds: float, failure: str) -> None:
+        """Let the attempt take so long, and no longer."""
+        self._timeout = asyncio.get_running_loop().call_later(seconds, self.time_out, failure)
+
+    def time_out(self, failure: str, *, for_good: bool = False) -> None:
+        """Stop it because its time is up, unless it is being stopped already; *for_good*: so is that of any other attempt."""
+        if self.stop_reason is None:
+            self.timed_out, self.may_be_retried = failure, not for_good
+            self.stop(StopReason.TIMEOUT)
+
+    def abort(self) -> None:
+        """Cancel the coroutine."""
+        if self.coroutine is not None:
+            self.coroutine.cancel()
+
+    def forget_timers(self) -> None:
+        """Cancel the coroutine no more: it has ended."""
+        for timer in (self._grace, self._timeout):
+            if timer is not None:
+                timer.cancel()

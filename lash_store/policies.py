@@ -1,0 +1,111 @@
+"""Owns what a program chooses once: how long between tries, what is worth one, and how much a session may hold. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .errors import LimitExceeded
+
+__all__ = ["NO_RETRY", "Backoff", "Errors", "Limits", "RetryRule"]
+
+Errors: TypeAlias = type[BaseException] | Iterable[type[BaseException]]
+"""An exception class, or several."""
+
+
+class _Policy(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backoff(_Policy):
+    """
+    How many seconds to wait before the next try: *initial* after the first failure, *factor* times as many after each further
+    one, *maximum* at most, and a random part of up to *jitter* of that less, so that many do not come back at once.
+
+    After "Exponential Backoff And Jitter" (aws.amazon.com/blogs/architecture, 2015).
+    """
+
+    initial: float = Field(default=1.0, ge=0, le=1e9)
+    factor: float = Field(default=2.0, ge=1, le=1e6)
+    maximum: float = Field(default=300.0, ge=0, le=1e9)
+    jitter: float = Field(default=0.25, ge=0, le=1)
+
+    def delay(self, failures: int) -> float:
+        """Return the seconds to wait after so many *failures*, at least one."""
+        try:
+            longest = min(self.maximum, self.initial * self.factor ** (failures - 1))
+        except OverflowError:
+            longest = self.maximum
+        return longest * (1 - self.jitter * random.random())
+
+
+class Limits(_Policy):
+    """
+    What a store lets into its file, None for no limit; what would pass a limit is refused with `LimitExceeded`.
+
+    *payload_bytes* bounds each value by itself: arguments, a result, a checkpoint, a step's result, a signal's payload, a note's
+    data. *live_tasks* and *total_tasks* bound what one session holds, the second its finished tasks too.
+    """
+
+    payload_bytes: int | None = Field(default=16 * 1024 * 1024, ge=1)
+    live_tasks: int | None = Field(default=None, ge=1)
+    total_tasks: int | None = Field(default=None, ge=1)
+
+    def check_payload(self, text: str, what: str) -> str:
+        """
+        Return JSON text that may be stored.
+
+        Raises:
+            LimitExceeded: it has too many bytes.
+        """
+        most = self.payload_bytes
+        if most is not None and len(text) * 4 > most and (size := len(text.encode())) > most:
+            raise LimitExceeded(
+                f"{what} has {size:,} bytes, and the limit is {most:,}: keep large things in files and store their names, "
+                "or give the store other Limits"
+            )
+        return text
+
+
+@dataclass(frozen=True)
+class RetryRule:
+    """Which exceptions are worth another try, how many executions there may be, and how long it is between them."""
+
+    max_attempts: int
+    on: tuple[type[BaseException], ...] = ()
+    never_on: tuple[type[BaseException], ...] = ()
+    backoff: Backoff = field(default_factory=Backoff)
+
+    @classmethod
+    def of(cls, max_attempts: int, on: Errors, never_on: Errors, backoff: Backoff | None) -> Self:
+        """
+        Check what a caller gave.
+
+        Raises:
+            ValueError: a number of attempts below 1, or something that is no exception class.
+        """
+        if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or not 1 <= max_attempts < 2**31:
+            raise ValueError(f"max_attempts must be a number, at least 1, not {max_attempts!r}")
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise ValueError(f"backoff must be a Backoff, not {backoff!r}")
+        return cls(max_attempts, _classes("retry_on", on), _classes("no_retry_on", never_on), backoff or Backoff())
+
+    def wants(self, error: BaseException) -> bool:
+        """Say whether an exception is worth another try, as far as its class tells."""
+        return isinstance(error, self.on) and not isinstance(error, self.never_on)
+
+
+def _classes(what: str, given: Errors) -> tuple[type[BaseException], ...]:
+    classes = (given,) if isinstance(given, type) else tuple(given) if isinstance(given, Iterable) else (given,)
+    for one in classes:
+        if not isinstance(one, type) or not issubclass(one, Exception):
+            raise ValueError(f"{what} names exception classes, not {one!r}")
+    return classes
+
+
+NO_RETRY = RetryRule(1)
+"""For what is run once."""

@@ -1,0 +1,363 @@
+"""Owns how a body does things once: what came of a step is remembered, and given to later attempts instead of running it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pydantic_core
+from pydantic import TypeAdapter, ValidationError
+
+from . import guest, memory, step_queries, transitions
+from .bodies import Body, receiving
+from .core import Core
+from .database import Transaction, utc_text
+from .errors import (
+    CommitInDoubt,
+    IdempotencyConflict,
+    InvalidArguments,
+    LimitExceeded,
+    ResultNotSerializable,
+    StaleAttempt,
+    StepFailed,
+    StepInDoubt,
+    StorageError,
+    StorageMoved,
+    StoreClosed,
+    TaskError,
+)
+from .failures import failure_of
+from .guest import GuestError
+from .memory import StepNote
+from .models import Failure, StepKind, StepState, StopReason, check_id
+from .policies import RetryRule
+from .registry import result_adapter, to_json
+from .step_queries import StepRow
+from .threads import in_thread
+
+__all__ = ["Steps"]
+
+_SHOW = 0.25
+"""Seconds after which a step that still runs is noted as begun, for whoever looks into the file."""
+
+_PAUSE = (0.05, 2.0)
+"""Seconds between tries to store what came of a step on a full or busy disk: first, and at most."""
+
+_NOT_ITS_OWN = (StaleAttempt, StoreClosed, CommitInDoubt, StorageMoved)
+"""What ends the body, and says nothing about the step."""
+
+
+class _Used:
+    """What a name stands for in this attempt."""
+
+    __slots__ = ("digest", "is_over", "kind", "lock")
+
+    def __init__(self, kind: StepKind, digest: bytes | None) -> None:
+        self.kind = kind
+        self.digest = digest
+        self.lock: asyncio.Lock | None = asyncio.Lock()
+        self.is_over = False
+
+
+class Steps:
+    """The steps of one attempt; *pause_until* waits for a time as a body does."""
+
+    def __init__(self, body: Body, core: Core, pause_until: Callable[[float], Awaitable[None]]) -> None:
+        self._body = body
+        self._core = core
+        self._pause_until = pause_until
+        self._used: dict[str, _Used] = {}
+        self._earlier: set[tuple[str, str]] | None = set() if body.fence.attempt == 1 else None
+
+    async def run(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        rule: RetryRule,
+        timeout: float | None,
+        at_most_once: bool,
+    ) -> Any:
+        """Return what a step came to, running it unless that is remembered; see `TaskContext.step`."""
+        if not callable(fn):
+            raise InvalidArguments(f"step {name!r} is given a function to call, not {type(fn).__name__}")
+        used = self._use(StepKind.STEP, name, _digest(args, kwargs))
+        async with used.lock or asyncio.Lock():
+            before = await self._before(StepKind.STEP, name, used)
+            if before is not None and StepState(before.state).is_over:
+                return self._again(before, fn)
+            if before is not None and before.state == StepState.BEGUN and at_most_once:
+                raise StepInDoubt(
+                    f"step {name!r} of task {self._body.task.id!r} was begun by attempt {before.attempt}, which did not see "
+                    "its end: look outside whether it took effect, and go on by another name",
+                    task_id=self._body.task.id,
+                )
+            text = await self._try(name, before, lambda: self._call(fn, args, kwargs, timeout), fn, rule, at_most_once)
+            used.is_over, used.lock = True, None
+            return _typed(fn, text, name)
+
+    async def transact(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a step on this file came to, running it unless that is remembered; see `TaskContext.transact`."""
+        if not callable(fn) or inspect.iscoroutinefunction(fn):
+            raise InvalidArguments(f"step {name!r}: transact() is given a plain function, which runs in a transaction")
+        body, begun_at = self._body, utc_text(time.time())
+        used = self._use(StepKind.TRANSACT, name, _digest(args, kwargs))
+        what = f"the result of step {name!r} of task {body.task.id!r}"
+
+        def work(tx: Transaction) -> str:
+            try:
+                text = to_json(guest.run_guest(tx, fn, *args, **kwargs), what)
+                _typed(fn, text, name)
+                return self._core.limits.check_payload(text, what)
+            except (ResultNotSerializable, LimitExceeded) as error:
+                raise GuestError(error) from error
+
+        async with used.lock or asyncio.Lock():
+            before = await self._before(StepKind.TRANSACT, name, used)
+            if before is not None and StepState(before.state).is_over:
+                return self._again(before, fn)
+            try:
+                outcome, row = await self._core.writing.run(
+                    lambda tx: memory.run_step(tx, body.task, body.fence, name, begun_at, work)
+                )
+            except GuestError as refused:
+                await self._note(self._failed(StepKind.TRANSACT, name, refused.error, 1, begun_at))
+                raise refused.error from None
+            if row is None:
+                raise transitions.stale(outcome.task, body.fence.attempt)
+            used.is_over, used.lock = True, None
+            return self._again(row, fn)
+
+    # --- what is known of a name ---
+
+    def _use(self, kind: StepKind, name: str, digest: bytes | None) -> _Used:
+        """
+        Take a name for this attempt.
+
+        Raises:
+            IdempotencyConflict: it was used in it, for something else.
+        """
+        check_id("step name", name)
+        used = self._used.setdefault(name, _Used(kind, digest))
+        if used.kind is not kind or (None not in {used.digest, digest} and used.digest != digest):
+            raise IdempotencyConflict(
+                f"step {name!r} was used in this attempt of task {self._body.task.id!r} with other arguments: "
+                "a name is one step; in a loop, give each turn its own",
+                task_id=self._body.task.id,
+            )
+        return used
+
+    async def _before(self, kind: StepKind, name: str, used: _Used) -> StepRow | None:
+        """Return what is remembered of a step; the file is asked only if there may be something."""
+        if self._earlier is None:
+            names = await self._core.reader.rows(step_queries.STEP_NAMES, {"task_seq": self._body.task_seq})
+            self._earlier = {(row[0], row[1]) for row in names}
+        if not used.is_over and (kind, name) not in self._earlier:
+            return None
+        key = {"task_seq": self._body.task_seq, "kind": kind, "name": name}
+        rows = await self._core.reader.rows(step_queries.STEP, key)
+        return StepRow._make(rows[0]) if rows else None
+
+    def _again(self, row: StepRow, fn: Callable[..., Any]) -> Any:
+        if row.state == StepState.DONE:
+            return _typed(fn, row.value, row.name)
+        failure, where = step_queries.failure_of_step(row.failure or "{}")
+        message = f"step {row.name!r} failed in attempt {row.attempt}: {failure.type}: {failure.message}"
+        told = StepFailed(message, task_id=self._body.task.id, failure=failure)
+        raised = _raised_again(where, failure, self._body.task.id)
+        if raised is None:
+            raise told
+        raise raised from told
+
+    # --- running ---
+
+    async def _try(
+        self,
+        name: str,
+        before: StepRow | None,
+        call: Callable[[], Awaitable[Any]],
+        fn: Callable[..., Any],
+        rule: RetryRule,
+        at_most_once: bool,
+    ) -> str:
+        """Run a step until it succeeds or fails for good, and return its result as JSON text, once that is remembered."""
+        body, what = self._body, f"the result of step {name!r} of task {self._body.task.id!r}"
+        tries = 0 if before is None else before.tries
+        if before is not None and before.state == StepState.RETRYING and before.wake_at is not None:
+            left = datetime.fromisoformat(before.wake_at).timestamp()
+            await self._pause_until(min(left, time.time() + rule.backoff.maximum))
+        while True:
+            begun_at = utc_text(time.time())
+            begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
+            taken: list[int] = []
+            within = receiving.set(taken)
+            noting: asyncio.TimerHandle | None = None
+            try:
+                if at_most_once:
+                    await self._note(begun)
+                    # asked for again in this attempt, it is in doubt as well
+                    self._earlier = {*(self._earlier or ()), (StepKind.STEP, name)}
+                else:
+                    noting = asyncio.get_running_loop().call_later(_SHOW, self._show, begun)
+                result = await call()
+                text = self._core.limits.check_payload(to_json(result, what), what)
+                _typed(fn, text, name)
+            except Exception as error:
+                tries += 1
+                if body.stop_reason not in {None, StopReason.CANCEL} or isinstance(error, _NOT_ITS_OWN):
+                    body.received += taken
+                    raise
+                is_final = isinstance(error, ResultNotSerializable | LimitExceeded) or tries >= rule.max_attempts
+                failed = self._failed(StepKind.STEP, name, error, tries, begun_at)
+                if is_final or not rule.wants(error):
+                    await self._note(failed)
+                    raise
+                body.received += taken
+                wake_at = time.time() + rule.backoff.delay(tries)
+                await self._note(_put_off(failed, wake_at))
+                await self._pause_until(wake_at)
+                continue
+            except BaseException:
+                # received, and not remembered: it is for whoever asks next in this attempt's place
+                body.received += taken
+                raise
+            finally:
+                receiving.reset(within)
+                if noting is not None:
+                    noting.cancel()
+            done = StepNote(
+                StepKind.STEP, name, StepState.DONE, value=text, tries=tries + 1, begun_at=begun_at, taken=tuple(taken)
+            )
+            await self._note(done)
+            return text
+
+    async def _call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    ) -> Any:
+        async with asyncio.timeout(timeout):
+            if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+                return await fn(*args, **kwargs)
+            async with self._core.threads:
+                result = await in_thread(fn, *args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+
+    def _failed(self, kind: StepKind, name: str, error: BaseException, tries: int, begun_at: str) -> StepNote:
+        said = json.loads(failure_of(error))
+        said["class"] = f"{type(error).__module__}:{type(error).__qualname__}"
+        return StepNote(kind, name, StepState.FAILED, tries=tries, failure=json.dumps(said), begun_at=begun_at)
+
+    def _show(self, begun: StepNote) -> None:
+        self._core.writing.post(lambda tx: memory.note_step(tx, self._body.task, self._body.fence, begun))
+
+    async def _note(self, note: StepNote) -> None:
+        """Remember a step as it stands, trying again on a full or busy disk: what was done must not be done again."""
+        pause = _PAUSE[0]
+        while True:
+            try:
+                await self._core.write_for(
+                    self._body, lambda tx: memory.note_step(tx, self._body.task, self._body.fence, note)
+                )
+                return
+            except StorageError as error:
+                if isinstance(error, _NOT_ITS_OWN) or self._body.stop_reason not in {None, StopReason.CANCEL}:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _PAUSE[1])
+
+
+def _put_off(failed: StepNote, wake_at: float) -> StepNote:
+    return StepNote(
+        failed.kind,
+        failed.name,
+        StepState.RETRYING,
+        tries=failed.tries,
+        failure=failed.failure,
+        begun_at=failed.begun_at,
+        wake_at=utc_text(wake_at),
+    )
+
+
+def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
+    """Return what tells arguments from others; None if they cannot be written down."""
+    try:
+        text = pydantic_core.to_json(
+            [args, kwargs], inf_nan_mode="constants", fallback=lambda value: f"<{type(value).__qualname__}>"
+        )
+    except Exception:
+        return None
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+# --- results by their type ------------------------------------------------------------------------------------------
+
+
+def _typed(fn: Callable[..., Any], text: str, name: str) -> Any:
+    """
+    Read a result back as the function's annotation says, so that the first time gives what every later one will.
+
+    Raises:
+        ResultNotSerializable: it does not fit.
+    """
+    adapter = _adapter(fn)
+    if adapter is None:
+        return json.loads(text)
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise ResultNotSerializable(
+            f"the result of step {name!r} does not fit the type its function gives: {error}"
+        ) from error
+
+
+_adapters: WeakKeyDictionary[Any, TypeAdapter[Any] | None] = WeakKeyDictionary()
+
+
+def _adapter(fn: Callable[..., Any]) -> TypeAdapter[Any] | None:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    key = getattr(fn, "__func__", fn)
+    try:
+        if key not in _adapters:
+            _adapters[key] = result_adapter(key)
+        return _adapters[key]
+    except TypeError:
+        # no weak reference to it, or no hash
+        return None
+
+
+# --- failures, again ------------------------------------------------------------------------------------------------
+
+
+def _raised_again(where: str | None, failure: Failure, task_id: str) -> Exception | None:
+    """
+    Make the exception of an earlier attempt anew, if its class is loaded; nothing is imported for it, and none of its code runs.
+
+    It has its message; whatever else it carried is gone.
+    """
+    module, _, names = (where or "").partition(":")
+    found: Any = sys.modules.get(module)
+    for name in names.split("."):
+        # not getattr: a module's own may import
+        found = getattr(found, "__dict__", {}).get(name)
+    if not isinstance(found, type) or not issubclass(found, Exception):
+        return None
+    try:
+        error = found.__new__(found)
+        error.args = (failure.message,)
+        if isinstance(error, TaskError):
+            error.task_id = task_id
+        error.__dict__.setdefault("failure", failure)
+    except Exception:
+        return None
+    return error

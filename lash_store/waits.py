@@ -1,0 +1,169 @@
+"""Owns how a body waits for what outlives it: a time, a signal, somebody else; its slot is given back meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from pydantic import JsonValue
+
+from . import memory, step_queries, transitions
+from .bodies import Body, receiving
+from .commands import GoOn, Wait
+from .core import Core
+from .database import Transaction, utc_text
+from .errors import InvalidId
+from .memory import StepNote
+from .models import StepKind, StepState, check_id, check_seconds, check_text
+from .step_queries import SignalRow, StepRow
+from .transitions import Outcome
+
+__all__ = ["Waits"]
+
+
+class Waits:
+    """
+    The waits of one attempt.
+
+    What has no name is counted since the last `save`: an attempt that begins again behind it meets the same waits in their order.
+    """
+
+    def __init__(self, body: Body, core: Core) -> None:
+        self._body = body
+        self._core = core
+        self._sleeps = 0
+        self._may_have_slept = body.fence.attempt > 1
+        self._handed: dict[str, int] = {}
+        self._queues: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reasons: list[str] = []
+
+    # --- checkpoints ---
+
+    async def save(self, text: str) -> None:
+        """Save a checkpoint, behind which lie the signals received and the unnamed sleeps begun so far."""
+        body = self._body
+        before = self._sleeps, self._may_have_slept, body.received
+        slept, taken = self._may_have_slept, body.received
+        # at once: what other branches of the body begin from here on is committed after it
+        self._sleeps, self._may_have_slept, body.received = 0, False, []
+        body.saves += 1
+        try:
+            await self._write(lambda tx: memory.save(tx, body.task, body.fence, text, taken, slept=slept))
+        except Exception:
+            body.saves -= 1
+            self._sleeps, self._may_have_slept, body.received = before[0], True, [*taken, *body.received]
+            raise
+
+    # --- sleeping ---
+
+    async def sleep(self, seconds: float, name: str | None) -> None:
+        """Sleep what is left of a sleep that an earlier attempt began, or begin it."""
+        seconds = check_seconds("the time to sleep", seconds)
+        wake_at = await self._wake_at(seconds, self._sleep_name(name), is_named=name is not None)
+        # a clock that was set back must not make it longer than it was to be
+        await self.until(min(wake_at, time.time() + seconds))
+
+    def _sleep_name(self, name: str | None) -> str:
+        if name is None:
+            self._sleeps += 1
+            return f"#{self._body.saves}.{self._sleeps}"
+        if check_id("the name of a sleep", name).startswith("#"):
+            raise InvalidId(
+                f"the name of a sleep {name!r} begins with '#', as those of unnamed ones do: choose another"
+            )
+        return name
+
+    async def _wake_at(self, seconds: float, name: str, *, is_named: bool) -> float:
+        row = await self._sleep_before(name) if is_named or self._body.fence.attempt > 1 else None
+        if row is not None and row.wake_at is not None and (is_named or json.loads(row.value) == seconds):
+            return datetime.fromisoformat(row.wake_at).timestamp()
+        wake_at = time.time() + seconds
+        note = StepNote(
+            StepKind.SLEEP,
+            name,
+            StepState.DONE,
+            value=json.dumps(seconds),
+            begun_at=utc_text(time.time()),
+            wake_at=utc_text(wake_at),
+        )
+        self._may_have_slept = True
+        await self._write(lambda tx: memory.note_step(tx, self._body.task, self._body.fence, note))
+        return wake_at
+
+    async def _sleep_before(self, name: str) -> StepRow | None:
+        key = {"task_seq": self._body.task_seq, "kind": StepKind.SLEEP, "name": name}
+        rows = await self._core.reader.rows(step_queries.STEP, key)
+        return StepRow._make(rows[0]) if rows else None
+
+    async def until(self, when: float) -> None:
+        """Wait until a time in seconds since the epoch, without the slot; it ends at once when the body is to stop."""
+        if when <= time.time():
+            with self._body.interruptible(lambda: None):
+                await asyncio.sleep(0)
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        assert self._core.runner is not None
+        alarm = self._core.runner.alarms.at(when, lambda: None if woken.done() else woken.set_result(None))
+        try:
+            await self._body.wait(woken)
+        finally:
+            alarm.cancel()
+
+    # --- signals ---
+
+    async def signal(self, name: str, timeout: float | None) -> JsonValue:
+        """Return the oldest signal of a name that this attempt was not handed yet, waiting for one if need be."""
+        check_id("signal name", name)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        async with asyncio.timeout(timeout), self._queues[name]:
+            row = await self._next(name)
+        self._handed[name] = row.signal_seq
+        within = receiving.get()
+        (self._body.received if within is None else within).append(row.signal_seq)
+        payload: JsonValue = json.loads(row.payload)
+        return payload
+
+    async def _next(self, name: str) -> SignalRow:
+        while True:
+            with self._core.feed.receiver(self._body.task_seq) as receiver:
+                wanted = {"task_seq": self._body.task_seq, "name": name, "after": self._handed.get(name, 0)}
+                rows = await self._core.reader.rows(step_queries.NEXT_SIGNAL, wanted)
+                if rows:
+                    return SignalRow._make(rows[0])
+                await self._body.wait(receiver)
+
+    # --- somebody else ---
+
+    @asynccontextmanager
+    async def waiting(self, reason: str) -> AsyncIterator[None]:
+        """Show the task as waiting, without its slot, for as long as the block takes."""
+        check_text(f"what task {self._body.task.id!r} waits for", reason)
+        waiter = asyncio.current_task()
+        assert waiter is not None
+        with self._body.interruptible(waiter.cancel):
+            self._reasons.append(reason)
+            try:
+                await self._show()
+                async with self._body.slot.away():
+                    yield
+            finally:
+                self._reasons.remove(reason)
+                if self._body.stop_reason is None:
+                    await self._show()
+
+    async def _show(self) -> None:
+        body = self._body
+        command = Wait(body.fence, self._reasons[-1]) if self._reasons else GoOn(body.fence)
+        outcome = await self._core.writing.run(lambda tx: transitions.transition(tx, body.task, command, fresh=False))
+        # a cancel that was requested meanwhile stands, and will be told: that is no stale attempt
+        if outcome.stale or outcome.task.is_terminal:
+            raise transitions.stale(outcome.task, body.fence.attempt)
+
+    async def _write(self, unit: Callable[[Transaction], Outcome]) -> None:
+        await self._core.write_for(self._body, unit)
