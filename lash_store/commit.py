@@ -183,7 +183,10 @@ class Committer:
         except sqlite3.Error as error:
             _roll_back(tx.connection)
             raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
-        refused = self._end(tx, chosen, wrote=tx.connection.total_changes != before)
+        try:
+            refused = self._end(tx, wrote=tx.connection.total_changes != before)
+        except sqlite3.IntegrityError as error:
+            raise _Lost(chosen[0] if len(chosen) == 1 else None, GuestError(error)) from error
         if refused is None:
             try:
                 self._check_in_place()
@@ -262,18 +265,18 @@ class Committer:
         found = raw.execute(queries.EVENT_BY_SEQ, {"seq": event.seq}).fetchall()
         return found == [event[: len(queries.EVENT_COLUMNS)]]
 
-    def _end(self, tx: Transaction, chosen: Sequence[int], *, wrote: bool) -> StorageError | None:
+    def _end(self, tx: Transaction, *, wrote: bool) -> StorageError | None:
         """
         Commit; if COMMIT raises, ask the file. None: the batch is there.
 
         Raises:
-            _Lost: a program's own table has a deferred constraint that does not hold; nobody knows by which unit.
+            sqlite3.IntegrityError: a program's own table has a deferred constraint that does not hold; nothing is there.
         """
         try:
             tx.connection.execute("COMMIT").fetchall()
-        except sqlite3.IntegrityError as error:
+        except sqlite3.IntegrityError:
             _roll_back(tx.connection)
-            raise _Lost(chosen[0] if len(chosen) == 1 else None, GuestError(error)) from error
+            raise
         except sqlite3.Error as error:
             return self._ask_the_file(tx, error) if wrote else self._not_applied(error)
         return None
