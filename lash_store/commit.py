@@ -30,7 +30,6 @@ from .database import (
     utc_text,
 )
 from .errors import CommitInDoubt, StorageBusy, StorageError, StorageMoved, StoreError
-from .guest import GuestError
 from .policies import Limits
 
 __all__ = ["Batch", "Committer", "Unit"]
@@ -186,7 +185,7 @@ class Committer:
         try:
             refused = self._end(tx, wrote=tx.connection.total_changes != before)
         except sqlite3.IntegrityError as error:
-            raise _Lost(chosen[0] if len(chosen) == 1 else None, GuestError(error)) from error
+            raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
         if refused is None:
             try:
                 self._check_in_place()

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .database import Transaction, primary_code
-from .errors import InvalidArguments, StoreError
+from .errors import InvalidArguments, StorageError, StoreError
 from .schema import TRIGGERS, VERSION_TABLE, VIEWS, metadata
 
-__all__ = ["GuestError", "Rows", "TransactConnection", "run_guest"]
+__all__ = ["GuestError", "Rows", "TransactConnection", "guests_error", "run_guest"]
 
 _OURS: Final = frozenset(
     {
@@ -64,6 +64,14 @@ class GuestError(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(type(error)))
         self.error = error
+
+
+def guests_error(error: BaseException | None) -> BaseException | None:
+    """Return what a program's function is to blame for, if an error of the writer is: raised in it, or by its tables at COMMIT."""
+    if isinstance(error, GuestError):
+        return error.error
+    cause = error.__cause__ if isinstance(error, StorageError) else None
+    return cause if isinstance(cause, sqlite3.IntegrityError) else None
 
 
 class Rows(Iterator[tuple[Any, ...]]):

@@ -31,7 +31,6 @@ from .errors import (
     StoreError,
 )
 from .failures import failure_of, told
-from .guest import GuestError
 from .lifecycle import Task, deadline_passed, is_early
 from .models import CancelPolicy, EventType, StopReason, TaskState, Verdict
 from .policies import Limits
@@ -377,10 +376,11 @@ class Runner:
     def _stored(self, body: Body, command: Command, pause: float, future: asyncio.Future[Outcome]) -> None:
         """Forget the body, or try again for as long as the store is open: a full disk must not lose an outcome."""
         error = None if future.cancelled() else future.exception()
-        if isinstance(error, GuestError):
+        refused = guest.guests_error(error) if body.endings else None
+        if refused is not None:
             # what was to be stored with the result could not be: the body has failed
             body.endings.clear()
-            self._store(body, self._failed(body, error.error), pause)
+            self._store(body, self._failed(body, refused), pause)
             return
         if isinstance(error, StoreError) and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)

@@ -131,9 +131,12 @@ class Steps:
                 outcome, row = await self._core.writing.run(
                     lambda tx: memory.run_step(tx, body.task, body.fence, name, begun_at, work)
                 )
-            except GuestError as refused:
-                await self._note(self._failed(StepKind.TRANSACT, name, refused.error, 1, begun_at))
-                raise refused.error from None
+            except (GuestError, StorageError) as error:
+                refused = guest.guests_error(error)
+                if refused is None:
+                    raise
+                await self._note(self._failed(StepKind.TRANSACT, name, refused, 1, begun_at))
+                raise refused from None
             if row is None:
                 raise transitions.stale(outcome.task, body.fence.attempt)
             used.is_over, used.lock = True, None
