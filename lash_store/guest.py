@@ -67,7 +67,7 @@ class GuestError(Exception):
 
 
 def guests_error(error: BaseException | None) -> BaseException | None:
-    """Return what a program's function is to blame for, if an error of the writer is: raised in it, or by its tables at COMMIT."""
+    """Return what a program's function is to blame for in an error of the writer: raised in it, or by its tables at COMMIT."""
     if isinstance(error, GuestError):
         return error.error
     cause = error.__cause__ if isinstance(error, StorageError) else None

@@ -464,7 +464,8 @@ def recover(
     if not task.may_rerun:
         return Abandon(evidence)
     if spent >= task.max_attempts:
-        message = f"{spent} of {task.max_attempts} attempts ended with their owner, or in a failure"
+        how = "ended with their owner" if task.last_error is None else "ended with their owner or failed"
+        message = f"{spent} of {task.max_attempts} attempts {how}"
         return Fail(None, told("AttemptsExhausted", message), crashed)
     if task.deadline is not None and task.deadline <= now:
         return Fail(None, deadline_passed(task.deadline), crashed)
