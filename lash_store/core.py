@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import owners, queries, session_queries, transitions
+from . import owners, queries, session_queries, step_queries, transitions
 from .bodies import Body
 from .callbacks import Callbacks
 from .database import Reader, Transaction
@@ -21,12 +21,13 @@ from .errors import StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed
 from .gathering import Gathering
 from .lifecycle import Task
-from .models import Scope, TaskFilter, TaskRecord, Verdict, check_id, check_text
+from .models import Scope, StepRecord, TaskFilter, TaskRecord, Verdict, check_id, check_text
 from .owners import Life, OwnerLock
 from .policies import Limits
 from .queries import OwnerRow
 from .registry import Registry
 from .runner import Runner
+from .step_queries import StepRow
 from .transitions import Outcome
 from .writer import Unit, Writer
 
@@ -169,6 +170,11 @@ class Core:
         if not found and wanted.scope is not None:
             await self.check_session(wanted.scope)
         return found
+
+    async def steps(self, task_seq: int) -> Sequence[StepRecord]:
+        """Return what an incarnation remembers, in the order it was written."""
+        rows = await self.reader.rows(step_queries.STEPS, {"task_seq": task_seq})
+        return [step_queries.step_record(StepRow._make(row)) for row in rows]
 
     async def look(self, function: Callable[[Transaction], T]) -> T:
         """Run a function of a transaction that only reads, on one state of the file."""

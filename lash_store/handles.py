@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import JsonValue
 
-from . import memory, queries, session_queries, step_queries, transitions
+from . import memory, queries, session_queries, transitions
 from .core import Core
 from .database import Transaction
 from .errors import (
@@ -38,7 +38,6 @@ from .models import (
 )
 from .registry import to_json
 from .session_queries import HandleRow
-from .step_queries import StepRow
 from .transitions import Outcome
 
 if TYPE_CHECKING:
@@ -191,8 +190,7 @@ class TaskHandle:
 
     async def steps(self) -> Sequence[StepRecord]:
         """Return what this incarnation remembers, in the order it was written: its checkpoint, its steps and its sleeps."""
-        rows = await self._core.reader.rows(step_queries.STEPS, {"task_seq": self.task_seq})
-        return [step_queries.step_record(StepRow._make(row)) for row in rows]
+        return await self._core.steps(self.task_seq)
 
     async def events(self) -> AsyncIterator[TaskEvent]:
         """

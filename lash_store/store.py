@@ -28,6 +28,7 @@ from .models import (
     RecoveryReport,
     Scope,
     SessionRecord,
+    StepRecord,
     TaskFilter,
     TaskRecord,
     check_id,
@@ -503,6 +504,10 @@ class TaskStore:
     async def count(self, filter: TaskFilter | None = None) -> int:
         """Return how many tasks a filter wants; its ``limit`` does not count. See `list`."""
         return await self._open.count(filter or TaskFilter())
+
+    async def steps(self, task_seq: int) -> Sequence[StepRecord]:
+        """Return what one incarnation remembers, in the order it was written; see `TaskHandle.steps`."""
+        return await self._open.steps(task_seq)
 
     def events(
         self,

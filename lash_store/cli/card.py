@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .output import age, moment, one_line, safe, state_style, text
+from .output import age, cropped, moment, one_line, safe, state_style, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from ..models import TaskRecord
+    from ..models import StepRecord, TaskRecord
 
-__all__ = ["card"]
+__all__ = ["card", "memory"]
+
+
+def memory(steps: Sequence[StepRecord]) -> Table:
+    """Return what a task remembers, a line a step."""
+    from rich.table import Table
+
+    rows = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for style in ("dim", "dim", "bold", "", "dim"):
+        rows.add_column(style=style, overflow="fold")
+    for step in steps:
+        rows.add_row(f"  {moment(step.saved_at)}", step.kind, text(step.name), text(step.state), text(_came_to(step)))
+    return rows
+
+
+def _came_to(step: StepRecord) -> str:
+    tries = f"try {step.tries}: " if step.tries > 1 and step.kind == "step" else ""
+    if step.failure is not None:
+        return f"{tries}{step.failure.type}: {step.failure.message}"
+    if step.wake_at is not None:
+        return f"until {moment(step.wake_at)}"
+    return tries + cropped(one_line(step.value), _MOST_VALUE) if step.state == "done" else tries
+
+
+_MOST_VALUE = 120
+"""Characters of a step's value that are shown; ``--json`` has all of it."""
 
 
 def card(record: TaskRecord) -> RenderableType:
@@ -41,17 +67,22 @@ def _rows(record: TaskRecord) -> Table:
 
 def _what(record: TaskRecord) -> list[tuple[str, Text | None]]:
     external = record.mode == "external"
-    spent = f", {record.attempts_spent} ended by a crash" if record.attempts_spent else ""
+    spent = f", {record.attempts_spent} ended by a crash or a retried failure" if record.attempts_spent else ""
     far = " · ".join(
         part for part in (None if record.fraction is None else f"{record.fraction:.0%}", record.progress) if part
     )
     return [
         ("state", text(record.state, state_style(record.state))),
         ("kind", text(f"{record.kind}, {record.mode}")),
-        ("function", _if(record.function)),
+        ("waits for", _if(record.waiting_for)),
+        (
+            "function",
+            _if(record.function if record.version is None else f"{record.function}, version {record.version}"),
+        ),
         ("label", None if record.label == record.function else text(record.label)),
         ("arguments", None if record.arguments is None else text(one_line(record.arguments))),
         ("attempt", None if external else text(f"{record.attempt} of at most {record.max_attempts}{spent}")),
+        ("time-out", None if record.timeout is None else text(f"{record.timeout:g} s an attempt")),
         ("recovery", None if external else text(f"{record.recovery}; cancel {record.cancel_policy}")),
         ("callback", _if(_callback(record) if external else None)),
         ("owner", _if(record.owner_id)),
@@ -74,6 +105,8 @@ def _when(record: TaskRecord) -> list[tuple[str, Text | None]]:
         ("created", text(f"{moment(record.created_at)}, {age(record.created_at)} ago")),
         ("started", _time(record.started_at)),
         ("updated", _time(record.updated_at)),
+        ("next try", _time(record.not_before)),
+        ("deadline", _time(record.deadline)),
         ("ended", _time(record.completed_at)),
         ("took", None if record.completed_at is None else text(_span(record.created_at, record.completed_at))),
     ]
@@ -86,6 +119,8 @@ def _outcome(record: TaskRecord) -> list[tuple[str, Any]]:
         rows.append(("cancel asked", text(f"{moment(record.cancel_requested_at)} by {by}")))
     if record.cancel_reason is not None:
         rows.append(("reason", text(record.cancel_reason)))
+    if record.last_error is not None:
+        rows.append(("last error", text(f"{record.last_error.type}: {record.last_error.message}", "yellow")))
     if record.callback_error is not None:
         rows.append(("callback", text(f"{record.callback_error.type}: {record.callback_error.message}", "red")))
     if record.state == "completed":

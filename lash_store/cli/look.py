@@ -19,6 +19,7 @@ from .output import (
     console,
     cropped,
     event_json,
+    moment,
     safe,
     state_style,
     table,
@@ -148,16 +149,20 @@ def _says(record: TaskRecord) -> str:
         return f"owner {record.evidence.owner_id} {record.evidence.end}; outcome unknown"
     if record.cancel_reason is not None:
         return record.cancel_reason
+    if record.waiting_for is not None:
+        return f"waits for {record.waiting_for}"
+    if record.not_before is not None and record.last_error is not None:
+        return f"tries again {moment(record.not_before)} after {record.last_error.type}: {record.last_error.message}"
     return record.progress or ""
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="[SCOPE] ID")
-@json_option("Print one JSON object: the row's columns and its events.")
+@json_option("Print one JSON object: the row's columns, what it remembers, and its events.")
 @db_option
 @click.pass_context
 def show(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
-    """Show one task: its row, its times, its outcome and its events.
+    """Show one task: its row, its times, its outcome, what it remembers, and its events.
 
     SCOPE is runtime:session. Without it, ID must be in one session only. An id names the live task, else the newest of
     that id; '#12' names the incarnation of that number.
@@ -181,14 +186,19 @@ async def _show(path: str, scope: Scope | None, name: str, as_json: bool) -> Non
     async with TaskStore.open_readonly(path) as store:
         record = await find_task(store, name) if scope is None else await store.get(scope, name)
         history = await task_events(store, record)
+        steps = await store.steps(record.task_seq)
     if as_json:
-        write_json({**task_json(record), "events": [event_json(event) for event in history]})
+        remembered = [step.model_dump(mode="json") for step in steps]
+        write_json({**task_json(record), "steps": remembered, "events": [event_json(event) for event in history]})
         return
-    from .card import card
+    from .card import card, memory
 
     out = console()
     out.print(card(record))
     out.print()
+    if steps:
+        out.print(memory(steps))
+        out.print()
     lines = EventLines(out, with_task=False)
     for event in history:
         lines.print(event)

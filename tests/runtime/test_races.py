@@ -14,6 +14,7 @@ import pytest
 
 from lash_store import (
     EventType,
+    InvalidArguments,
     Recovery,
     SchemaError,
     StorageBusy,
@@ -285,7 +286,7 @@ async def test_a_word_that_spawn_keeps_for_itself_does_not_reach_the_function(st
 
     with pytest.raises(ValueError, match="reason"):
         await session.cancel("x", 5)  # type: ignore[arg-type]
-    with pytest.raises(Exception, match="words of spawn"):
+    with pytest.raises(InvalidArguments, match="missing a required argument: 'timeout'"):
         await session.spawn(fetch, timeout=3.0)
     with pytest.raises(TaskNotFound):
         await session.get("x")
