@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Concatenate, Generic, ParamSpec, cast, overload
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -65,11 +66,19 @@ class TaskContext(Generic[State]):
     def __init__(self, body: Body, core: Core) -> None:
         self._body = body
         self._core = core
-        self._waits = Waits(body, core)
-        self._steps = Steps(body, core, self._waits.until)
         self._spawned: dict[str, int] = {}
         self._adapter: TypeAdapter[Any] | None = None if body.function is None else body.function.checkpoint_adapter
         self._checkpoint = None if body.checkpoint is None else self._state(body.checkpoint.value)
+
+    # most bodies need neither
+
+    @cached_property
+    def _waits(self) -> Waits:
+        return Waits(self._body, self._core)
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return Steps(self._body, self._core, self._waits.until)
 
     def _state(self, text: str) -> Any:
         if self._adapter is None:

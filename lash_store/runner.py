@@ -170,7 +170,9 @@ class Runner:
         if task.deadline is not None and task.task_seq not in self._deadlines:
             self._watch_deadline(task, task.deadline)
         if task.state == TaskState.PENDING:
-            self._enqueue(task, reattach=event.type == EventType.CLAIMED and task.attempt > 0)
+            # what else happens to a row that waits for its start changes nothing about that
+            if event.type in {EventType.REGISTERED, EventType.CLAIMED, EventType.RETRY_SCHEDULED}:
+                self._enqueue(task, reattach=event.type == EventType.CLAIMED and task.attempt > 0)
         elif task.state == TaskState.CANCEL_REQUESTED:
             body = self._bodies.get(task.task_seq)
             if body is not None:

@@ -103,8 +103,9 @@ class Steps:
                     "its end: look outside whether it took effect, and go on by another name",
                     task_id=self._body.task.id,
                 )
-            text = await self._try(name, before, lambda: self._call(fn, args, kwargs, timeout), fn, rule, at_most_once)
-            used.is_over, used.lock = True, None
+            text = await self._try(
+                used, name, before, lambda: self._call(fn, args, kwargs, timeout), fn, rule, at_most_once
+            )
             return _typed(fn, text, name)
 
     async def transact(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,7 +136,7 @@ class Steps:
                 refused = guest.guests_error(error)
                 if refused is None:
                     raise
-                await self._note(self._failed(StepKind.TRANSACT, name, refused, 1, begun_at))
+                await self._end(used, self._failed(StepKind.TRANSACT, name, refused, 1, begun_at))
                 raise refused from None
             if row is None:
                 raise transitions.stale(outcome.task, body.fence.attempt)
@@ -187,6 +188,7 @@ class Steps:
 
     async def _try(
         self,
+        used: _Used,
         name: str,
         before: StepRow | None,
         call: Callable[[], Awaitable[Any]],
@@ -224,7 +226,7 @@ class Steps:
                 is_final = isinstance(error, ResultNotSerializable | LimitExceeded) or tries >= rule.max_attempts
                 failed = self._failed(StepKind.STEP, name, error, tries, begun_at)
                 if is_final or not rule.wants(error):
-                    await self._note(failed)
+                    await self._end(used, failed)
                     raise
                 body.received += taken
                 wake_at = time.time() + rule.backoff.delay(tries)
@@ -242,7 +244,7 @@ class Steps:
             done = StepNote(
                 StepKind.STEP, name, StepState.DONE, value=text, tries=tries + 1, begun_at=begun_at, taken=tuple(taken)
             )
-            await self._note(done)
+            await self._end(used, done)
             return text
 
     async def _call(
@@ -262,6 +264,11 @@ class Steps:
 
     def _show(self, begun: StepNote) -> None:
         self._core.writing.post(lambda tx: memory.note_step(tx, self._body.task, self._body.fence, begun))
+
+    async def _end(self, used: _Used, note: StepNote) -> None:
+        """Remember what a step came to; asked for again in this attempt, the file tells."""
+        await self._note(note)
+        used.is_over, used.lock = True, None
 
     async def _note(self, note: StepNote) -> None:
         """Remember a step as it stands, trying again on a full or busy disk: what was done must not be done again."""
