@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, assert_type
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from lash_store import (
+    Backoff,
     CancelPolicy,
     CancelReport,
     ClosePolicy,
@@ -30,6 +31,7 @@ from lash_store import (
     InvalidArguments,
     InvalidId,
     LimitExceeded,
+    Limits,
     NotAStore,
     Note,
     OwnerEnd,
@@ -45,6 +47,11 @@ from lash_store import (
     SessionRecord,
     SessionTasks,
     StaleAttempt,
+    StepFailed,
+    StepInDoubt,
+    StepKind,
+    StepRecord,
+    StepState,
     StopReason,
     StorageBusy,
     StorageCorrupt,
@@ -72,6 +79,7 @@ from lash_store import (
     TaskRecord,
     TaskState,
     TaskStore,
+    TransactConnection,
     TransferConflict,
     Transition,
     UnknownFunction,
@@ -87,6 +95,7 @@ store = TaskStore(
     cancel_grace=1.0,
     lock_timeout=5.0,
     callback_timeout=2.0,
+    limits=Limits(payload_bytes=1_000, live_tasks=10, total_tasks=None),
 )
 reader = TaskStore.open_readonly(Path("agent.db"))
 viewer = TaskStore.open_readonly("agent.db", runtime="desktop")
@@ -115,6 +124,67 @@ async def index_repo(task: TaskContext, path: str, *, depth: int = 1) -> dict[st
 @store.task(recovery="owner_bound", name="other-name")
 async def send_mail(task: TaskContext) -> None:
     """A body that may not be run again."""
+
+
+class Place(BaseModel):
+    """A checkpoint with a type."""
+
+    page: int = 0
+
+
+async def fetch(url: str, *, depth: int = 1) -> bytes:
+    """A step."""
+    return b""
+
+
+def count(text: str) -> int:
+    """A step that runs in a thread."""
+    return len(text)
+
+
+def book(db: TransactConnection, order: str, *, cents: int) -> float:
+    """A step in the file itself."""
+    rows = db.execute("SELECT sum(cents) FROM bookings WHERE name = :name", {"name": order})
+    assert_type(rows.fetchall(), list[tuple[Any, ...]])
+    db.executemany("INSERT INTO bookings VALUES (?)", [(cents,)])
+    db.executescript("CREATE TABLE IF NOT EXISTS bookings (cents INTEGER);")
+    return 1.0
+
+
+@store.task(
+    recovery=Recovery.RERUN,
+    retry_on=(ConnectionError, TimeoutError),
+    no_retry_on=BrokenPipeError,
+    backoff=Backoff(initial=0.5, factor=2.0, maximum=60.0, jitter=0.5),
+    timeout=60.0,
+    version="2",
+    accepts={"1", None},
+)
+async def crawl(task: TaskContext[Place], url: str) -> int:
+    """A body that remembers."""
+    assert_type(task.checkpoint, Place | None)
+    await task.save(Place(page=1))
+    assert_type(await task.step("fetch", fetch, url, depth=2, retry_on=OSError, max_attempts=3, timeout=5), bytes)
+    assert_type(await task.step("count", count, url, backoff=Backoff(), no_retry_on=(ValueError,)), int)
+    assert_type(await task.step("once", count, url, at_most_once=True), int)
+    assert_type(await task.transact("book", book, url, cents=3), float)
+    task.at_completion(lambda db: db.execute("DELETE FROM bookings"))
+    await task.sleep(0.5)
+    await task.sleep(3600, name="night")
+    assert_type(await task.signal("answer"), JsonValue)
+    assert_type(await task.signal("answer", timeout=1.0), JsonValue)
+    async with task.waiting("approval"):
+        pass
+    child = await task.spawn(crawl, url, id="child", kind=TaskKind.SUBAGENT, timeout=5.0, deadline=60.0)
+    assert_type(child, TaskHandle)
+    try:
+        assert_type(await child.signal("answer", {"yes": True}, key="k"), Transition)
+    except (StepFailed, StepInDoubt) as error:
+        assert_type(error.task_id, str)
+    steps = await child.steps()
+    assert_type(steps, Sequence[StepRecord])
+    assert_type((steps[0].kind, steps[0].state, steps[0].wake_at), tuple[StepKind, StepState, datetime | None])
+    return 1
 
 
 async def bare() -> list[int]:
