@@ -13,7 +13,7 @@ from .lifecycle import Task
 from .models import StopReason
 from .registry import Function
 from .slots import Slot
-from .step_queries import Checkpoint
+from .step_queries import Checkpoint, SignalRow
 
 __all__ = ["Body", "aside", "current_body", "receiving"]
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash_store_body", default=None)
 
 
-receiving: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
+receiving: contextvars.ContextVar[list[SignalRow] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
 """The signals received in the step that the caller runs in, if it does: what the step remembers, they brought about."""
 
 

@@ -78,7 +78,7 @@ class TaskContext(Generic[State]):
 
     @cached_property
     def _steps(self) -> Steps:
-        return Steps(self._body, self._core, self._waits.until)
+        return Steps(self._body, self._core, pause_until=self._waits.until, give_back=self._waits.give_back)
 
     def _state(self, text: str) -> Any:
         if self._adapter is None:

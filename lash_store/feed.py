@@ -148,6 +148,12 @@ class Feed:
                 if not receivers:
                     del self._receivers[task_seq]
 
+    def wake_receivers(self, task_seq: int) -> None:
+        """Have whoever waits for a signal to a task look again."""
+        for receiver in self._receivers.get(task_seq, ()):
+            if not receiver.done():
+                receiver.set_result(None)
+
     # --- being told ---
 
     def publish(self, events: Sequence[Committed]) -> None:
@@ -171,9 +177,7 @@ class Feed:
         if self._receivers:
             for event in events:
                 if event.task_seq in self._receivers and event.type == EventType.SIGNALLED:
-                    for receiver in self._receivers[event.task_seq]:
-                        if not receiver.done():
-                            receiver.set_result(None)
+                    self.wake_receivers(event.task_seq)
         for subscription in self._subscriptions:
             subscription.offer(events)
 

@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,7 +41,7 @@ from .memory import StepNote
 from .models import Failure, StepKind, StepState, StopReason, check_id
 from .policies import RetryRule
 from .registry import result_adapter, to_json
-from .step_queries import StepRow
+from .step_queries import SignalRow, StepRow
 from .threads import in_thread
 
 __all__ = ["Steps"]
@@ -69,12 +69,24 @@ class _Used:
 
 
 class Steps:
-    """The steps of one attempt; *pause_until* waits for a time as a body does."""
+    """
+    The steps of one attempt.
 
-    def __init__(self, body: Body, core: Core, pause_until: Callable[[float], Awaitable[None]]) -> None:
+    *pause_until* waits for a time as a body does; *give_back* takes the signals of a try that came to nothing.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        core: Core,
+        *,
+        pause_until: Callable[[float], Awaitable[None]],
+        give_back: Callable[[Sequence[SignalRow]], None],
+    ) -> None:
         self._body = body
         self._core = core
         self._pause_until = pause_until
+        self._give_back = give_back
         self._used: dict[str, _Used] = {}
         self._earlier: set[tuple[str, str]] | None = set() if body.fence.attempt == 1 else None
 
@@ -203,49 +215,64 @@ class Steps:
             left = datetime.fromisoformat(before.wake_at).timestamp()
             await self._pause_until(min(left, time.time() + rule.backoff.maximum))
         while True:
-            begun_at = utc_text(time.time())
+            begun_at, received = utc_text(time.time()), list[SignalRow]()
             begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
-            taken: list[int] = []
-            within = receiving.set(taken)
-            noting: asyncio.TimerHandle | None = None
             try:
-                if at_most_once:
-                    await self._note(begun)
-                    # asked for again in this attempt, it is in doubt as well
-                    self._earlier = {*(self._earlier or ()), (StepKind.STEP, name)}
-                else:
-                    noting = asyncio.get_running_loop().call_later(_SHOW, self._show, begun)
-                result = await call()
+                result = await self._once(begun, call, received, at_most_once=at_most_once)
                 text = self._core.limits.check_payload(to_json(result, what), what)
                 _typed(fn, text, name)
             except Exception as error:
-                tries += 1
                 if body.stop_reason not in {None, StopReason.CANCEL} or isinstance(error, _NOT_ITS_OWN):
-                    body.received += taken
+                    self._give_back(received)
                     raise
-                is_final = isinstance(error, ResultNotSerializable | LimitExceeded) or tries >= rule.max_attempts
-                failed = self._failed(StepKind.STEP, name, error, tries, begun_at)
-                if is_final or not rule.wants(error):
+                tries += 1
+                failed = self._failed(StepKind.STEP, name, error, tries, begun_at, received)
+                is_storable = not isinstance(error, ResultNotSerializable | LimitExceeded)
+                if tries >= rule.max_attempts or not is_storable or not rule.wants(error):
                     await self._end(used, failed)
                     raise
-                body.received += taken
-                wake_at = time.time() + rule.backoff.delay(tries)
-                await self._note(_put_off(failed, wake_at))
-                await self._pause_until(wake_at)
-                continue
             except BaseException:
-                # received, and not remembered: it is for whoever asks next in this attempt's place
-                body.received += taken
+                self._give_back(received)
                 raise
-            finally:
-                receiving.reset(within)
-                if noting is not None:
-                    noting.cancel()
-            done = StepNote(
-                StepKind.STEP, name, StepState.DONE, value=text, tries=tries + 1, begun_at=begun_at, taken=tuple(taken)
-            )
-            await self._end(used, done)
-            return text
+            else:
+                taken = tuple(row.signal_seq for row in received)
+                done = StepNote(
+                    StepKind.STEP, name, StepState.DONE, value=text, tries=tries + 1, begun_at=begun_at, taken=taken
+                )
+                await self._end(used, done)
+                return text
+            self._give_back(received)
+            wake_at = time.time() + rule.backoff.delay(tries)
+            await self._note(_put_off(failed, wake_at))
+            await self._pause_until(wake_at)
+
+    async def _once(
+        self,
+        begun: StepNote,
+        call: Callable[[], Awaitable[Any]],
+        received: list[SignalRow],
+        *,
+        at_most_once: bool,
+    ) -> Any:
+        """Run a step's function once, noting that it begins: before, if it must not begin again, or once it takes long."""
+        if at_most_once:
+            await self._note(begun)
+            # asked for again in this attempt, it is in doubt as well
+            self._earlier = {*(self._earlier or ()), (begun.kind, begun.name)}
+            return await self._received_in(call, received)
+        noting = asyncio.get_running_loop().call_later(_SHOW, self._show, begun)
+        try:
+            return await self._received_in(call, received)
+        finally:
+            noting.cancel()
+
+    @staticmethod
+    async def _received_in(call: Callable[[], Awaitable[Any]], received: list[SignalRow]) -> Any:
+        within = receiving.set(received)
+        try:
+            return await call()
+        finally:
+            receiving.reset(within)
 
     async def _call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
@@ -257,10 +284,26 @@ class Steps:
                 result = await in_thread(fn, *args, **kwargs)
             return await result if inspect.isawaitable(result) else result
 
-    def _failed(self, kind: StepKind, name: str, error: BaseException, tries: int, begun_at: str) -> StepNote:
+    @staticmethod
+    def _failed(
+        kind: StepKind,
+        name: str,
+        error: BaseException,
+        tries: int,
+        begun_at: str,
+        received: Sequence[SignalRow] = (),
+    ) -> StepNote:
         said = json.loads(failure_of(error))
         said["class"] = f"{type(error).__module__}:{type(error).__qualname__}"
-        return StepNote(kind, name, StepState.FAILED, tries=tries, failure=json.dumps(said), begun_at=begun_at)
+        return StepNote(
+            kind,
+            name,
+            StepState.FAILED,
+            tries=tries,
+            failure=json.dumps(said),
+            begun_at=begun_at,
+            taken=tuple(row.signal_seq for row in received),
+        )
 
     def _show(self, begun: StepNote) -> None:
         self._core.writing.post(lambda tx: memory.note_step(tx, self._body.task, self._body.fence, begun))

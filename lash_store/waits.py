@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from bisect import insort
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
@@ -39,6 +40,7 @@ class Waits:
         self._sleeps = 0
         self._may_have_slept = body.fence.attempt > 1
         self._handed: dict[str, int] = {}
+        self._given_back: defaultdict[str, list[SignalRow]] = defaultdict(list)
         self._queues: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._reasons: list[str] = []
 
@@ -123,20 +125,32 @@ class Waits:
             check_seconds("timeout", timeout)
         async with asyncio.timeout(timeout), self._queues[name]:
             row = await self._next(name)
-        self._handed[name] = row.signal_seq
         within = receiving.get()
-        (self._body.received if within is None else within).append(row.signal_seq)
+        if within is None:
+            self._body.received.append(row.signal_seq)
+        else:
+            within.append(row)
         payload: JsonValue = json.loads(row.payload)
         return payload
 
     async def _next(self, name: str) -> SignalRow:
         while True:
             with self._core.feed.receiver(self._body.task_seq) as receiver:
+                if self._given_back[name]:
+                    return self._given_back[name].pop(0)
                 wanted = {"task_seq": self._body.task_seq, "name": name, "after": self._handed.get(name, 0)}
                 rows = await self._core.reader.rows(step_queries.NEXT_SIGNAL, wanted)
                 if rows:
+                    self._handed[name] = rows[0][0]
                     return SignalRow._make(rows[0])
                 await self._body.wait(receiver)
+
+    def give_back(self, received: Sequence[SignalRow]) -> None:
+        """Take signals back from who came to nothing: they are for who asks next."""
+        for row in received:
+            insort(self._given_back[row.name], row)
+        if received:
+            self._core.feed.wake_receivers(self._body.task_seq)
 
     # --- somebody else ---
 
