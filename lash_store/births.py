@@ -239,7 +239,7 @@ def check_room(tx: Transaction, scope: str, *, adding: int = 0) -> None:
         ("live_tasks", tx.limits.live_tasks, session_queries.count_live),
         ("total_tasks", tx.limits.total_tasks, session_queries.count_all),
     ):
-        if most is not None and count(tx, scope, most + 1) + adding > most:
+        if most is not None and count(tx, scope, min(most, 2**62) + 1) + adding > most:
             raise LimitExceeded(
                 f"session {scope!r} holds {most} tasks, which is its limit {name}: "
                 "let some end, use another session, or give the store other Limits"

@@ -15,7 +15,7 @@ from .registry import Function
 from .slots import Slot
 from .step_queries import Checkpoint, SignalRow
 
-__all__ = ["Body", "aside", "current_body", "receiving"]
+__all__ = ["Body", "Escaped", "aside", "current_body", "receiving"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,14 @@ current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash
 
 receiving: contextvars.ContextVar[list[SignalRow] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
 """The signals received in the step that the caller runs in, if it does: what the step remembers, they brought about."""
+
+
+class Escaped(Exception):
+    """Carries an exception of a body that asyncio would let through to the loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(repr(error))
+        self.error = error
 
 
 def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:

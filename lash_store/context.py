@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import json
 import secrets
 from collections.abc import Callable, Coroutine
@@ -152,6 +152,7 @@ class TaskContext(Generic[State]):
         self,
         name: str,
         fn: Callable[P, Coroutine[Any, Any, T]],
+        /,
         *args: Any,
         max_attempts: int | None = ...,
         retry_on: Errors | None = ...,
@@ -166,6 +167,7 @@ class TaskContext(Generic[State]):
         self,
         name: str,
         fn: Callable[P, T],
+        /,
         *args: Any,
         max_attempts: int | None = ...,
         retry_on: Errors | None = ...,
@@ -179,6 +181,7 @@ class TaskContext(Generic[State]):
         self,
         name: str,
         fn: Callable[..., Any],
+        /,
         *args: Any,
         max_attempts: int | None = None,
         retry_on: Errors | None = None,
@@ -197,7 +200,8 @@ class TaskContext(Generic[State]):
         loaded, and its message. Steps may run at the same time.
 
         *fn* runs **at least once**: an attempt that dies between its effect and the commit after it leaves no trace, and the next
-        one calls it again. *at_most_once* commits first that it begins, and raises `StepInDoubt` instead of calling it again.
+        one calls it again. *at_most_once* commits first that it begins, and raises `StepInDoubt` instead of calling it again; it
+        is not tried again either.
 
         The *name* is the step's own in its task, so the code around it may change between attempts. The same name again in one
         attempt, with the same arguments, is the same step; in a loop, give each turn a name.
@@ -216,12 +220,14 @@ class TaskContext(Generic[State]):
             StaleAttempt: the task is another attempt's.
         """
         rule = _step_rule(max_attempts, retry_on, no_retry_on, backoff)
+        if at_most_once and rule.max_attempts > 1:
+            raise ValueError(f"step {name!r} runs at most once: it is not tried again, so give no retry words")
         if timeout is not None:
             check_seconds("timeout", timeout)
         return await self._steps.run(name, fn, args, kwargs, rule=rule, timeout=timeout, at_most_once=at_most_once)
 
     async def transact(
-        self, name: str, fn: Callable[Concatenate[TransactConnection, P], T], *args: P.args, **kwargs: P.kwargs
+        self, name: str, fn: Callable[Concatenate[TransactConnection, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """
         Do something in this very file, on tables of your own, **exactly once**: effect and memory are one transaction.
@@ -246,7 +252,7 @@ class TaskContext(Generic[State]):
         See `transact` for what it may do. It does not run if the task ends in any other way. If it raises, the task has failed
         with that, and nothing of it is stored. Several run in the order they were given; the next attempt must say so again.
         """
-        if not callable(fn) or asyncio.iscoroutinefunction(fn):
+        if not callable(fn) or inspect.iscoroutinefunction(fn):
             raise InvalidArguments(f"task {self.id!r}: at_completion() is given a plain function of a connection")
         self._body.endings.append(fn)
 

@@ -172,7 +172,7 @@ class Core:
         return found
 
     async def steps(self, task_seq: int) -> Sequence[StepRecord]:
-        """Return what an incarnation remembers, in the order it was written."""
+        """Return what an incarnation remembers, in the order it was first noted."""
         rows = await self.reader.rows(step_queries.STEPS, {"task_seq": task_seq})
         return [step_queries.step_record(StepRow._make(row)) for row in rows]
 

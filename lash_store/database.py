@@ -16,6 +16,7 @@ import aiosqlite
 
 from . import guards
 from .errors import (
+    CommitInDoubt,
     NotAStore,
     SchemaTooNew,
     StorageBusy,
@@ -75,6 +76,16 @@ def primary_code(error: BaseException) -> int | None:
     """Return SQLite's primary result code of a driver error, or None."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
+
+
+def may_pass(error: StoreError) -> bool:
+    """Say whether what the storage refused may go another time: the disk had no room, or trouble of its own."""
+    if isinstance(error, CommitInDoubt | StorageMoved):
+        return False
+    if isinstance(error, StorageFull | StorageBusy):
+        return True
+    code = None if error.__cause__ is None else primary_code(error.__cause__)
+    return isinstance(error, StorageError) and code not in {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT}
 
 
 def translate(error: BaseException, path: Path) -> StoreError:

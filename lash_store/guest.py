@@ -51,7 +51,16 @@ _READS: Final = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_REINDEX}
 )
 _HARMLESS_PRAGMAS: Final = frozenset(
-    {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo", "foreign_key_list"}
+    {
+        "data_version",
+        "table_info",
+        "table_xinfo",
+        "table_list",
+        "index_list",
+        "index_info",
+        "index_xinfo",
+        "foreign_key_list",
+    }
 )
 _MODULES: Final = frozenset({"fts3", "fts4", "fts5", "fts5vocab", "rtree", "geopoly"})
 _UNSAFE_FUNCTIONS: Final = frozenset({"load_extension", "fts3_tokenizer", "writefile", "edit"})
@@ -109,6 +118,7 @@ class TransactConnection:
         self._thread = threading.get_ident()
         self._is_open = True
         self._refused: str | None = None
+        self.storages_own: sqlite3.Error | None = None
         self._changes = tx.connection.total_changes
 
     def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Rows:
@@ -133,6 +143,10 @@ class TransactConnection:
         try:
             rows = Rows(run())
         except sqlite3.Error as error:
+            if primary_code(error) in _STORAGES_OWN and getattr(error, "sqlite_errorcode", 0) != _VIRTUAL_TABLE_CORRUPT:
+                # the disk's trouble, not the function's: the writer knows what to do
+                self.storages_own = error
+                raise
             if not self._raw.in_transaction:
                 raise StoreError(
                     f"the statement ended the store's transaction, which is refused ({error}): nothing of it was stored"
@@ -208,7 +222,7 @@ def _statements(script: str) -> Iterator[str]:
         yield pending
 
 
-def run_guest(tx: Transaction, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """
     Call ``fn(connection, *args)`` inside an open transaction, and return what it returns.
 
@@ -228,9 +242,7 @@ def run_guest(tx: Transaction, fn: Callable[..., Any], *args: Any, **kwargs: Any
         connection.check()
         return result
     except BaseException as error:
-        if not tx.connection.in_transaction and isinstance(error, sqlite3.Error):
-            raise
-        if primary_code(error) in _STORAGES_OWN:
+        if error is connection.storages_own:
             raise
         raise GuestError(error) from error
     finally:
@@ -249,3 +261,5 @@ _STORAGES_OWN: Final = frozenset(
         sqlite3.SQLITE_LOCKED,
     }
 )
+_VIRTUAL_TABLE_CORRUPT: Final = 267
+"""SQLITE_CORRUPT_VTAB: what a virtual table says of its own, the file is whole."""

@@ -189,7 +189,7 @@ class TaskHandle:
         return Transition(record=queries.task_record(outcome.task), verdict=outcome.verdict)
 
     async def steps(self) -> Sequence[StepRecord]:
-        """Return what this incarnation remembers, in the order it was written: its checkpoint, its steps and its sleeps."""
+        """Return what this incarnation remembers, in the order it was first noted: its checkpoint, its steps and its sleeps."""
         return await self._core.steps(self.task_seq)
 
     async def events(self) -> AsyncIterator[TaskEvent]:

@@ -240,7 +240,7 @@ def _move_all(
                 f"task {task.id!r} is live in session {str(destination)!r}: await or cancel it first; nothing was changed"
             )
     moved = [_move(tx, task, destination) for task in going.values()]
-    if any(not task.is_terminal for task in moved):
+    if moved:
         births.check_room(tx, str(destination))
     return moved
 

@@ -43,6 +43,9 @@ class Backoff(_Policy):
         return longest * (1 - self.jitter * random.random())
 
 
+_MOST = 2**63 - 1
+
+
 class Limits(_Policy):
     """
     What a store lets into its file, None for no limit; what would pass a limit is refused with `LimitExceeded`.
@@ -51,9 +54,9 @@ class Limits(_Policy):
     data. *live_tasks* and *total_tasks* bound what one session holds, the second its finished tasks too.
     """
 
-    payload_bytes: int | None = Field(default=16 * 1024 * 1024, ge=1)
-    live_tasks: int | None = Field(default=None, ge=1)
-    total_tasks: int | None = Field(default=None, ge=1)
+    payload_bytes: int | None = Field(default=16 * 1024 * 1024, ge=1, le=_MOST, strict=True)
+    live_tasks: int | None = Field(default=None, ge=1, le=_MOST, strict=True)
+    total_tasks: int | None = Field(default=None, ge=1, le=_MOST, strict=True)
 
     def check_payload(self, text: str, what: str) -> str:
         """

@@ -228,8 +228,11 @@ def _hints(body: Callable[..., Any], written: Mapping[str, Any]) -> dict[str, An
 def result_adapter(fn: Callable[..., Any]) -> TypeAdapter[Any] | None:
     """Return what validates a function's result, if it is annotated with a type that pydantic can read from JSON."""
     try:
+        if not hasattr(fn, "__globals__"):
+            # a callable object
+            fn = type(fn).__call__
         annotation = inspect.signature(fn).return_annotation
-        if annotation in {inspect.Signature.empty, Any}:
+        if annotation is inspect.Signature.empty or annotation is Any:
             return None
         return TypeAdapter(_hints(fn, {"return": annotation})["return"])
     except Exception:

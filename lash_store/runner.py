@@ -17,15 +17,16 @@ from typing import Any, TypeVar
 from . import guest, memory, step_queries, transitions
 from .alarms import Alarm, Alarms
 from .births import Born
-from .bodies import Body, current_body
+from .bodies import Body, Escaped, current_body
 from .commands import Command, Complete, ConfirmCancel, Expire, Fail, Retry, Start
-from .database import Committed, Transaction, utc_text
+from .database import Committed, Transaction, may_pass, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
     LimitExceeded,
     ResultNotSerializable,
     StepFailed,
+    StorageError,
     StorageMoved,
     StoreClosed,
     StoreError,
@@ -384,7 +385,12 @@ class Runner:
             body.endings.clear()
             self._store(body, self._failed(body, refused), pause)
             return
-        if isinstance(error, StoreError) and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+        if isinstance(error, StorageError) and isinstance(command, Complete) and not may_pass(error):
+            if not isinstance(error, CommitInDoubt | StorageMoved):
+                # nor would it another time: that is how the body ends
+                self._store(body, Fail(body.fence, failure_of(error)), pause)
+                return
+        elif isinstance(error, StoreError) and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
             longer = min(_RETRY[1], pause * 2)
             asyncio.get_running_loop().call_later(pause, self._store, body, command, longer)
@@ -416,7 +422,7 @@ class Runner:
         except (asyncio.CancelledError, GeneratorExit, Exception):
             raise
         except BaseException as error:
-            raise _Escaped(error) from error
+            raise Escaped(error) from error
 
     def _call(self, body: Body) -> Awaitable[Any]:
         coroutine = self._coroutines.pop(body.task_seq, None)
@@ -441,7 +447,7 @@ class Runner:
                 return self._try_again_or_fail(body, TimeoutError(), body.timed_out)
             return Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
         error = coroutine.exception()
-        if isinstance(error, _Escaped):
+        if isinstance(error, Escaped):
             error = error.error
         if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
             return None
@@ -505,10 +511,3 @@ class Runner:
 def _seconds(at: str) -> float:
     """Return a time of the file in seconds since the epoch."""
     return datetime.fromisoformat(at).timestamp()
-
-
-class _Escaped(Exception):
-    """Carries an exception of a body that asyncio would let through to the loop."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, delete, insert, select, update
+from sqlalchemy import and_, bindparam, delete, insert, literal_column, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
@@ -88,7 +88,7 @@ class StepRow(NamedTuple):
 
 
 _STEP = select(*(steps.c[name] for name in StepRow._fields))
-STEPS = sql(_STEP.where(_OF_TASK).order_by(steps.c.saved_at, steps.c.kind, steps.c.name))
+STEPS = sql(_STEP.where(_OF_TASK).order_by(literal_column("steps.rowid")))
 STEP = sql(_STEP.where(_OF_TASK, steps.c.kind == bindparam("kind"), steps.c.name == bindparam("name")))
 STEP_NAMES = sql(select(steps.c.kind, steps.c.name).where(_OF_TASK, steps.c.kind != word(StepKind.CHECKPOINT)))
 _BEGUN = sql(
@@ -148,11 +148,11 @@ def step_record(row: StepRow) -> StepRecord:
     return StepRecord.model_validate(columns)
 
 
-def failure_of_step(text: str) -> tuple[Failure, str | None]:
-    """Read what a failed step keeps: the failure, and where its exception class was found."""
+def failure_of_step(text: str) -> tuple[Failure, Mapping[str, Any]]:
+    """Read what a failed step keeps: the failure, and what else is needed to raise it again."""
     said = json.loads(text)
-    where = said.pop("class", None)
-    return Failure.model_validate(said), where
+    again = said.pop("again", {})
+    return Failure.model_validate(said), again
 
 
 # --- signals --------------------------------------------------------------------------------------------------------

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import dataclasses
 import functools
 import hashlib
 import inspect
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from pathlib import PurePath
+from types import FunctionType
 from typing import Any
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
-import pydantic_core
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
-from . import guest, memory, step_queries, transitions
-from .bodies import Body, receiving
+from . import database, guest, memory, step_queries, transitions
+from .bodies import Body, Escaped, receiving
 from .core import Core
 from .database import Transaction, utc_text
 from .errors import (
@@ -33,16 +39,21 @@ from .errors import (
     StorageError,
     StorageMoved,
     StoreClosed,
+    StoreError,
+    TaskAbandoned,
+    TaskCancelled,
     TaskError,
+    TaskFailed,
 )
 from .failures import failure_of
 from .guest import GuestError
 from .memory import StepNote
-from .models import Failure, StepKind, StepState, StopReason, check_id
+from .models import Evidence, Failure, StepKind, StepState, StopReason, Verdict, check_id
 from .policies import RetryRule
 from .registry import result_adapter, to_json
 from .step_queries import SignalRow, StepRow
 from .threads import in_thread
+from .transitions import Outcome
 
 __all__ = ["Steps"]
 
@@ -52,20 +63,31 @@ _SHOW = 0.25
 _PAUSE = (0.05, 2.0)
 """Seconds between tries to store what came of a step on a full or busy disk: first, and at most."""
 
-_NOT_ITS_OWN = (StaleAttempt, StoreClosed, CommitInDoubt, StorageMoved)
+_NOT_ITS_OWN = (StaleAttempt, StoreClosed, CommitInDoubt, StorageMoved, Escaped)
 """What ends the body, and says nothing about the step."""
+
+_inside: contextvars.ContextVar[frozenset[tuple[int, str]]] = contextvars.ContextVar(
+    "lash_store_steps", default=frozenset()
+)
+"""The steps that the caller runs in."""
 
 
 class _Used:
-    """What a name stands for in this attempt."""
+    """
+    What a name stands for in this attempt.
 
-    __slots__ = ("digest", "is_over", "kind", "lock")
+    *note* is what it came to, until that is stored; *storing* is its way there, which goes on whoever is cancelled.
+    """
+
+    __slots__ = ("digest", "is_over", "kind", "lock", "note", "storing")
 
     def __init__(self, kind: StepKind, digest: bytes | None) -> None:
         self.kind = kind
         self.digest = digest
         self.lock: asyncio.Lock | None = asyncio.Lock()
         self.is_over = False
+        self.note: StepNote | None = None
+        self.storing: asyncio.Future[Outcome] | None = None
 
 
 class Steps:
@@ -89,6 +111,7 @@ class Steps:
         self._give_back = give_back
         self._used: dict[str, _Used] = {}
         self._earlier: set[tuple[str, str]] | None = set() if body.fence.attempt == 1 else None
+        self._loading = asyncio.Lock()
 
     async def run(
         self,
@@ -103,9 +126,12 @@ class Steps:
     ) -> Any:
         """Return what a step came to, running it unless that is remembered; see `TaskContext.step`."""
         if not callable(fn):
+            if inspect.iscoroutine(fn):
+                fn.close()
             raise InvalidArguments(f"step {name!r} is given a function to call, not {type(fn).__name__}")
         used = self._use(StepKind.STEP, name, _digest(args, kwargs))
         async with used.lock or asyncio.Lock():
+            await self._settle(used)
             before = await self._before(StepKind.STEP, name, used)
             if before is not None and StepState(before.state).is_over:
                 return self._again(before, fn)
@@ -137,6 +163,7 @@ class Steps:
                 raise GuestError(error) from error
 
         async with used.lock or asyncio.Lock():
+            await self._settle(used)
             before = await self._before(StepKind.TRANSACT, name, used)
             if before is not None and StepState(before.state).is_over:
                 return self._again(before, fn)
@@ -165,6 +192,11 @@ class Steps:
             IdempotencyConflict: it was used in it, for something else.
         """
         check_id("step name", name)
+        if (self._body.task_seq, name) in _inside.get():
+            raise IdempotencyConflict(
+                f"step {name!r} of task {self._body.task.id!r} asks for itself: give the inner one a name of its own",
+                task_id=self._body.task.id,
+            )
         used = self._used.setdefault(name, _Used(kind, digest))
         if used.kind is not kind or (None not in {used.digest, digest} and used.digest != digest):
             raise IdempotencyConflict(
@@ -177,8 +209,10 @@ class Steps:
     async def _before(self, kind: StepKind, name: str, used: _Used) -> StepRow | None:
         """Return what is remembered of a step; the file is asked only if there may be something."""
         if self._earlier is None:
-            names = await self._core.reader.rows(step_queries.STEP_NAMES, {"task_seq": self._body.task_seq})
-            self._earlier = {(row[0], row[1]) for row in names}
+            async with self._loading:
+                if self._earlier is None:
+                    names = await self._core.reader.rows(step_queries.STEP_NAMES, {"task_seq": self._body.task_seq})
+                    self._earlier = {(row[0], row[1]) for row in names}
         if not used.is_over and (kind, name) not in self._earlier:
             return None
         key = {"task_seq": self._body.task_seq, "kind": kind, "name": name}
@@ -188,10 +222,10 @@ class Steps:
     def _again(self, row: StepRow, fn: Callable[..., Any]) -> Any:
         if row.state == StepState.DONE:
             return _typed(fn, row.value, row.name)
-        failure, where = step_queries.failure_of_step(row.failure or "{}")
+        failure, again = step_queries.failure_of_step(row.failure or "{}")
         message = f"step {row.name!r} failed in attempt {row.attempt}: {failure.type}: {failure.message}"
         told = StepFailed(message, task_id=self._body.task.id, failure=failure)
-        raised = _raised_again(where, failure, self._body.task.id)
+        raised = _raised_again(failure, again)
         if raised is None:
             raise told
         raise raised from told
@@ -217,8 +251,10 @@ class Steps:
         while True:
             begun_at, received = utc_text(time.time()), list[SignalRow]()
             begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
+            has_result = False
             try:
                 result = await self._once(begun, call, received, at_most_once=at_most_once)
+                has_result = True
                 text = self._core.limits.check_payload(to_json(result, what), what)
                 _typed(fn, text, name)
             except Exception as error:
@@ -227,8 +263,8 @@ class Steps:
                     raise
                 tries += 1
                 failed = self._failed(StepKind.STEP, name, error, tries, begun_at, received)
-                is_storable = not isinstance(error, ResultNotSerializable | LimitExceeded)
-                if tries >= rule.max_attempts or not is_storable or not rule.wants(error):
+                # a result that cannot be stored would not be another time
+                if tries >= rule.max_attempts or has_result or not rule.wants(error):
                     await self._end(used, failed)
                     raise
             except BaseException:
@@ -258,30 +294,34 @@ class Steps:
         if at_most_once:
             await self._note(begun)
             # asked for again in this attempt, it is in doubt as well
-            self._earlier = {*(self._earlier or ()), (begun.kind, begun.name)}
-            return await self._received_in(call, received)
+            assert self._earlier is not None
+            self._earlier.add((begun.kind, begun.name))
+            return await self._received_in(begun.name, call, received)
         noting = asyncio.get_running_loop().call_later(_SHOW, self._show, begun)
         try:
-            return await self._received_in(call, received)
+            return await self._received_in(begun.name, call, received)
         finally:
             noting.cancel()
 
-    @staticmethod
-    async def _received_in(call: Callable[[], Awaitable[Any]], received: list[SignalRow]) -> Any:
-        within = receiving.set(received)
+    async def _received_in(self, name: str, call: Callable[[], Awaitable[Any]], received: list[SignalRow]) -> Any:
+        within, inside = receiving.set(received), _inside.set(_inside.get() | {(self._body.task_seq, name)})
         try:
             return await call()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # it is the body's, not the loop's, in whatever task of the body it is raised
+            raise Escaped(error) from error
         finally:
             receiving.reset(within)
+            _inside.reset(inside)
 
     async def _call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
     ) -> Any:
-        async with asyncio.timeout(timeout):
-            if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+            async with asyncio.timeout(timeout):
                 return await fn(*args, **kwargs)
-            async with self._core.threads:
-                result = await in_thread(fn, *args, **kwargs)
+        async with self._core.threads, asyncio.timeout(timeout):
+            result = await in_thread(fn, *args, **kwargs)
             return await result if inspect.isawaitable(result) else result
 
     @staticmethod
@@ -294,7 +334,7 @@ class Steps:
         received: Sequence[SignalRow] = (),
     ) -> StepNote:
         said = json.loads(failure_of(error))
-        said["class"] = f"{type(error).__module__}:{type(error).__qualname__}"
+        said["again"] = _to_raise_again(error)
         return StepNote(
             kind,
             name,
@@ -310,23 +350,43 @@ class Steps:
 
     async def _end(self, used: _Used, note: StepNote) -> None:
         """Remember what a step came to; asked for again in this attempt, the file tells."""
-        await self._note(note)
-        used.is_over, used.lock = True, None
+        used.note = note
+        await self._settle(used)
 
-    async def _note(self, note: StepNote) -> None:
-        """Remember a step as it stands, trying again on a full or busy disk: what was done must not be done again."""
+    async def _settle(self, used: _Used) -> None:
+        """
+        See what a step came to into the file: what was done must not be done again.
+
+        A full or busy disk is tried again. A caller who is cancelled meanwhile stops nothing, and the next one waits for it.
+        """
         pause = _PAUSE[0]
-        while True:
+        while used.note is not None:
+            note = used.note
             try:
-                await self._core.write_for(
-                    self._body, lambda tx: memory.note_step(tx, self._body.task, self._body.fence, note)
-                )
-                return
+                if used.storing is None:
+                    used.storing = self._core.writing.submit(
+                        lambda tx, note=note: memory.note_step(tx, self._body.task, self._body.fence, note)  # type: ignore[misc]
+                    )
+                outcome = await asyncio.shield(used.storing)
             except StorageError as error:
-                if isinstance(error, _NOT_ITS_OWN) or self._body.stop_reason not in {None, StopReason.CANCEL}:
+                used.storing = None
+                if not database.may_pass(error) or self._body.stop_reason not in {None, StopReason.CANCEL}:
+                    used.note = None
                     raise
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _PAUSE[1])
+            except StoreError:
+                used.note = used.storing = None
+                raise
+            else:
+                used.note = used.storing = None
+                if outcome.verdict is not Verdict.APPLIED:
+                    raise transitions.stale(outcome.task, self._body.fence.attempt)
+                used.is_over, used.lock = True, None
+
+    async def _note(self, note: StepNote) -> None:
+        """Note that a step begins, or that its next try is put off."""
+        await self._core.write_for(self._body, lambda tx: memory.note_step(tx, self._body.task, self._body.fence, note))
 
 
 def _put_off(failed: StepNote, wake_at: float) -> StepNote:
@@ -342,14 +402,25 @@ def _put_off(failed: StepNote, wake_at: float) -> StepNote:
 
 
 def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
-    """Return what tells arguments from others; None if they cannot be written down."""
+    """Return what tells arguments from others; None if they cannot be written down. Nothing is taken out of an iterator."""
     try:
-        text = pydantic_core.to_json(
-            [args, kwargs], inf_nan_mode="constants", fallback=lambda value: f"<{type(value).__qualname__}>"
-        )
+        text = json.dumps([args, kwargs], sort_keys=True, default=_stand_in)
     except Exception:
         return None
-    return hashlib.blake2b(text, digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _stand_in(value: Any) -> Any:
+    """Return what stands for a value that JSON does not have."""
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(item, sort_keys=True, default=_stand_in) for item in value)
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, bytes | bytearray | PurePath | UUID | Decimal | date | time_of_day | timedelta | complex):
+        return repr(value)
+    return f"<{type(value).__qualname__}>"
 
 
 # --- results by their type ------------------------------------------------------------------------------------------
@@ -367,7 +438,8 @@ def _typed(fn: Callable[..., Any], text: str, name: str) -> Any:
         return json.loads(text)
     try:
         return adapter.validate_json(text)
-    except ValidationError as error:
+    except Exception as error:
+        # whatever a validator raises
         raise ResultNotSerializable(
             f"the result of step {name!r} does not fit the type its function gives: {error}"
         ) from error
@@ -386,31 +458,60 @@ def _adapter(fn: Callable[..., Any]) -> TypeAdapter[Any] | None:
         return _adapters[key]
     except TypeError:
         # no weak reference to it, or no hash
-        return None
+        return result_adapter(key)
 
 
 # --- failures, again ------------------------------------------------------------------------------------------------
 
 
-def _raised_again(where: str | None, failure: Failure, task_id: str) -> Exception | None:
-    """
-    Make the exception of an earlier attempt anew, if its class is loaded; nothing is imported for it, and none of its code runs.
+def _to_raise_again(error: BaseException) -> dict[str, Any]:
+    """Return what is needed beside the failure itself: the class, and what errors of ours carry."""
+    again: dict[str, Any] = {"class": f"{type(error).__module__}:{type(error).__qualname__}"}
+    if isinstance(error, TaskError):
+        again["task_id"] = error.task_id
+    if isinstance(error, TaskCancelled):
+        again["reason"] = error.reason
+    if isinstance(error, TaskFailed | StepFailed):
+        again["failure"] = error.failure.model_dump(mode="json")
+    if isinstance(error, TaskAbandoned):
+        again["evidence"] = error.evidence.model_dump(mode="json")
+    return again
 
-    It has its message; whatever else it carried is gone.
+
+def _raised_again(failure: Failure, again: Mapping[str, Any]) -> Exception | None:
     """
-    module, _, names = (where or "").partition(":")
+    Make the exception of an earlier attempt anew, if its class is loaded; nothing is imported for it, and its code is not run.
+
+    It says the same; what else it carried is gone, but for errors of this package.
+    """
+    module, _, names = str(again.get("class", "")).partition(":")
     found: Any = sys.modules.get(module)
     for name in names.split("."):
         # not getattr: a module's own may import
         found = getattr(found, "__dict__", {}).get(name)
-    if not isinstance(found, type) or not issubclass(found, Exception):
+    if not isinstance(found, type) or not issubclass(found, Exception) or isinstance(found.__new__, FunctionType):
         return None
     try:
-        error = found.__new__(found)
-        error.args = (failure.message,)
-        if isinstance(error, TaskError):
-            error.task_id = task_id
-        error.__dict__.setdefault("failure", failure)
+        error = _saying(found, failure.message)
+        if issubclass(found, TaskError):
+            error.__dict__.update({name: again[name] for name in ("task_id", "reason") if name in again})
+            if "failure" in again:
+                error.__dict__["failure"] = Failure.model_validate(again["failure"])
+            if "evidence" in again:
+                error.__dict__["evidence"] = Evidence.model_validate(again["evidence"])
     except Exception:
         return None
+    return error
+
+
+def _saying(kind: type[Exception], message: str) -> Exception:
+    """Make an exception that says *message*; of a class with words of its own, as one that has those."""
+    error = kind.__new__(kind)
+    error.args = (message,)
+    if kind.__str__ in {BaseException.__str__, OSError.__str__} and str(error) == message:
+        return error
+    named = {"__str__": lambda _: message, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    quoting: type[Exception] = type(kind.__name__, (kind,), named)
+    error = quoting.__new__(quoting)
+    error.args = (message,)
     return error

@@ -506,7 +506,7 @@ class TaskStore:
         return await self._open.count(filter or TaskFilter())
 
     async def steps(self, task_seq: int) -> Sequence[StepRecord]:
-        """Return what one incarnation remembers, in the order it was written; see `TaskHandle.steps`."""
+        """Return what one incarnation remembers, in the order it was first noted; see `TaskHandle.steps`."""
         return await self._open.steps(task_seq)
 
     def events(

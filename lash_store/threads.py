@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["in_thread"]
 
 
-async def in_thread(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+async def in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """
     Call a plain function in a thread of its own, with the caller's context variables, and return what it returns.
 

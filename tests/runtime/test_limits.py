@@ -175,7 +175,6 @@ async def test_the_default_is_16_megabytes_and_none_is_no_limit(store: TaskStore
     ids=str,
 )
 def test_limits_without_sense_are_refused(limits: dict[str, Any]) -> None:
-    # BUG: True is taken for 1
     with pytest.raises(ValueError):
         Limits(**limits)
 
@@ -193,7 +192,6 @@ def test_limits_are_frozen() -> None:
 
 async def test_the_largest_number_is_as_good_as_no_limit(opened: Callable[..., Any], release: asyncio.Event) -> None:
     store, session = await with_limits(opened, live_tasks=sys.maxsize, total_tasks=sys.maxsize)
-    # BUG: OverflowError: the count asks SQLite for one more than it can write down
     await session.spawn(holds(store, release), id="t")
 
 
@@ -393,7 +391,6 @@ async def test_finished_tasks_count_in_total_where_they_go(opened: Callable[...,
     task = await session.spawn(quick(), id="done")
     await task.wait()
 
-    # BUG (or to be said): the second session holds two tasks now, of one
     with pytest.raises(LimitExceeded, match="total_tasks"):
         await session.transfer(there, ["done"])
     with pytest.raises(HandleNotVisible):

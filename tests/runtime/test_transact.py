@@ -429,7 +429,6 @@ async def test_any_keyword_reaches_the_function(store: TaskStore, session: Sessi
         return [repr(await told(echoed(task, name))) for name in names]
 
     names = ["x", "tx", "fn", "name"]
-    # BUG: run_guest(tx, fn, …) and transact(name, fn, …) take them: TypeError
     assert await run(store, session, do) == [repr({name: "x"}) for name in names]
 
 
@@ -478,7 +477,6 @@ async def test_an_error_of_another_database_says_nothing_about_this_one(
 
     error = await told(run(store, session, lambda task: task.transact("a", fn)))
     assert isinstance(error, TaskFailed)
-    # BUG: NotAStore, "agent.db: the file is not an SQLite database", and the store opens its own file again
     assert error.failure.type == "DatabaseError"
 
 
@@ -489,7 +487,6 @@ async def test_a_full_text_index_may_be_used(store: TaskStore, session: SessionT
         )
         return connection.execute("SELECT entry FROM search WHERE search MATCH 'two'").fetchall()
 
-    # BUG: fts5 is among the modules that are let in, and asks for PRAGMA data_version, which is not
     assert await run(store, session, lambda task: task.transact("a", fn)) == [["one two"]]
 
 
@@ -497,8 +494,6 @@ async def test_a_full_disk_is_not_its_failure(store: TaskStore, session: Session
     connection = await no_room(store)
 
     async def do(task: TaskContext) -> int:
-        # BUG: StoreError "the statement ended the store's transaction", which is then stored as the step's final failure: a disk
-        # that was full for a moment ends the task for good
         with pytest.raises(StorageFull):
             await task.transact("a", post, "x" * 200_000)
         await connection.run(lambda raw: raw.execute("PRAGMA max_page_count=1000000").fetchall())
@@ -692,7 +687,6 @@ async def test_a_completion_that_will_never_be_stored_does_not_hang(
     record = await task.wait(timeout=0.5)
     looked = True
     await task.wait()
-    # BUG: taken for a passing error of the store's own file, and tried again for ever: the task never ends
     assert record.state is TaskState.FAILED
 
 
@@ -718,7 +712,6 @@ async def test_a_disk_that_is_full_at_completion_is_waited_out(
     await refused.wait()
     await writer.run(lambda raw: raw.execute("PRAGMA max_page_count=1000000").fetchall())
 
-    # BUG: see below: TaskFailed(StoreError), for good
     assert await task == "done"
     assert len(entries(path)) == 1
 
