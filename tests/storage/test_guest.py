@@ -33,6 +33,7 @@ OURS = sorted(metadata.tables)
 @pytest.fixture
 def file(path: Path, filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]) -> Path:
     """A file with a live task, a row in every other table of ours, and one table of the program's own."""
+    filled.execute("BEGIN")
     task_seq = insert(filled, "tasks", task_row)
     event = {"task_seq": task_seq, "task_id": "index", "scope": "desktop:s1", "attempt": 1, "type": "noted", "at": AT}
     insert(filled, "events", {**event, "data": "{}"})
@@ -48,6 +49,7 @@ def file(path: Path, filled: sqlite3.Connection, insert: Insert, task_row: dict[
     insert(filled, "handoffs", {**given, **kept})
     filled.execute("CREATE TABLE own (id INTEGER PRIMARY KEY, v TEXT UNIQUE)")
     filled.execute("INSERT INTO own (v) VALUES ('kept')")
+    filled.execute("COMMIT")
     return path
 
 
@@ -459,8 +461,12 @@ REFUSED: dict[str, tuple[str, ...]] = {
 }
 
 
-# a trigger of its own that writes ours keeps it from its own table, too
-GOING_ON = {name: statements for name, statements in REFUSED.items() if "own" not in statements[-1].split()[:3]}
+# one table stands for all; and a trigger of its own that writes ours keeps it from its own table, too
+GOING_ON = {
+    name: statements
+    for name, statements in REFUSED.items()
+    if "own" not in statements[-1].split()[:3] and name.split()[-1] not in {*OURS, *VIEWS} - {"events"}
+}
 
 
 @pytest.mark.parametrize("statements", REFUSED.values(), ids=REFUSED.keys())
