@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from alembic.config import Config
 from alembic.operations import Operations
 from sqlalchemy import Float, Integer
 
-from lash_store import births, database, families, lifecycle, migrate, queries, schema, session_queries
+from lash_store import births, database, families, lifecycle, migrate, queries, schema, session_queries, step_queries
 from lash_store.births import NewTask
 from lash_store.database import Transaction
 from lash_store.errors import StorageFull, StoreError
@@ -33,6 +34,7 @@ from lash_store.models import (
     OwnerEnd,
     Recovery,
     Scope,
+    StepState,
     TaskFilter,
     TaskKind,
     TaskMode,
@@ -165,6 +167,7 @@ def test_an_event_has_the_columns_of_its_table_in_order(raw: sqlite3.Connection)
         ("tasks", "close_policy", ClosePolicy),
         ("events", "type", EventType),
         ("handles", "role", HandleRole),
+        ("steps", "state", StepState),
         ("owners", "end", OwnerEnd),
     ],
 )
@@ -189,7 +192,7 @@ def test_a_new_row_has_what_the_fold_of_its_events_takes_for_granted(
     assert found == tuple(lifecycle.DEFAULTS.values())
 
 
-@pytest.mark.parametrize("table", ["sessions", "owners", "tasks", "events", "handles", "inbox", "handoffs"])
+@pytest.mark.parametrize("table", ["sessions", "owners", "tasks", "events", "handles", "inbox", "handoffs", "signals"])
 def test_a_number_that_is_a_cursor_is_never_used_again(path: Path, table: str) -> None:
     assert "AUTOINCREMENT" in objects(path)["table", table]
 
@@ -212,6 +215,18 @@ def test_the_view_of_live_tasks_shows_families(
     shown = filled.execute("SELECT id, parent_seq, child_session_id FROM live_tasks").fetchall()
 
     assert shown == [("index", None, "s9"), ("child", parent, None)]
+
+
+def test_the_view_of_live_tasks_shows_what_each_waits_for(
+    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
+) -> None:
+    insert(filled, "tasks", {**task_row, "state": "waiting", "waiting_for": "signal 'go'", "deadline": AT})
+    insert(filled, "tasks", {**task_row, "id": "again", "state": "pending", "not_before": AT})
+    insert(filled, "tasks", {**task_row, "id": "over", **ENDINGS["cancelled"], "completed_at": AT})
+
+    shown = filled.execute("SELECT id, state, waiting_for, not_before, deadline FROM live_tasks").fetchall()
+
+    assert shown == [("index", "waiting", "signal 'go'", None, AT), ("again", "pending", None, AT, None)]
 
 
 def test_the_view_of_sessions_shows_their_parent_and_what_is_unread(
@@ -511,6 +526,19 @@ def test_a_finished_task_may_change_its_session(
         {"mode": "external"},
         {"recovery": "external"},
         {"label": None},
+        {"timeout": 0.0},
+        {"timeout": -1.0},
+        {"timeout": "soon"},
+        {"not_before": AT},
+        {"state": "waiting", "not_before": AT},
+        {"state": "cancelled", "completed_at": AT, "not_before": AT},
+        {"waiting_for": "signal 'go'"},
+        {"state": "pending", "waiting_for": "signal 'go'"},
+        {"state": "cancelled", "completed_at": AT, "waiting_for": "signal 'go'"},
+        {"last_error": "{"},
+        {"last_error": "NaN"},
+        {"deadline": b"soon"},
+        {"version": b"2"},
     ],
     ids=repr,
 )
@@ -520,6 +548,35 @@ def test_the_file_refuses_a_row_that_cannot_be(
     with pytest.raises(sqlite3.IntegrityError):
         insert(filled, "tasks", {**task_row, **change})
     insert(filled, "tasks", task_row)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": "pending", "not_before": AT, "last_error": "{}"},
+        {"state": "waiting", "waiting_for": "signal 'go'"},
+        {"timeout": 0.001, "deadline": AT, "version": "2"},
+        {"state": "completed", "result": "1", "completed_at": AT, "last_error": "{}", "deadline": AT, "timeout": 1.0},
+    ],
+    ids=repr,
+)
+def test_the_file_takes_a_row_that_waits_or_was_tried_again(
+    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], change: dict[str, Any]
+) -> None:
+    insert(filled, "tasks", {**task_row, **change})
+
+
+@pytest.mark.parametrize("column", ["version", "timeout", "deadline", "not_before", "last_error", "waiting_for"])
+@pytest.mark.parametrize("state", sorted(ENDINGS))
+def test_what_a_finished_task_waited_for_and_was_given_is_kept_whoever_writes(
+    filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], state: str, column: str
+) -> None:
+    given = {"version": "1", "timeout": 2.5, "deadline": AT, "last_error": "{}"}
+    insert(filled, "tasks", {**task_row, **given, **ENDINGS[state], "completed_at": AT})
+
+    for value in (7.5 if column == "timeout" else "[]", None if column in given else "x"):
+        with pytest.raises(sqlite3.IntegrityError, match="keeps its outcome"):
+            filled.execute(f"UPDATE tasks SET {column} = ?", [value])
 
 
 def test_one_id_has_one_live_task_in_a_session(
@@ -701,11 +758,110 @@ def test_two_sessions_have_one_handoff_without_a_name_and_any_number_with(
         insert(filled, "handoffs", {**HANDOFF, "handoff_id": "generated too", "is_named": 0})
 
 
-def test_a_checkpoint_is_json(filled: sqlite3.Connection, insert: Insert, task_seq: int) -> None:
-    step = {"task_seq": task_seq, "kind": "checkpoint", "name": "", "attempt": 1, "saved_at": AT}
+STEP = {"kind": "step", "name": "fetch", "attempt": 1, "value": "1", "saved_at": AT}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": "NaN"},
+        {"value": None},
+        {"state": "over"},
+        {"state": None},
+        {"tries": -1},
+        {"tries": None},
+        {"tries": "many"},
+        {"failure": "{"},
+        {"kind": None},
+        {"name": None},
+        {"attempt": None},
+        {"saved_at": None},
+        {"begun_at": b"now"},
+    ],
+    ids=repr,
+)
+def test_the_file_refuses_a_step_that_cannot_be(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int, change: dict[str, Any]
+) -> None:
+    step = {**STEP, "task_seq": task_seq}
 
     with pytest.raises(sqlite3.IntegrityError):
-        insert(filled, "steps", {**step, "value": "NaN"})
+        insert(filled, "steps", {**step, **change})
+    insert(filled, "steps", step)
+
+
+def test_a_step_that_says_no_more_is_done_at_the_first_try(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int
+) -> None:
+    insert(filled, "steps", {**STEP, "task_seq": task_seq})
+
+    found = filled.execute("SELECT state, tries, failure, begun_at, wake_at FROM steps").fetchone()
+    assert found == ("done", 1, None, None, None)
+
+
+def test_a_task_remembers_a_name_once_of_each_kind(filled: sqlite3.Connection, insert: Insert, task_seq: int) -> None:
+    step = {**STEP, "task_seq": task_seq}
+    insert(filled, "steps", step)
+    insert(filled, "steps", {**step, "kind": "sleep"})
+    insert(filled, "steps", {**step, "name": "store"})
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        insert(filled, "steps", {**step, "attempt": 2, "value": "2"})
+
+
+SIGNAL = {"name": "go", "payload": "1", "sent_at": AT, "sent_by": "me"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"payload": "{"},
+        {"payload": "NaN"},
+        {"payload": None},
+        {"name": None},
+        {"sent_at": None},
+        {"sent_by": None},
+        {"task_seq": None},
+        {"taken_attempt": "one"},
+    ],
+    ids=repr,
+)
+def test_the_file_refuses_a_signal_that_cannot_be(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int, change: dict[str, Any]
+) -> None:
+    signal = {**SIGNAL, "task_seq": task_seq}
+
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(filled, "signals", {**signal, **change})
+    insert(filled, "signals", signal)
+
+
+def test_a_key_sends_a_task_one_signal_whatever_its_name_and_also_once_it_was_taken(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int, task_row: dict[str, Any]
+) -> None:
+    signal = {**SIGNAL, "task_seq": task_seq, "key": "k"}
+    insert(filled, "signals", {**signal, "taken_at": AT, "taken_attempt": 1})
+    insert(filled, "signals", {**signal, "task_seq": insert(filled, "tasks", {**task_row, "id": "another"})})
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        insert(filled, "signals", {**signal, "name": "stop"})
+
+
+def test_any_number_of_signals_are_sent_without_a_key(
+    filled: sqlite3.Connection, insert: Insert, task_seq: int
+) -> None:
+    for _ in range(3):
+        insert(filled, "signals", {**SIGNAL, "task_seq": task_seq})
+
+    assert filled.execute("SELECT count(*) FROM signals").fetchone() == (3,)
+
+
+@pytest.mark.parametrize(("table", "columns"), [("steps", STEP), ("signals", SIGNAL)])
+def test_what_a_body_remembers_belongs_to_a_task_that_is_there(
+    path: Path, filled: sqlite3.Connection, insert: Insert, table: str, columns: dict[str, Any]
+) -> None:
+    with closing(database.open_sqlite(path, "write")) as connection, pytest.raises(sqlite3.IntegrityError, match="FOR"):
+        insert(connection, table, {**columns, "task_seq": 99})
 
 
 # --- look-ups beside a long history ---------------------------------------------------------------------------------
@@ -715,7 +871,7 @@ FLAT = 5_000
 """More instructions of SQLite's machine than any look-up takes that does not walk through the history."""
 
 # Every tenth task was hidden and failed, every third had an idempotency key, every fourth left a note; all was read. One id
-# had half of the incarnations.
+# had half of the incarnations. Each has a checkpoint, a step that failed and a signal that was taken.
 MANY_TASKS = """
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :count)
 INSERT INTO tasks (scope, id, kind, mode, state, label, function, recovery, cancel_policy, arguments, attempt,
@@ -732,6 +888,14 @@ SELECT 'h-' || task_seq, scope, task_seq, 'owner', :at, :at FROM tasks
 MANY_EVENTS = """
 INSERT INTO events (task_seq, scope, task_id, attempt, type, at, data)
 SELECT task_seq, scope, id, 1, {type}, :at, '{{}}' FROM tasks
+"""
+MANY_STEPS = """
+INSERT INTO steps (task_seq, kind, name, attempt, value, saved_at, state)
+SELECT task_seq, {kind}, {name}, 1, '1', :at, {state} FROM tasks
+"""
+MANY_SIGNALS = """
+INSERT INTO signals (task_seq, name, key, payload, sent_at, sent_by, taken_at, taken_attempt)
+SELECT task_seq, 'go', 'k', '1', :at, 'me', :at, 1 FROM tasks
 """
 MANY_NOTES = """
 INSERT INTO inbox (scope, key, task_seq, task_id, text, data, posted_at, acknowledged_at)
@@ -763,6 +927,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         connection.execute(MANY_HANDLES, at)
         connection.execute(MANY_EVENTS.format(type="'registered'"), at)
         connection.execute(MANY_EVENTS.format(type="state"), at)
+        connection.execute(MANY_STEPS.format(kind="'checkpoint'", name="''", state="'done'"), at)
+        connection.execute(MANY_STEPS.format(kind="'step'", name="'fetch'", state="'failed'"), at)
+        connection.execute(MANY_SIGNALS, at)
         connection.execute(MANY_NOTES, at)
         connection.execute("COMMIT")
     return path
@@ -795,6 +962,10 @@ SESSION_LOOK_UPS = {
     "live hidden tasks": session_queries._LIVE_HIDDEN,
     "hidden failures": session_queries._HIDDEN_FAILURES,
     "a task by its idempotency key": session_queries._BY_KEY,
+    "a child by its idempotency key": session_queries._CHILD_BY_KEY,
+    "whether a parent was retried since": session_queries._RETRIED_AFTER,
+    "whether a session has room for a live task": session_queries._COUNT_LIVE,
+    "whether a session has room for a task": session_queries._COUNT_ALL,
     "a family by parent": families._BY_PARENT,
     "a family through sessions": families._WHOLE,
     "unread notes": session_queries.UNREAD_NOTES,
@@ -818,6 +989,22 @@ SESSION_CHANGES = {
     "notes are moved": session_queries._MOVE_NOTES,
 }
 
+STEP_LOOK_UPS = {
+    "a checkpoint": step_queries._CHECKPOINT,
+    "steps of a task": step_queries.STEPS,
+    "a step": step_queries.STEP,
+    "names of steps": step_queries.STEP_NAMES,
+    "steps that were begun": step_queries._BEGUN,
+    "the next signal": step_queries.NEXT_SIGNAL,
+    "a signal by its key": step_queries._BY_KEY,
+}
+
+STEP_CHANGES = {
+    "failed steps are forgotten": step_queries._FORGET_FAILED,
+    "unnamed sleeps are forgotten": step_queries._FORGET_UNNAMED,
+    "signals are taken": step_queries._TAKE_SIGNALS,
+}
+
 # what is asked for is all there is: every note of a session, every session whose notes are being read or that has an id
 WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS", "_RELEASE_CLAIMS", "SCOPES_OF_ID"}
 
@@ -836,12 +1023,16 @@ LOOK_UPS = {
     "open owners": queries.OPEN_OWNERS,
     **SESSION_LOOK_UPS,
     **SESSION_CHANGES,
+    **STEP_LOOK_UPS,
+    **STEP_CHANGES,
 }
 
 # hidden work that failed and was told of is read again with every look: it is few
 FLAT_LOOK_UPS = {
     **{name: sql for name, sql in LOOK_UPS.items() if "live" in name},
     **{name: sql for name, sql in SESSION_LOOK_UPS.items() if name != "hidden failures"},
+    **STEP_LOOK_UPS,
+    **STEP_CHANGES,
     "a task by its id": queries.TASK_BY_ID,
     "live tasks of the file": _listed(include_terminal=False),
     "the count of live tasks of the file": queries.count_tasks(TaskFilter(include_terminal=False))[0],
@@ -862,11 +1053,20 @@ GIVEN = {
     "source": "desktop:s1",
     "destination": "desktop:s2",
     "handoff_id": "ho-1",
+    "parent_seq": HISTORY + 1,
+    "child_seq": HISTORY,
+    "most": 100,
+    "kind": "step",
+    "name": "fetch",
+    "after": 0,
+    "attempt": 1,
+    "task_seqs": f"[{HISTORY + 1}, 1]",
+    "signal_seqs": "[1]",
 }
 
 SCANS_A_HISTORY = re.compile(
     # a range of the primary key from a cursor is the whole history too
-    r"SCAN (tasks|events|handles|owners|inbox|handoffs|steps)\b|PRIMARY KEY \(rowid>"
+    r"SCAN (tasks|events|handles|owners|inbox|handoffs|steps|signals)\b|PRIMARY KEY \(rowid>"
 )
 
 
@@ -881,16 +1081,48 @@ def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters_of(sql))]
 
 
-def test_every_statement_about_sessions_is_looked_at_here() -> None:
+def statements_of(*modules: ModuleType) -> dict[str, str]:
+    """Return the statements of modules that look for something, by name."""
     found = {}
-    for name, value in {**vars(session_queries), **vars(families)}.items():
+    for name, value in (item for module in modules for item in vars(module).items()):
         sql = getattr(value, "sql", value)
         if isinstance(sql, str) and re.match(r"(SELECT|UPDATE|WITH|DELETE)\b", sql):
             found[name] = sql
+    return found
+
+
+def test_every_statement_about_sessions_is_looked_at_here() -> None:
+    found = statements_of(session_queries, families)
 
     assert len(found) >= 20
     looked_at = {*SESSION_LOOK_UPS.values(), *SESSION_CHANGES.values()}
     assert {name for name, sql in found.items() if sql not in looked_at} == WHOLE_LISTS
+
+
+def test_every_statement_about_what_bodies_remember_is_looked_at_here() -> None:
+    found = statements_of(step_queries)
+
+    assert sorted(found.values()) == sorted([*STEP_LOOK_UPS.values(), *STEP_CHANGES.values()])
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [(step_queries._BEGUN, "steps_begun"), (step_queries.NEXT_SIGNAL, "signals_untaken")],
+    ids=["steps that were begun", "the next signal"],
+)
+def test_what_is_in_flight_is_found_by_an_index_that_has_nothing_else(
+    long: sqlite3.Connection, sql: str, index: str
+) -> None:
+    assert [step for step in plan(long, sql) if re.search(rf"USING (COVERING )?INDEX {index}\b", step)]
+
+
+def test_a_signal_is_found_as_quickly_behind_many_that_were_taken(long: sqlite3.Connection, insert: Insert) -> None:
+    for number in range(1_000):
+        insert(long, "signals", {**SIGNAL, "task_seq": HISTORY + 1, "taken_at": AT, "key": f"k-{number}"})
+    insert(long, "signals", {**SIGNAL, "task_seq": HISTORY + 1})
+    wanted = {"task_seq": HISTORY + 1, "name": "go", "after": 0}
+
+    assert steps_of(long, lambda: long.execute(step_queries.NEXT_SIGNAL, wanted).fetchall()) < 500
 
 
 @pytest.mark.parametrize("sql", LOOK_UPS.values(), ids=LOOK_UPS.keys())

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 
 from lash_store import (
+    Backoff,
     ClosePolicy,
     EventType,
     Recovery,
@@ -30,13 +32,14 @@ from lash_store import (
     TaskKind,
     TaskState,
     TaskStore,
+    TransactConnection,
     database,
     guards,
     migrate,
     owners,
     schema,
 )
-from tests.runtime.support import check_file, rows
+from tests.runtime.support import check_file, next_event, rows, take
 from tests.storage.test_schema import objects
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,14 +48,33 @@ DATA = REPOSITORY / "tests" / "data"
 Contents = dict[str, list[dict[str, Any]]]
 
 
+def copy_of(revision: str, folder: Path) -> Path:
+    """
+    Copy a file of a revision, written by the code of that revision in two processes that were killed.
+
+    The first left what is finished; the second, owner 2, died over `half-way`, `asked`, `bare` and `open-ended`. At revision
+    0002 there are also families, hidden and external work, notes and handoffs; `half-way` has counted to 2, not to 3.
+    """
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(DATA / f"{revision}.db", folder / "agent.db"))
+
+
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """
-    A file of revision 0001, written by the code of that revision in two processes that were killed.
+    """A file of revision 0001."""
+    return copy_of("0001", tmp_path)
 
-    The first left what is finished; the second, owner 2, died over `half-way`, `asked`, `bare` and `open-ended`.
-    """
-    return Path(shutil.copy(DATA / "0001.db", tmp_path / "agent.db"))
+
+@pytest.fixture(params=["0001", "0002"])
+def before_us(request: pytest.FixtureRequest) -> str:
+    """Each revision before the newest."""
+    return str(request.param)
+
+
+@pytest.fixture
+def older(tmp_path: Path, before_us: str) -> Path:
+    """A file of each of them."""
+    return copy_of(before_us, tmp_path)
 
 
 @contextmanager
@@ -115,6 +137,10 @@ def working(path: Path, begun: list[Any]) -> TaskStore:
     async def once(task: TaskContext) -> None:
         raise AssertionError("it may not be run again")
 
+    @store.task(recovery=Recovery.RERUN)
+    async def tell(task: TaskContext, what: str) -> None:
+        raise AssertionError("it was told, and stays so")
+
     return store
 
 
@@ -155,34 +181,61 @@ def test_every_old_file_is_upgraded_to_what_a_new_file_is(tmp_path: Path, file: 
 # --- up -------------------------------------------------------------------------------------------------------------
 
 
-async def test_opening_an_old_file_upgrades_it_in_place_and_keeps_every_row(old: Path) -> None:
-    before = contents(old)
+COUNTS = {
+    "0001": {"events": 33, "handles": 8, "owners": 2, "sessions": 2, "steps": 2, "tasks": 8},
+    "0002": {
+        "events": 215,
+        "handles": 62,
+        "handoffs": 2,
+        "inbox": 6,
+        "owners": 2,
+        "sessions": 7,
+        "steps": 7,
+        "tasks": 60,
+    },
+}
+
+
+async def test_opening_an_old_file_upgrades_it_in_place_and_keeps_every_row(older: Path, before_us: str) -> None:
+    before = contents(older)
 
     # of another runtime: nothing in the file is this store's to recover
-    async with TaskStore(old, runtime="another"):
+    async with TaskStore(older, runtime="another"):
         pass
 
-    after = contents(old, before)
-    assert migrate.current(old) == schema.HEAD
-    assert {table: len(found) for table, found in before.items() if found} == {
-        "events": 33,
-        "handles": 8,
-        "owners": 2,
-        "sessions": 2,
-        "steps": 2,
-        "tasks": 8,
-    }
+    after = contents(older, before)
+    assert migrate.current(older) == schema.HEAD
+    assert {table: len(found) for table, found in before.items() if found} == COUNTS[before_us]
     newcomer = after["owners"].pop()
     assert newcomer["runtime"] == "another"
     assert after == before
 
 
-def test_every_column_of_every_row_is_kept_by_the_upgrade_itself(old: Path) -> None:
-    before = contents(old)
+def test_every_column_of_every_row_is_kept_by_the_upgrade_itself(older: Path) -> None:
+    before = contents(older)
 
-    migrate.upgrade(old)
+    migrate.upgrade(older)
 
-    assert contents(old, before) == before
+    assert contents(older, before) == before
+
+
+def test_an_upgraded_file_has_the_schema_of_a_new_one(older: Path, newborn: Path) -> None:
+    migrate.upgrade(older)
+
+    assert objects(older) == objects(newborn)
+
+
+def test_bodies_of_an_old_file_have_no_more_to_remember_than_their_checkpoints(older: Path) -> None:
+    migrate.upgrade(older)
+
+    after = contents(older)
+    names = ("version", "timeout", "deadline", "not_before", "last_error", "waiting_for")
+    assert {tuple(task[name] for name in names) for task in after["tasks"]} == {(None,) * 6}
+    assert {
+        (step["kind"], step["state"], step["tries"], step["failure"], step["begun_at"], step["wake_at"])
+        for step in after["steps"]
+    } == {("checkpoint", "done", 1, None, None, None)}
+    assert after["signals"] == []
 
 
 def test_what_is_new_in_an_old_row_is_what_its_time_knew_of_it(old: Path) -> None:
@@ -206,17 +259,17 @@ def test_what_is_new_in_an_old_row_is_what_its_time_knew_of_it(old: Path) -> Non
     assert (after["inbox"], after["handoffs"]) == ([], [])
 
 
-def test_the_events_of_an_old_file_give_its_rows_after_the_upgrade(old: Path) -> None:
-    migrate.upgrade(old)
+def test_the_events_of_an_old_file_give_its_rows_after_the_upgrade(older: Path) -> None:
+    migrate.upgrade(older)
 
-    check_file(old)
+    check_file(older)
 
 
 @pytest.mark.parametrize("view", ["live_tasks", "task_history", "recent_failures", "session_summary"])
-def test_the_views_of_an_upgraded_file_can_be_read(old: Path, view: str) -> None:
-    migrate.upgrade(old)
+def test_the_views_of_an_upgraded_file_can_be_read(older: Path, view: str) -> None:
+    migrate.upgrade(older)
 
-    assert rows(old, f"SELECT * FROM {view}")
+    assert rows(older, f"SELECT * FROM {view}")
 
 
 async def test_the_work_of_an_old_file_goes_on_after_the_upgrade(old: Path) -> None:
@@ -257,8 +310,56 @@ async def test_a_task_of_an_old_file_continues_from_its_checkpoint(old: Path) ->
     assert rows(old, "SELECT value, attempt FROM steps WHERE task_seq = 5") == [{"value": "3", "attempt": 2}]
 
 
-async def test_the_outcomes_of_an_old_file_are_handed_out_after_the_upgrade(old: Path) -> None:
-    async with asyncio.timeout(20), working(old, []) as store:
+RUN_AGAIN = ("passed-on", "kept", "agent-5", "carried", "again")
+"""What ran for the second time when its second owner died."""
+
+WHAT_BECOMES = {
+    **dict.fromkeys(RUN_AGAIN, ("running", 3, 2, 3)),
+    **dict.fromkeys(
+        ("open-ended", "agent", "child", "inside", "moved", "memory", "in-5-again", "later"), ("running", 2, 1, 3)
+    ),
+    **dict.fromkeys(("queued", "claimed"), ("running", 1, 0, 3)),
+    "half-way": ("completed", 2, 1, 3),
+    "asked": ("cancelled", 1, 0, 2),
+    "bare": ("abandoned", 1, 0, 2),
+    "bare-memory": ("abandoned", 1, 0, 2),
+    # nobody here knows its function
+    "orphan": ("pending", 1, 1, None),
+    # others do the work
+    **dict.fromkeys(("ext-released", "ext-rebound", "ext-running"), ("running", 0, 0, None)),
+    "ext-waiting": ("waiting", 0, 0, None),
+    "ext-asked": ("cancel_requested", 0, 0, None),
+    "ext-hangs": ("cancelled", 0, 0, 2),
+}
+"""State, attempt, attempts spent and owner of each live task of 0002.db once owner 3 has recovered it."""
+
+
+async def test_the_work_of_families_sessions_and_others_goes_on_after_the_upgrade(tmp_path: Path) -> None:
+    path = copy_of("0002", tmp_path)
+    live = [task["task_seq"] for task in contents(path)["tasks"] if task["completed_at"] is None]
+    begun: list[Any] = []
+
+    async with asyncio.timeout(20), working(path, begun) as store:
+        assert await (await store.handle("desktop:s1", "half-way")) == [2, 3]
+        await take(store.events(215, types=[EventType.REATTACHED]), 16)
+        after = {task["task_seq"]: task for task in contents(path)["tasks"]}
+
+    assert ("half-way", 2, 2) in begun
+    assert {
+        # hidden work has a random end to its id
+        (task["label"] if task["label"] in WHAT_BECOMES else task["id"]): (
+            task["state"],
+            task["attempt"],
+            task["attempts_spent"],
+            task["owner_id"],
+        )
+        for task in map(after.__getitem__, live)
+    } == WHAT_BECOMES
+    check_file(path)
+
+
+async def test_the_outcomes_of_an_old_file_are_handed_out_after_the_upgrade(older: Path) -> None:
+    async with asyncio.timeout(20), working(older, []) as store:
         session = await store.session("s1")
         assert await (await session.handle("counted")) == 2
         with pytest.raises(TaskFailed, match="no such page"):
@@ -285,15 +386,15 @@ async def test_an_upgraded_file_takes_new_work_of_every_kind(old: Path) -> None:
     check_file(old)
 
 
-async def test_the_owner_of_an_old_file_that_died_is_found_dead(old: Path) -> None:
-    async with TaskStore(old, runtime="desktop"):
+async def test_the_owner_of_an_old_file_that_died_is_found_dead(older: Path) -> None:
+    async with TaskStore(older, runtime="desktop"):
         pass
 
-    assert [owner["end"] for owner in contents(old)["owners"]] == ["died", "died", "closed"]
+    assert [owner["end"] for owner in contents(older)["owners"]] == ["died", "died", "closed"]
 
 
-async def test_the_log_of_an_old_file_is_upgraded_with_it(old: Path) -> None:
-    left = left_with_a_log(old)
+async def test_the_log_of_an_old_file_is_upgraded_with_it(older: Path) -> None:
+    left = left_with_a_log(older)
 
     async with TaskStore(left, runtime="another"):
         pass
@@ -316,16 +417,16 @@ def left_with_a_log(old: Path) -> Path:
     return left
 
 
-async def test_the_file_from_before_an_upgrade_is_kept_beside_it(old: Path) -> None:
-    before = contents(old)
+async def test_the_file_from_before_an_upgrade_is_kept_beside_it(older: Path, before_us: str) -> None:
+    before = contents(older)
 
-    async with TaskStore(old, runtime="another"):
+    async with TaskStore(older, runtime="another"):
         pass
 
-    beside = [file for file in old.parent.glob(f"{old.name}*") if file.is_file() and file != old]
+    beside = [file for file in older.parent.glob(f"{older.name}*") if file.is_file() and file != older]
     backups = [file for file in beside if file.read_bytes()[:16] == b"SQLite format 3\0"]
     assert len(backups) == 1
-    assert migrate.current(backups[0]) == "0001"
+    assert migrate.current(backups[0]) == before_us
     assert contents(backups[0]) == before
     assert backups[0].stat().st_mode & 0o077 == 0
 
@@ -340,18 +441,20 @@ UNWILLING: dict[str, Callable[[Path], TaskStore]] = {
 
 @pytest.mark.parametrize("make", UNWILLING.values(), ids=UNWILLING.keys())
 async def test_a_store_that_does_not_own_refuses_an_old_file_and_says_what_to_do(
-    old: Path, make: Callable[[Path], TaskStore]
+    older: Path, before_us: str, make: Callable[[Path], TaskStore]
 ) -> None:
-    with pytest.raises(SchemaTooOld, match=r"revision 0001, this lash_store knows 0002: open it once with TaskStore"):
-        await make(old).open()
+    told = f"revision {before_us}, this lash_store knows {schema.HEAD}: open it once with TaskStore"
+
+    with pytest.raises(SchemaTooOld, match=told):
+        await make(older).open()
 
 
 @pytest.mark.parametrize("log", [False, True], ids=["the file", "the file and its log"])
 @pytest.mark.parametrize("make", UNWILLING.values(), ids=UNWILLING.keys())
 async def test_a_store_that_does_not_own_changes_no_byte_of_an_old_file(
-    old: Path, make: Callable[[Path], TaskStore], log: bool
+    older: Path, make: Callable[[Path], TaskStore], log: bool
 ) -> None:
-    path = left_with_a_log(old) if log else old
+    path = left_with_a_log(older) if log else older
     before = bytes_of(path)
     assert len(before) == 1 + log
 
@@ -402,14 +505,14 @@ def bring_to_life(path: Path, owner_id: int, spawn: Any) -> Any:
     return process
 
 
-async def test_an_upgrade_is_refused_beside_a_live_owner_and_changes_nothing(old: Path, spawn: Any) -> None:
-    bring_to_life(old, 2, spawn)
-    before = bytes_of(old)
+async def test_an_upgrade_is_refused_beside_a_live_owner_and_changes_nothing(older: Path, spawn: Any) -> None:
+    bring_to_life(older, 2, spawn)
+    before = bytes_of(older)
 
     with pytest.raises(SchemaError, match=r"open in process 4002: close it there first"):
-        await TaskStore(old, runtime="another").open()
+        await TaskStore(older, runtime="another").open()
 
-    assert bytes_of(old) == before
+    assert bytes_of(older) == before
 
 
 async def test_an_upgrade_is_refused_beside_an_owner_whose_lock_file_is_gone_but_whose_process_lives(old: Path) -> None:
@@ -502,47 +605,70 @@ DIES_IN_THE_MIDDLE = """
     if action == "up":
         migrate.prepare(Path(path))
     else:
-        migrate.downgrade(Path(path), "0001")
+        migrate.downgrade(Path(path), action)
 """
 
 
 @pytest.mark.parametrize(
-    ("beginning", "when"),
-    [("DROP VIEW live_tasks", "after"), ("CREATE TABLE inbox", "before"), ("CREATE VIEW session_summary", "after")],
+    ("revision", "beginning", "when"),
+    [
+        ("0001", "DROP VIEW live_tasks", "after"),
+        ("0001", "CREATE TABLE inbox", "before"),
+        ("0001", "CREATE VIEW session_summary", "after"),
+        # two revisions are one transaction
+        ("0001", "CREATE TABLE signals", "after"),
+        ("0002", "ALTER TABLE tasks ADD COLUMN waiting_for", "after"),
+        ("0002", "CREATE INDEX signals_untaken", "before"),
+        ("0002", "CREATE VIEW live_tasks", "after"),
+    ],
 )
 def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_file_row_by_row(
-    old: Path, spawn: Any, beginning: str, when: str
+    tmp_path: Path, spawn: Any, revision: str, beginning: str, when: str
 ) -> None:
+    old = copy_of(revision, tmp_path)
     before, was = contents(old), objects(old)
 
     killed = spawn(DIES_IN_THE_MIDDLE, old, "up", beginning, when)
     assert killed.wait(timeout=30) == -signal.SIGKILL
 
-    assert (objects(old), contents(old), migrate.current(old)) == (was, before, "0001")
+    assert (objects(old), contents(old), migrate.current(old)) == (was, before, revision)
     migrate.prepare(old)
     assert contents(old, before) == before
     check_file(old)
 
 
-def test_a_process_killed_in_the_middle_of_a_downgrade_leaves_the_newer_file_row_by_row(old: Path, spawn: Any) -> None:
+@pytest.mark.parametrize(
+    ("revision", "beginning"),
+    [
+        ("0001", "DROP TABLE inbox"),
+        ("0002", "ALTER TABLE steps DROP COLUMN state"),
+        ("0002", "ALTER TABLE tasks DROP COLUMN version"),
+    ],
+)
+def test_a_process_killed_in_the_middle_of_a_downgrade_leaves_the_newer_file_row_by_row(
+    tmp_path: Path, spawn: Any, revision: str, beginning: str
+) -> None:
+    old = copy_of(revision, tmp_path)
     migrate.upgrade(old)
     before, was = contents(old), objects(old)
 
-    killed = spawn(DIES_IN_THE_MIDDLE, old, "down", "DROP TABLE inbox", "after")
+    killed = spawn(DIES_IN_THE_MIDDLE, old, revision, beginning, "after")
     assert killed.wait(timeout=30) == -signal.SIGKILL
 
     assert (objects(old), contents(old), migrate.current(old)) == (was, before, schema.HEAD)
     check_file(old)
 
 
+@pytest.mark.parametrize(("revision", "table"), [("0001", "handoffs"), ("0001", "signals"), ("0002", "signals")])
 def test_a_disk_that_is_full_in_an_upgrade_leaves_the_old_file_row_by_row(
-    old: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str, table: str
 ) -> None:
+    old = copy_of(revision, tmp_path)
     before, was = contents(old), objects(old)
     execute = Operations.execute
 
     def without_room(self: Operations, sql: Any, **options: Any) -> None:
-        if str(sql).startswith("CREATE TABLE handoffs"):
+        if str(sql).startswith(f"CREATE TABLE {table}"):
             execute(self, "PRAGMA max_page_count=1")
         execute(self, sql, **options)
 
@@ -550,7 +676,7 @@ def test_a_disk_that_is_full_in_an_upgrade_leaves_the_old_file_row_by_row(
     with pytest.raises(StorageFull):
         migrate.upgrade(old)
 
-    assert (objects(old), contents(old), migrate.current(old)) == (was, before, "0001")
+    assert (objects(old), contents(old), migrate.current(old)) == (was, before, revision)
     # room is what it lacks: no copy of what was not changed stays beside it
     assert not list(old.parent.glob("*backup*"))
 
@@ -558,28 +684,28 @@ def test_a_disk_that_is_full_in_an_upgrade_leaves_the_old_file_row_by_row(
 # --- down, and up again ---------------------------------------------------------------------------------------------
 
 
-def test_a_downgrade_gives_the_old_schema_exactly_and_keeps_every_row(old: Path) -> None:
-    before, was = contents(old), objects(old)
-    migrate.upgrade(old)
+def test_a_downgrade_gives_the_old_schema_exactly_and_keeps_every_row(older: Path, before_us: str) -> None:
+    before, was = contents(older), objects(older)
+    migrate.upgrade(older)
 
-    migrate.downgrade(old, "0001")
+    migrate.downgrade(older, before_us)
 
-    assert objects(old) == was
-    assert contents(old) == before
-    assert migrate.current(old) == "0001"
+    assert objects(older) == was
+    assert contents(older) == before
+    assert migrate.current(older) == before_us
 
 
-def test_a_file_that_went_down_goes_up_again(old: Path) -> None:
-    before = contents(old)
-    migrate.upgrade(old)
-    head = objects(old)
-    migrate.downgrade(old, "0001")
+def test_a_file_that_went_down_goes_up_again(older: Path, before_us: str) -> None:
+    before = contents(older)
+    migrate.upgrade(older)
+    head = objects(older)
+    migrate.downgrade(older, before_us)
 
-    migrate.upgrade(old)
+    migrate.upgrade(older)
 
-    assert (objects(old), migrate.current(old)) == (head, schema.HEAD)
-    assert contents(old, before) == before
-    check_file(old)
+    assert (objects(older), migrate.current(older)) == (head, schema.HEAD)
+    assert contents(older, before) == before
+    check_file(older)
 
 
 async def use_everything_new(path: Path) -> None:
@@ -634,3 +760,134 @@ async def test_work_that_went_down_and_up_again_goes_on(full: Path) -> None:
 
     assert reattached == {"agent", "child", "hidden", "moved"}
     assert migrate.current(full) == schema.HEAD
+
+
+# --- what bodies remember -------------------------------------------------------------------------------------------
+
+
+class Remembering:
+    """A store whose bodies remember in every way there is, and what they did since it was made."""
+
+    def __init__(self, path: Path, runtime: str = "desktop") -> None:
+        self.store = store = TaskStore(path, runtime=runtime, cancel_grace=0.0)
+        self.done: list[str] = []
+        self.has_saved = asyncio.Event()
+
+        def fetch() -> str:
+            self.done.append("fetch")
+            return "fetched"
+
+        def note(connection: TransactConnection) -> str:
+            connection.execute("CREATE TABLE IF NOT EXISTS own (name TEXT)")
+            connection.execute("INSERT INTO own VALUES ('noted')")
+            return "noted"
+
+        @store.task(recovery=Recovery.RERUN, version="2", accepts=["1", None], timeout=3600.0)
+        async def remembers(task: TaskContext) -> list[Any]:
+            begins = task.checkpoint
+            told = [await task.step("fetch", fetch), await task.transact("note", note)]
+            await task.sleep(0.001, name="nap")
+            told.append(await task.signal("first"))
+            await task.save({"page": 2})
+            self.has_saved.set()
+            return [begins, *told, await task.signal("second")]
+
+        @store.task(recovery=Recovery.RERUN, retry_on=ConnectionError, backoff=Backoff(initial=3600, maximum=3600))
+        async def flaky(task: TaskContext) -> str:
+            if task.attempt == 1:
+                raise ConnectionError("the line is dead")
+            return "it works"
+
+        @store.task(recovery=Recovery.RERUN)
+        async def fails(task: TaskContext) -> None:
+            await task.step("break", lambda: 1 / 0)
+
+        self.remembers, self.flaky, self.fails = remembers, flaky, fails
+
+
+@pytest.fixture
+async def remembered(tmp_path: Path) -> Path:
+    """A file of the newest revision, closed, in which one body waits for a signal, one for its retry, and one has failed."""
+    path = tmp_path / "agent.db"
+    ours = Remembering(path)
+    async with asyncio.timeout(20), ours.store as store:
+        session = await store.session("s1")
+        task = await session.spawn(ours.remembers, id="remembers", deadline=datetime.now(UTC) + timedelta(days=1))
+        await task.signal("first", [1, 2], key="k")
+        await task.signal("third")
+        await ours.has_saved.wait()
+        await session.spawn(ours.flaky, id="flaky")
+        await next_event(store, EventType.RETRY_SCHEDULED, task_id="flaky")
+        with pytest.raises(TaskFailed):
+            await (await session.spawn(ours.fails, id="fails"))
+    check_file(path)
+    return path
+
+
+async def test_an_upgraded_file_takes_steps_sleeps_signals_and_retries(older: Path) -> None:
+    ours = Remembering(older, runtime="another")
+    async with asyncio.timeout(20), ours.store as store:
+        session = await store.session("s1")
+        task = await session.spawn(ours.remembers, deadline=3600)
+        for name in ("first", "second"):
+            await task.signal(name, name)
+        flaky = await session.spawn(ours.flaky, id="flaky")
+        await next_event(store, EventType.RETRY_SCHEDULED, task_id="flaky")
+
+        assert await task == [None, "fetched", "noted", "first", "second"]
+        assert {step.name for step in await task.steps()} == {"fetch", "note", "nap", ""}
+        assert (await flaky.record()).not_before is not None
+    check_file(older)
+
+
+def test_a_downgrade_loses_steps_sleeps_and_signals_and_keeps_tasks_and_checkpoints(
+    remembered: Path, tmp_path: Path
+) -> None:
+    older = copy_of("0002", tmp_path / "older")
+    like, was = contents(older), objects(older)
+    before, full = contents(remembered, like), contents(remembered)
+    assert {(step["kind"], step["name"]) for step in before["steps"]} == {
+        ("checkpoint", ""),
+        ("step", "fetch"),
+        ("transact", "note"),
+        ("sleep", "nap"),
+        ("step", "break"),
+    }
+    assert [signal["name"] for signal in full["signals"]] == ["first", "third"]
+    assert {task["not_before"] is None for task in full["tasks"]} == {True, False}
+
+    migrate.downgrade(remembered, "0002")
+
+    after = contents(remembered, like)
+    [checkpoint] = after.pop("steps")
+    assert checkpoint in before.pop("steps")
+    assert checkpoint["value"] == '{"page":2}'
+    assert after == before
+    assert rows(remembered, "SELECT * FROM own") == [{"name": "noted"}]
+    found = objects(remembered)
+    del found["table", "own"]
+    assert found == was
+
+
+@pytest.mark.parametrize("revision", ["0002", "0001"])
+async def test_what_bodies_remembered_is_done_again_from_the_checkpoint_once_a_file_went_down_and_up(
+    remembered: Path, revision: str
+) -> None:
+    migrate.downgrade(remembered, revision)
+
+    ours = Remembering(remembered)
+    async with asyncio.timeout(20), ours.store as store:
+        session = await store.session("s1")
+        # when its retry was due is lost as well
+        assert await (await session.handle("flaky")) == "it works"
+        task = await session.handle("remembers")
+        await task.signal("first", "sent again", key="k")
+        await task.signal("second")
+
+        assert await task == [{"page": 2}, "fetched", "noted", "sent again", None]
+        with pytest.raises(TaskFailed, match="division by zero"):
+            await (await session.handle("fails"))
+    assert ours.done == ["fetch"]
+    assert rows(remembered, "SELECT count(*) AS n FROM own") == [{"n": 2}]
+    # its events still tell of a deadline and a last error that its row has lost, so this is no `check_file`
+    assert rows(remembered, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]

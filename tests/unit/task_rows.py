@@ -7,7 +7,7 @@ from typing import Any
 from lash_store.lifecycle import Task
 from lash_store.models import TaskState
 
-BEFORE, NOW = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z"
+BEFORE, NOW, LATER = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z", "2024-05-01T10:00:09.000Z"
 FAILURE = '{"type":"ValueError","message":"no","traceback":null}'
 EVIDENCE = '{"owner_id":1,"end":"died"}'
 NOTE = {"note_key": "k", "note": "look here"}

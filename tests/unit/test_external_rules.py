@@ -16,23 +16,29 @@ from lash_store.commands import (
     Command,
     Complete,
     ConfirmCancel,
+    Expire,
     Fail,
     Fence,
     Flip,
     GiveUp,
+    GoOn,
     Move,
     Notify,
     Progress,
     Rebind,
     Release,
     RequestCancel,
+    Retry,
+    RetryStep,
     Save,
     Settle,
+    Signal,
     Start,
+    Wait,
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
-from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, NOTE, NOW, managed
+from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW, managed
 
 MINE, ANOTHERS = Fence(attempt=0, owner_id=1), Fence(attempt=0, owner_id=2)
 
@@ -78,7 +84,13 @@ COMMANDS: dict[str, Command] = {
     "claim": Claim(owner_id=2, crashed=False),
     "complete": Complete(MINE, "1"),
     "fail": Fail(MINE, FAILURE),
-    "save": Save(MINE, 12),
+    "save": Save(MINE, {"bytes": 12}),
+    "retry": Retry(MINE, FAILURE, LATER),
+    "retry a step": RetryStep(MINE, {"step": "fetch"}),
+    "expire": Expire(owner_id=1, failure=FAILURE),
+    "wait": Wait(MINE, "signal 'go'"),
+    "go on": GoOn(MINE),
+    "signal": Signal({"signal": "go"}),
 }
 
 # What each command does to each state. A change is `event > state owner`; owner - is NULL. `stale`: refused because the writer
@@ -114,6 +126,12 @@ claim                         | superseded                           | supersede
 complete                      | superseded                           | superseded                           | superseded                           | unchanged               | superseded           | superseded              | superseded
 fail                          | superseded                           | superseded                           | superseded                           | superseded              | unchanged            | superseded              | superseded
 save                          | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+retry                         | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+retry a step                  | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+expire                        | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+wait                          | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+go on                         | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+signal                        | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
 """  # noqa: E501  a table is read across
 
 
@@ -408,7 +426,7 @@ RECOVERY: list[tuple[str, Task, Command, str]] = [
     ("task", "expected", "shown"), [case[1:] for case in RECOVERY], ids=[case[0] for case in RECOVERY]
 )
 def test_recovery_follows_its_table(task: Task, expected: Command, shown: str, known: bool, slot: bool) -> None:
-    command = lifecycle.recover(task, owner_id=2, known=known, slot=slot, evidence=EVIDENCE)
+    command = lifecycle.recover(task, owner_id=2, known=known, slot=slot, evidence=EVIDENCE, now=NOW)
 
     assert command == expected
     assert _shown(decide(task, command, NOW), task) == shown
@@ -417,7 +435,7 @@ def test_recovery_follows_its_table(task: Task, expected: Command, shown: str, k
 @pytest.mark.parametrize("task", [case[1] for case in RECOVERY], ids=[case[0] for case in RECOVERY])
 def test_a_second_recovery_finds_nothing_to_write(task: Task) -> None:
     def recover(task: Task) -> Change | Refused:
-        command = lifecycle.recover(task, owner_id=2, known=False, slot=True, evidence=EVIDENCE)
+        command = lifecycle.recover(task, owner_id=2, known=False, slot=True, evidence=EVIDENCE, now=NOW)
         return decide(task, command, NOW)
 
     first = recover(task)

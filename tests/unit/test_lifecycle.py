@@ -16,23 +16,29 @@ from lash_store.commands import (
     Command,
     Complete,
     ConfirmCancel,
+    Expire,
     Fail,
     Fence,
     Flip,
     GiveUp,
+    GoOn,
     Move,
     Notify,
     Progress,
     Rebind,
     Release,
     RequestCancel,
+    Retry,
+    RetryStep,
     Save,
     Settle,
+    Signal,
     Start,
+    Wait,
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
-from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, NOTE, NOW
+from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW
 from tests.unit.task_rows import managed as row
 
 MINE = Fence(attempt=1, owner_id=1)
@@ -40,6 +46,9 @@ MINE = Fence(attempt=1, owner_id=1)
 STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
 LIVE, TERMINAL = STATES[:4], STATES[4:]
 
+
+STEP = {"step": "fetch", "step_kind": "step", "step_state": "retrying", "wake_at": LATER}
+SIGNAL = {"signal": "go", "signal_seq": 3, "bytes": 4, "by": "a person"}
 
 COMMANDS: dict[str, Command] = {
     "start": Start(owner_id=1, from_owner=1),
@@ -61,7 +70,14 @@ COMMANDS: dict[str, Command] = {
     "given up by a person": GiveUp("stuck", EVIDENCE),
     "progress": Progress(MINE, "half", 0.5),
     "progress told from outside": Progress(None, "half", None),
-    "save": Save(MINE, 12),
+    "save": Save(MINE, {"bytes": 12}),
+    "retry": Retry(MINE, FAILURE, LATER),
+    "expire": Expire(owner_id=1, failure=FAILURE),
+    "expire under another owner": Expire(owner_id=2, failure=FAILURE),
+    "retry a step": RetryStep(MINE, STEP),
+    "wait": Wait(MINE, "signal 'go'"),
+    "go on": GoOn(MINE),
+    "signal": Signal(SIGNAL),
     "notify": Notify(MINE, NOTE),
     "notify of the store": Notify(None, NOTE),
     "move": Move("desktop:s2"),
@@ -100,6 +116,13 @@ given up by a person           | released > pending 1/-/0    | released > pendin
 progress                       | stale                       | progress > running 1/1/0                  | progress > waiting 1/1/0                  | progress > cancel_requested 1/1/0    | superseded                    | superseded                 | superseded                    | superseded
 progress told from outside     | progress > pending 1/1/0    | progress > running 1/1/0                  | progress > waiting 1/1/0                  | progress > cancel_requested 1/1/0    | superseded                    | superseded                 | superseded                    | superseded
 save                           | stale                       | saved > running 1/1/0                     | saved > waiting 1/1/0                     | saved > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
+retry                          | stale                       | retry_scheduled > pending 1/1/1           | retry_scheduled > pending 1/1/1           | failed > failed 1/1/0                | superseded                    | superseded                 | superseded                    | superseded
+expire                         | failed > failed 1/1/0       | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+expire under another owner     | superseded                  | superseded                                | superseded                                | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+retry a step                   | stale                       | retry_scheduled > running 1/1/0           | retry_scheduled > waiting 1/1/0           | retry_scheduled > cancel_requested 1/1/0 | superseded                    | superseded                 | superseded                    | superseded
+wait                           | stale                       | state_changed > waiting 1/1/0             | state_changed > waiting 1/1/0             | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+go on                          | stale                       | unchanged                                 | state_changed > running 1/1/0             | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+signal                         | signalled > pending 1/1/0   | signalled > running 1/1/0                 | signalled > waiting 1/1/0                 | signalled > cancel_requested 1/1/0   | superseded                    | superseded                 | superseded                    | superseded
 notify                         | stale                       | noted > running 1/1/0                     | noted > waiting 1/1/0                     | noted > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
 notify of the store            | noted > pending 1/1/0       | noted > running 1/1/0                     | noted > waiting 1/1/0                     | noted > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
 move                           | transferred > pending 1/1/0 | transferred > running 1/1/0               | transferred > waiting 1/1/0               | transferred > cancel_requested 1/1/0 | transferred > completed 1/1/0 | transferred > failed 1/1/0 | transferred > cancelled 1/1/0 | transferred > abandoned 1/1/0
@@ -180,7 +203,7 @@ DETAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
             "started_at": NOW,
             "updated_at": NOW,
         },
-        {"previous_owner_id": 1},
+        {"previous_owner_id": 1, "ended_by": "crash"},
     ),
     ("release", "running", {"state": "pending", "owner_id": None, "updated_at": NOW}, {"reason": "closed"}),
     (
@@ -232,6 +255,29 @@ DETAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
     ("progress", "running", {"progress": "half", "fraction": 0.5, "updated_at": NOW}, None),
     ("progress told from outside", "pending", {"progress": "half", "updated_at": NOW}, None),
     ("save", "running", {"updated_at": NOW}, {"bytes": 12}),
+    (
+        "retry",
+        "running",
+        {
+            "state": "pending",
+            "not_before": LATER,
+            "last_error": FAILURE,
+            "attempts_spent": 1,
+            "updated_at": NOW,
+        },
+        {"ended_by": "failure"},
+    ),
+    (
+        "retry",
+        "cancel_requested",
+        {"state": "failed", "failure": FAILURE, "updated_at": NOW, "completed_at": NOW},
+        None,
+    ),
+    ("expire", "pending", {"state": "failed", "failure": FAILURE, "updated_at": NOW, "completed_at": NOW}, None),
+    ("retry a step", "running", {"updated_at": NOW}, STEP),
+    ("wait", "running", {"state": "waiting", "waiting_for": "signal 'go'", "updated_at": NOW}, None),
+    ("go on", "waiting", {"state": "running", "updated_at": NOW}, None),
+    ("signal", "pending", {"updated_at": NOW}, SIGNAL),
     ("notify", "running", {"updated_at": NOW}, NOTE),
     ("move", "running", {"scope": "desktop:s2"}, None),
     ("move", "completed", {"scope": "desktop:s2"}, None),
@@ -261,8 +307,12 @@ def fenced(attempt: int, owner_id: int) -> list[Command]:
         Complete(fence, "1"),
         Fail(fence, FAILURE),
         Progress(fence, "half", None),
-        Save(fence, 1),
+        Save(fence, {"bytes": 1}),
         Notify(fence, NOTE),
+        Retry(fence, FAILURE, LATER),
+        RetryStep(fence, STEP),
+        Wait(fence, "signal 'go'"),
+        GoOn(fence),
     ]
 
 
@@ -294,7 +344,7 @@ def test_a_body_cannot_write_once_its_row_is_only_claimed(command: Command) -> N
 
 
 @pytest.mark.parametrize("state", EXECUTING)
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1)[1:], ids=lambda command: type(command).__name__)
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1)[1:-2], ids=lambda command: type(command).__name__)
 def test_the_current_attempt_may_write(command: Command, state: str) -> None:
     assert isinstance(decide(row(state), command, NOW), Change)
 
@@ -328,6 +378,9 @@ def test_a_transfer_changes_the_scope_and_nothing_else_whatever_the_state(state:
         Claim(2, crashed=True),
         Release("closed"),
         Release("unknown_function", crashed=True),
+        Wait(MINE, "signal 'go'"),
+        GoOn(MINE),
+        Expire(1, FAILURE),
     ],
     ids=repr,
 )
@@ -437,26 +490,222 @@ def test_progress_that_tells_nothing_writes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
-def test_only_a_crash_spends_an_attempt(command: str, state: str, expected: str) -> None:
+def test_only_a_crash_and_a_failure_that_is_tried_again_spend_an_attempt(
+    command: str, state: str, expected: str
+) -> None:
     decision = decide(row(state), COMMANDS[command], NOW)
 
     assert isinstance(decision, Change)
-    assert decision.columns.get("attempts_spent", 0) == (1 if "after a crash" in command else 0)
+    spends = "after a crash" in command or expected.startswith("retry_scheduled > pending")
+    assert decision.columns.get("attempts_spent", 0) == (1 if spends else 0)
+
+
+# --- tried again after a failure ------------------------------------------------------------------------------------
+
+
+def decided(task: Task, command: Command) -> Change:
+    decision = decide(task, command, NOW)
+    assert isinstance(decision, Change)
+    return decision
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        row("running", attempt=3, attempts_spent=2),
+        row("running", max_attempts=1),
+        row("running", deadline=LATER),
+        row("running", deadline=NOW),
+        row("cancel_requested"),
+    ],
+    ids=["the last attempt", "one attempt", "due at the deadline", "due after the deadline", "to be cancelled"],
+)
+def test_a_failure_is_for_good_where_no_other_attempt_may_follow(task: Task) -> None:
+    change = decided(task, Retry(Fence(task.attempt, 1), FAILURE, LATER))
+
+    assert change == Change(
+        EventType.FAILED, {"state": "failed", "failure": FAILURE, "updated_at": NOW, "completed_at": NOW}
+    )
+
+
+def test_a_failure_is_tried_again_while_attempts_and_time_are_left() -> None:
+    task = row("running", attempt=2, attempts_spent=1, deadline="2024-05-01T10:00:09.001Z")
+
+    change = decided(task, Retry(Fence(2, 1), FAILURE, LATER))
+
+    assert (change.type, change.columns["attempts_spent"]) == (EventType.RETRY_SCHEDULED, 2)
+
+
+def test_a_task_waits_for_its_retry_under_the_owner_that_runs_it() -> None:
+    after = row("running")._replace(**decided(row("running"), Retry(MINE, FAILURE, LATER)).columns)
+
+    assert (after.state, after.owner_id, after.attempt, after.failure) == ("pending", 1, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "command"),
+    [
+        ("pending", Start(1, 1)),
+        ("running", Complete(MINE, "1")),
+        ("running", Save(MINE, {"bytes": 1})),
+        ("running", Retry(MINE, '{"type":"Another"}', LATER)),
+    ],
+    ids=["started", "completed", "saved", "failed again"],
+)
+def test_the_last_error_stays_until_there_is_another(state: str, command: Command) -> None:
+    task = row(state, last_error=FAILURE)
+
+    after = task._replace(**decided(task, command).columns)
+
+    assert after.last_error == ('{"type":"Another"}' if isinstance(command, Retry) else FAILURE)
+
+
+def test_a_retry_that_comes_after_the_end_changes_nothing() -> None:
+    assert decide(row("completed"), Retry(MINE, FAILURE, LATER), NOW) == Refused(Verdict.SUPERSEDED)
+
+
+# --- what is true of a state alone ----------------------------------------------------------------------------------
+
+LEAVES_PENDING = ["start", "reattach what was pending", "request cancel", "give up", "abandon", "expire"]
+STAYS_PENDING = ["claim what was pending", "release", "given up by a person", "progress told from outside", "signal"]
+
+
+@pytest.mark.parametrize("command", LEAVES_PENDING)
+def test_when_a_retry_is_due_is_forgotten_once_the_task_waits_for_it_no_more(command: str) -> None:
+    task = row("pending", not_before=LATER)
+
+    after = task._replace(**decided(task, COMMANDS[command]).columns)
+
+    assert (after.state == "pending", after.not_before) == (False, None)
+
+
+@pytest.mark.parametrize("command", [*STAYS_PENDING, "notify of the store", "move"])
+def test_a_task_that_stays_pending_keeps_when_its_retry_is_due(command: str) -> None:
+    task = row("pending", not_before=LATER)
+
+    after = task._replace(**decided(task, COMMANDS[command]).columns)
+
+    assert (after.state, after.not_before) == ("pending", LATER)
+
+
+def test_every_change_of_what_is_pending_says_whether_it_waits_on() -> None:
+    changing = {name for name, state, _ in CHANGES if state == "pending"}
+
+    assert changing == {*LEAVES_PENDING, *STAYS_PENDING, "notify of the store", "move"}
+
+
+STAYS_WAITING = [
+    "progress",
+    "progress told from outside",
+    "save",
+    "retry a step",
+    "notify",
+    "notify of the store",
+    "signal",
+    "move",
+]
+
+
+@pytest.mark.parametrize(
+    "command", [name for name, state, _ in CHANGES if state == "waiting" and name not in {*STAYS_WAITING, "wait"}]
+)
+def test_what_is_waited_for_is_forgotten_with_the_waiting(command: str) -> None:
+    task = row("waiting", waiting_for="signal 'stop'")
+
+    after = task._replace(**decided(task, COMMANDS[command]).columns)
+
+    assert (after.state == "waiting", after.waiting_for) == (False, None)
+
+
+@pytest.mark.parametrize("command", STAYS_WAITING)
+def test_a_task_that_waits_on_says_what_for(command: str) -> None:
+    task = row("waiting", waiting_for="signal 'stop'")
+
+    after = task._replace(**decided(task, COMMANDS[command]).columns)
+
+    assert (after.state, after.waiting_for) == ("waiting", "signal 'stop'")
+
+
+def test_a_task_that_waits_for_something_else_says_so() -> None:
+    change = decided(row("waiting", waiting_for="signal 'stop'"), Wait(MINE, "signal 'go'"))
+
+    assert change.columns["waiting_for"] == "signal 'go'"
+
+
+def test_waiting_for_the_same_again_writes_nothing() -> None:
+    task = row("waiting", waiting_for="signal 'go'")
+
+    assert decide(task, Wait(MINE, "signal 'go'"), NOW) == Refused(Verdict.UNCHANGED)
+
+
+@pytest.mark.parametrize(("command", "state", "expected"), WRITES)
+def test_no_change_makes_a_row_the_file_would_refuse(command: str, state: str, expected: str) -> None:
+    task = row(
+        state,
+        not_before=LATER if state == "pending" else None,
+        waiting_for="signal 'stop'" if state == "waiting" else None,
+    )
+
+    after = task._replace(**decided(task, COMMANDS[command]).columns)
+
+    assert after.not_before is None or after.state == "pending"
+    assert after.waiting_for is None or after.state == "waiting"
+
+
+# --- what an event tells of an end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+def test_an_event_tells_a_crash_from_a_failure_and_both_from_everything_else(
+    command: str, state: str, expected: str
+) -> None:
+    told = decided(row(state), COMMANDS[command]).detail or {}
+
+    if "after a crash" in command:
+        assert told["ended_by"] == "crash"
+    elif expected.startswith("retry_scheduled > pending"):
+        assert told["ended_by"] == "failure"
+    else:
+        assert "ended_by" not in told
+
+
+# --- the version of the code ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "here", "columns"),
+    [
+        (None, "2", {"version": "2"}),
+        ("1", "2", {"version": "2"}),
+        ("2", None, {"version": None}),
+        ("2", "2", {}),
+        (None, None, {}),
+    ],
+)
+@pytest.mark.parametrize("reattach", [True, False])
+def test_a_start_notes_the_version_of_the_code_if_it_is_another(
+    before: str | None, here: str | None, columns: dict[str, str | None], reattach: bool
+) -> None:
+    change = decided(row("pending", version=before), Start(1, 1, reattach=reattach, version=here))
+
+    assert {name: value for name, value in change.columns.items() if name == "version"} == columns
 
 
 # --- recovery: the managed rows of the table, first match wins ------------------------------------------------------
 
 
-def recovered(task: Task, *, known: bool = True, slot: bool = True) -> Command:
-    return lifecycle.recover(task, owner_id=2, known=known, slot=slot, evidence=EVIDENCE)
+def recovered(task: Task, *, known: bool = True, slot: bool = True, version: str | None = None) -> Command:
+    return lifecycle.recover(task, owner_id=2, known=known, slot=slot, evidence=EVIDENCE, now=NOW, version=version)
 
 
 COROUTINE = {"function": None, "recovery": "owner_bound", "arguments": None, "max_attempts": 1}
 BOUND = {"recovery": "owner_bound"}
 LAST = {"attempts_spent": 2, "attempt": 3}
 NEVER = {"attempt": 0, "started_at": None}
+LATE = {"deadline": BEFORE}
+TOO_LATE = lifecycle.deadline_passed(BEFORE)
 
-RECOVERY: list[tuple[str, Task, dict[str, bool], Command | type[Command]]] = [
+RECOVERY: list[tuple[str, Task, dict[str, Any], Command | type[Command]]] = [
     ("cancel requested", row("cancel_requested"), {}, ConfirmCancel(None)),
     ("cancel requested, known to nobody", row("cancel_requested"), {"known": False}, ConfirmCancel(None)),
     ("cancel requested, attempts spent", row("cancel_requested", **LAST), {}, ConfirmCancel(None)),
@@ -484,13 +733,37 @@ RECOVERY: list[tuple[str, Task, dict[str, bool], Command | type[Command]]] = [
     ("bound, running, unknown", row("running", **BOUND), {"known": False}, Abandon(EVIDENCE)),
     ("a coroutine, running", row("running", **COROUTINE), {}, Abandon(EVIDENCE)),
     ("a coroutine, never started", row("pending", **COROUTINE, **NEVER), {}, Abandon(EVIDENCE)),
+    # a deadline
+    ("cancel requested, too late", row("cancel_requested", **LATE), {}, ConfirmCancel(None)),
+    ("rerun, running, too late", row("running", **LATE), {}, Fail(None, TOO_LATE, crashed=True)),
+    ("rerun, waiting, too late", row("waiting", **LATE), {}, Fail(None, TOO_LATE, crashed=True)),
+    ("rerun, pending, too late", row("pending", **LATE), {}, Fail(None, TOO_LATE)),
+    ("rerun, free, too late", row("pending", owner_id=None, **LATE), {}, Fail(None, TOO_LATE)),
+    ("rerun, too late, no slot", row("pending", **LATE), {"slot": False}, Fail(None, TOO_LATE)),
+    ("rerun, too late, unknown", row("running", **LATE), {"known": False}, Fail(None, TOO_LATE, crashed=True)),
+    ("rerun, at the deadline", row("pending", deadline=NOW), {}, Fail),
+    ("rerun, before the deadline", row("running", deadline=LATER), {}, Start(2, 1, reattach=True, crashed=True)),
+    ("bound, running, too late", row("running", **BOUND, **LATE), {}, Abandon(EVIDENCE)),
+    ("bound, never started, too late", row("pending", **BOUND, **NEVER, **LATE), {}, Fail(None, TOO_LATE)),
+    # a retry that is due at a time
+    ("retry, not due", row("pending", not_before=LATER), {}, Claim(2, crashed=False)),
+    ("retry, not due, free", row("pending", not_before=LATER, owner_id=None), {}, Claim(2, crashed=False)),
+    ("retry, not due, no slot", row("pending", not_before=LATER), {"slot": False}, Claim(2, crashed=False)),
+    ("retry, due now", row("pending", not_before=NOW), {}, Start(2, 1, reattach=True)),
+    ("retry, overdue", row("pending", not_before=BEFORE), {}, Start(2, 1, reattach=True)),
+    ("retry, due, no slot", row("pending", not_before=BEFORE), {"slot": False}, Claim(2, crashed=False)),
+    ("retry, unknown", row("pending", not_before=LATER), {"known": False}, Release("unknown_function")),
+    ("retry, not due, too late", row("pending", not_before=LATER, **LATE), {}, Fail(None, TOO_LATE)),
+    # the version of the code
+    ("version, running", row("running"), {"version": "2"}, Start(2, 1, reattach=True, crashed=True, version="2")),
+    ("version, pending, no slot", row("pending"), {"version": "2", "slot": False}, Claim(2, crashed=False)),
 ]
 
 
 @pytest.mark.parametrize(
     ("task", "asked", "expected"), [case[1:] for case in RECOVERY], ids=[case[0] for case in RECOVERY]
 )
-def test_recovery_follows_its_table(task: Task, asked: dict[str, bool], expected: Command | type[Command]) -> None:
+def test_recovery_follows_its_table(task: Task, asked: dict[str, Any], expected: Command | type[Command]) -> None:
     command = recovered(task, **asked)
 
     if isinstance(expected, type):
@@ -503,9 +776,10 @@ def test_recovery_follows_its_table(task: Task, asked: dict[str, bool], expected
 def test_what_recovery_chooses_is_never_refused_but_for_a_row_that_is_free_already(task: Task) -> None:
     for known in (True, False):
         for slot in (True, False):
-            decision = decide(task, recovered(task, known=known, slot=slot), NOW)
+            command = recovered(task, known=known, slot=slot)
+            decision = decide(task, command, NOW)
 
-            free = task.owner_id is None and not known
+            free = task.owner_id is None and isinstance(command, Release)
             assert decision == Refused(Verdict.UNCHANGED) if free else isinstance(decision, Change)
 
 
@@ -515,6 +789,27 @@ def test_a_task_out_of_attempts_fails_by_the_name_of_it() -> None:
     assert isinstance(command, Fail)
     assert (command.fence, command.crashed) == (None, True)
     assert json.loads(command.failure)["type"] == "AttemptsExhausted"
+
+
+def test_a_task_out_of_attempts_says_so_also_when_it_is_too_late() -> None:
+    command = recovered(row("running", attempt=3, attempts_spent=2, deadline=BEFORE))
+
+    assert isinstance(command, Fail)
+    assert json.loads(command.failure)["type"] == "AttemptsExhausted"
+
+
+def test_a_task_that_is_too_late_fails_by_a_timeout_that_names_its_deadline() -> None:
+    failure = json.loads(lifecycle.deadline_passed(BEFORE))
+
+    assert (failure["type"], failure["traceback"]) == ("Timeout", None)
+    assert BEFORE in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("not_before", "early"), [(None, False), (BEFORE, False), (NOW, False), (LATER, True)], ids=repr
+)
+def test_a_retry_is_early_until_it_is_due(not_before: str | None, early: bool) -> None:
+    assert lifecycle.is_early(row("pending", not_before=not_before), NOW) is early
 
 
 def test_attempts_ended_by_a_clean_close_do_not_count_against_the_maximum() -> None:
@@ -546,6 +841,8 @@ def _event(seq: int, kind: str, attempt: int, data: dict[str, Any], scope: str =
     }
 
 
+CRASHED = {"previous_owner_id": 1, "ended_by": "crash"}
+
 HISTORY = [
     _event(
         1,
@@ -568,13 +865,16 @@ HISTORY = [
             "close_policy": "transfer",
             "idempotency_key": "once",
             "notify_on_end": 1,
+            "version": "1",
+            "timeout": 30.0,
+            "deadline": "2024-05-02T00:00:00.000Z",
             "handle_id": "h-1",
         },
     ),
     _event(2, "started", 1, {"state": "running", "owner_id": 1}),
     _event(3, "progress", 1, {"progress": "half", "fraction": 0.5}),
     _event(4, "saved", 1, {"bytes": 12}),
-    _event(5, "reattached", 2, {"state": "running", "owner_id": 2, "attempts_spent": 1, "previous_owner_id": 1}),
+    _event(5, "reattached", 2, {"state": "running", "owner_id": 2, "attempts_spent": 1, **CRASHED, "version": "2"}),
     _event(
         6,
         "cancel_requested",
@@ -624,6 +924,12 @@ def test_folding_a_history_gives_the_row() -> None:
         "has_callback": 0,
         "callback_begun_at": None,
         "callback_error": None,
+        "version": "2",
+        "timeout": 30.0,
+        "deadline": "2024-05-02T00:00:00.000Z",
+        "not_before": None,
+        "last_error": None,
+        "waiting_for": None,
     }
 
 
@@ -661,6 +967,29 @@ def test_folding_a_transfer_changes_the_scope_and_no_time() -> None:
     before, after = fold(HISTORY[:2]), fold([*HISTORY[:2], _event(3, "transferred", 1, {}, scope="desktop:s2")])
 
     assert after == {**before, "scope": "desktop:s2"}
+
+
+def test_folding_a_retry_gives_what_it_waits_for_and_its_start_takes_that_away() -> None:
+    error = {"type": "ValueError", "message": "no", "traceback": None}
+    put_off = {"state": "pending", "not_before": LATER, "last_error": error, "attempts_spent": 1, "ended_by": "failure"}
+    scheduled = [*HISTORY[:2], _event(3, "retry_scheduled", 1, put_off)]
+
+    waits = fold(scheduled)
+    runs = fold([*scheduled, _event(4, "started", 2, {"state": "running", "not_before": None})])
+
+    assert (waits["state"], waits["not_before"], waits["last_error"]) == ("pending", LATER, error)
+    assert (runs["state"], runs["not_before"], runs["last_error"], runs["attempts_spent"]) == (
+        "running",
+        None,
+        error,
+        1,
+    )
+
+
+def test_folding_a_step_or_a_signal_changes_the_time_and_nothing_else() -> None:
+    told = [_event(3, "saved", 1, STEP), _event(4, "signalled", 1, SIGNAL), _event(5, "retry_scheduled", 1, STEP)]
+
+    assert fold([*HISTORY[:2], *told]) == {**fold(HISTORY[:2]), "updated_at": told[-1]["at"]}
 
 
 def test_folding_a_note_changes_the_time_and_nothing_else() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import pytest
 from pydantic import BaseModel, Field
@@ -27,12 +28,17 @@ from lash_store.errors import (
     UnknownFunction,
 )
 from lash_store.models import Recovery
-from lash_store.registry import Function, Registry, to_json
+from lash_store.policies import NO_RETRY, Backoff, RetryRule
+from lash_store.registry import Function, Registry, result_adapter, to_json
+from tests.unit.task_rows import managed
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from lash_store import TaskContext
 
 CONTEXT = object()
+T = TypeVar("T")
 
 
 def add(body: Callable[..., Awaitable[Any]], name: str | None = None) -> Function:
@@ -404,7 +410,6 @@ def test_a_function_is_found_by_its_name_and_by_itself() -> None:
 
     assert registry.by_name("of_model") is function
     assert registry.by_body(of_model) is function
-    assert registry.names == {"of_model"}
     assert (function.recovery, function.max_attempts) == (Recovery.OWNER_BOUND, 7)
 
 
@@ -473,7 +478,7 @@ def test_a_function_that_cannot_be_a_task_is_refused_when_it_is_registered(body:
 
     with pytest.raises(FunctionError, match="'work'"):
         registry.add(body, recovery=Recovery.RERUN, name="work", max_attempts=1)
-    assert registry.names == frozenset()
+    assert registry.by_name("work") is None
 
 
 def test_work_of_others_is_not_registered_as_a_function() -> None:
@@ -551,7 +556,7 @@ def test_a_function_decorated_in_another_module_finds_its_own_annotations() -> N
 def test_sets_are_written_in_one_order_whatever_pythons_hashes_are() -> None:
     async def work(task: Any, words: set[str], nested: dict[str, list[frozenset[int]]], plain: Any) -> None: ...
 
-    function = Function("work", work, Recovery.RERUN, 1)
+    function = Function("work", work, Recovery.RERUN, NO_RETRY)
 
     written = json.loads(function.bind(({"b", "c", "a"}, {"x": [frozenset({3, 1, 2})]}, {"z", "y"}), {}))
 
@@ -561,6 +566,260 @@ def test_sets_are_written_in_one_order_whatever_pythons_hashes_are() -> None:
 def test_arguments_are_written_in_the_order_of_the_signature() -> None:
     async def work(task: Any, a: int, b: int) -> None: ...
 
-    function = Function("work", work, Recovery.RERUN, 1)
+    function = Function("work", work, Recovery.RERUN, NO_RETRY)
 
     assert function.bind((), {"b": 2, "a": 1}) == function.bind((1, 2), {}) == function.bind((1,), {"b": 2})
+
+
+# --- tried again ----------------------------------------------------------------------------------------------------
+
+
+def test_a_function_that_says_nothing_is_tried_again_after_no_failure() -> None:
+    function = Registry().add(of_model, recovery=Recovery.RERUN)
+
+    assert function.retry == RetryRule(max_attempts=100, on=(), never_on=(), backoff=Backoff())
+    assert not function.retry.wants(ValueError())
+    assert (function.timeout, function.version, function.accepts) == (None, None, frozenset())
+
+
+def test_a_function_says_which_failures_are_worth_another_try_and_when() -> None:
+    function = Registry().add(
+        of_model,
+        recovery=Recovery.RERUN,
+        max_attempts=5,
+        retry_on=(OSError, ValueError),
+        no_retry_on=[FileNotFoundError],
+        backoff=Backoff(initial=3),
+        timeout=2.5,
+    )
+
+    assert function.retry == RetryRule(5, (OSError, ValueError), (FileNotFoundError,), Backoff(initial=3))
+    assert function.timeout == 2.5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"retry_on": "OSError"},
+        {"retry_on": [OSError, "ValueError"]},
+        {"retry_on": OSError()},
+        {"retry_on": int},
+        {"retry_on": BaseException},
+        {"no_retry_on": KeyboardInterrupt},
+        {"no_retry_on": asyncio.CancelledError},
+        {"backoff": 3},
+        {"backoff": {"initial": 3}},
+        {"max_attempts": 0},
+        {"max_attempts": True},
+        {"max_attempts": 1.5},
+        {"max_attempts": 2**31},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": math.nan},
+        {"timeout": math.inf},
+        {"timeout": "1"},
+        {"version": ""},
+        {"version": "a\0b"},
+        {"version": "x" * 257},
+        {"accepts": "1"},
+        {"accepts": {""}},
+        {"accepts": [1]},
+        {"version": 2},
+    ],
+    ids=repr,
+)
+def test_a_word_about_a_function_that_makes_no_sense_is_refused_when_it_is_registered(words: dict[str, Any]) -> None:
+    registry = Registry()
+
+    with pytest.raises((FunctionError, InvalidId), match=re.compile("of_model|version")):
+        registry.add(of_model, recovery=Recovery.RERUN, **words)
+    assert registry.by_name("of_model") is None
+
+
+# --- the version of the code ----------------------------------------------------------------------------------------
+
+
+def versioned(version: str | None, *accepts: str | None) -> Registry:
+    registry = Registry()
+    registry.add(of_model, recovery=Recovery.RERUN, name="index_repo", version=version, accepts=accepts)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("version", "accepts", "began", "goes_on"),
+    [
+        (None, (), None, True),
+        (None, (), "1", False),
+        ("2", (), "2", True),
+        ("2", (), "1", False),
+        ("2", (), None, False),
+        ("2", ("1",), "1", True),
+        ("2", ("1",), None, False),
+        ("2", ("1", None), None, True),
+        (None, ("1",), "1", True),
+        ("2", ("1",), "2", True),
+    ],
+)
+def test_code_goes_on_with_what_its_version_or_one_it_accepts_began(
+    version: str | None, accepts: tuple[str | None, ...], began: str | None, goes_on: bool
+) -> None:
+    registry = versioned(version, *accepts)
+
+    assert (registry.for_task(managed("running", version=began)) is not None) is goes_on
+    assert registry.by_name("index_repo").takes(began) is goes_on  # type: ignore[union-attr]
+
+
+def test_what_no_body_has_worked_on_is_any_versions() -> None:
+    registry = versioned("2")
+
+    assert registry.for_task(managed("pending", version="1", attempt=0)) is registry.by_name("index_repo")
+
+
+def test_what_a_body_of_another_version_has_worked_on_is_not_run_also_when_it_is_pending_again() -> None:
+    assert versioned("2").for_task(managed("pending", version="1", attempt=1)) is None
+
+
+def test_no_function_runs_a_task_that_has_none_or_one_nobody_registered() -> None:
+    registry = versioned(None)
+
+    assert registry.for_task(managed("pending", function=None)) is None
+    assert registry.for_task(managed("pending", function="another")) is None
+
+
+# --- what a checkpoint is -------------------------------------------------------------------------------------------
+
+
+class Context(Generic[T]):
+    """Stands for `TaskContext`, which this module imports for the type checker alone."""
+
+
+async def with_state(task: Context[Point]) -> None: ...
+
+
+async def with_plain_context(task: Context) -> None: ...  # type: ignore[type-arg]
+
+
+async def without_annotation(task) -> None: ...  # type: ignore[no-untyped-def]
+
+
+async def with_a_list(task: Context[list[Point]], value: int) -> None: ...
+
+
+def test_a_checkpoint_is_validated_as_the_functions_context_says() -> None:
+    adapter = add(with_state).checkpoint_adapter
+
+    assert adapter is not None
+    assert adapter.validate_json('{"x":1}') == Point(x=1)
+
+
+def test_a_checkpoint_may_be_of_any_type_pydantic_reads() -> None:
+    adapter = add(with_a_list).checkpoint_adapter
+
+    assert adapter is not None
+    assert adapter.validate_json('[{"x":1}]') == [Point(x=1)]
+
+
+@pytest.mark.parametrize("body", [with_plain_context, without_annotation, of_model])
+def test_a_function_that_does_not_say_what_its_checkpoint_is_has_none_validated(body: Any) -> None:
+    assert add(body).checkpoint_adapter is None
+
+
+def test_the_state_of_a_checkpoint_may_be_local_to_a_closure() -> None:
+    class Local(BaseModel):
+        x: int
+
+    async def body(task: Context[Local]) -> Any:
+        return Local
+
+    adapter = add(body).checkpoint_adapter
+
+    assert adapter is not None
+    assert adapter.validate_json('{"x":1}') == Local(x=1)
+
+
+async def with_unresolvable_state(task: Context[Missing]) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+async def with_opaque_state(task: Context[Opaque]) -> None: ...
+
+
+async def with_state_for_the_type_checker(task: Context[Decimal]) -> None: ...
+
+
+async def with_a_context_for_the_type_checker(task: TaskContext[Point]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        with_unresolvable_state,
+        with_opaque_state,
+        with_state_for_the_type_checker,
+        with_a_context_for_the_type_checker,
+    ],
+)
+def test_a_state_that_cannot_be_read_is_refused_when_the_function_is_registered(body: Any) -> None:
+    with pytest.raises(FunctionError, match=f"{body.__name__}.*checkpoint"):
+        add(body)
+
+
+# --- what a result is -----------------------------------------------------------------------------------------------
+
+
+def a_point(x: int) -> Point:
+    return Point(x=x)
+
+
+async def a_point_later(x: int) -> Point:
+    return Point(x=x)
+
+
+@functools.wraps(a_point)
+def wrapped_point(*args: Any) -> Any:
+    return a_point(*args)
+
+
+@pytest.mark.parametrize("fn", [a_point, a_point_later, wrapped_point])
+def test_a_result_is_read_as_the_functions_annotation_says(fn: Callable[..., Any]) -> None:
+    adapter = result_adapter(fn)
+
+    assert adapter is not None
+    assert adapter.validate_json('{"x":1}') == Point(x=1)
+
+
+def test_a_result_of_a_method_is_read_by_its_annotation() -> None:
+    class Maker:
+        def point(self) -> Point:
+            return Point(x=1)
+
+    adapter = result_adapter(Maker().point)
+
+    assert adapter is not None
+    assert adapter.validate_json('{"x":1}') == Point(x=1)
+
+
+def test_a_function_that_returns_none_says_so() -> None:
+    def nothing() -> None: ...
+
+    adapter = result_adapter(nothing)
+
+    assert adapter is not None
+    assert adapter.validate_json("null") is None
+
+
+def unannotated(x):  # type: ignore[no-untyped-def]
+    return x
+
+
+def opaque() -> Opaque: ...  # type: ignore[empty-body]
+
+
+def missing() -> Missing: ...  # type: ignore  # noqa: F821
+
+
+def for_the_type_checker() -> Decimal: ...  # type: ignore[empty-body]
+
+
+@pytest.mark.parametrize("fn", [unannotated, opaque, missing, for_the_type_checker, len, dict, object()])
+def test_a_result_nobody_can_tell_the_type_of_is_read_as_plain_json(fn: Any) -> None:
+    assert result_adapter(fn) is None
