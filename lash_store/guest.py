@@ -44,15 +44,16 @@ _MADE_ON: Final = frozenset(
         sqlite3.SQLITE_CREATE_TRIGGER,
         sqlite3.SQLITE_DROP_INDEX,
         sqlite3.SQLITE_DROP_TRIGGER,
-        sqlite3.SQLITE_ALTER_TABLE,
     }
 )
+_RESHAPING: Final = frozenset({sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_ALTER_TABLE})
 _READS: Final = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_REINDEX}
 )
 _HARMLESS_PRAGMAS: Final = frozenset(
     {
         "data_version",
+        "page_size",
         "table_info",
         "table_xinfo",
         "table_list",
@@ -65,6 +66,10 @@ _HARMLESS_PRAGMAS: Final = frozenset(
 _MODULES: Final = frozenset({"fts3", "fts4", "fts5", "fts5vocab", "rtree", "geopoly"})
 _UNSAFE_FUNCTIONS: Final = frozenset({"load_extension", "fts3_tokenizer", "writefile", "edit"})
 _SCHEMA_TABLES: Final = frozenset({"sqlite_master", "sqlite_schema"})
+_INTERNAL: Final = frozenset(
+    {*_SCHEMA_TABLES, "sqlite_temp_master", "sqlite_temp_schema", "sqlite_sequence", "quick_check"}
+)
+"""What SQLite touches by itself when a table is dropped or altered."""
 
 
 class GuestError(Exception):
@@ -118,6 +123,7 @@ class TransactConnection:
         self._thread = threading.get_ident()
         self._is_open = True
         self._refused: str | None = None
+        self._reshaping = False
         self.storages_own: sqlite3.Error | None = None
         self._changes = tx.connection.total_changes
 
@@ -139,7 +145,7 @@ class TransactConnection:
         if not self._is_open or threading.get_ident() != self._thread:
             raise StoreError("this connection is for the function it was given to, on its thread, while it runs")
         self.check()
-        self._refused = None
+        self._refused, self._reshaping = None, False
         try:
             rows = Rows(run())
         except sqlite3.Error as error:
@@ -175,6 +181,9 @@ class TransactConnection:
     def authorize(self, action: int, one: str | None, two: str | None, database: str | None, source: str | None) -> int:
         """Say whether a statement may do one thing; what SQLite asks while it prepares it."""
         if self._may(action, one or "", two or "", database):
+            if action in _RESHAPING:
+                # what SQLite itself does to that end comes after it, in the same statement
+                self._reshaping = True
             return sqlite3.SQLITE_OK
         self._refused = self._refused or (
             f"a function in a transaction of the store may not do this ({one or two or action})"
@@ -182,6 +191,11 @@ class TransactConnection:
         return sqlite3.SQLITE_DENY
 
     def _may(self, action: int, one: str, two: str, database: str | None) -> bool:
+        if self._reshaping and one.lower() in _INTERNAL:
+            return action in _WRITES or action in _READS or action == sqlite3.SQLITE_PRAGMA
+        if action == sqlite3.SQLITE_ALTER_TABLE:
+            # its database comes first, and in its place the column that goes
+            return one == "main" and not _is_ours(two)
         if database not in {None, "main"}:
             return False
         if action in _READS:
@@ -192,7 +206,7 @@ class TransactConnection:
         if action in _MADE:
             return not _is_ours(one)
         if action in _MADE_ON:
-            # of ALTER TABLE the table is the second, after its database; a UNIQUE in a new table makes an index of SQLite's name
+            # a UNIQUE in a new table makes an index of SQLite's name
             return not _is_ours(two) and (not _is_ours(one) or one.startswith("sqlite_autoindex_"))
         if action == sqlite3.SQLITE_FUNCTION:
             return two.lower() not in _UNSAFE_FUNCTIONS
@@ -230,6 +244,7 @@ def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: 
         GuestError: what it raised, with the storage's own errors left as they are.
     """
     connection = TransactConnection(tx)
+    shape = _shape(tx)
     tx.connection.set_authorizer(connection.authorize)
     try:
         result = fn(connection, *args, **kwargs)
@@ -240,6 +255,9 @@ def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: 
                 f"{getattr(fn, '__name__', fn)!r} must be a plain function: it runs in a transaction"
             )
         connection.check()
+        tx.connection.set_authorizer(None)
+        if _shape(tx) != shape:
+            _check_shape(tx)
         return result
     except BaseException as error:
         if error is connection.storages_own:
@@ -248,6 +266,35 @@ def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: 
     finally:
         tx.connection.set_authorizer(None)
         connection.close()
+
+
+def _shape(tx: Transaction) -> int:
+    """Return a number that changes with the schema."""
+    return int(tx.connection.execute("PRAGMA schema_version").fetchall()[0][0])
+
+
+_FOREIGN_KEYS: Final = """
+SELECT own.name, key."table" FROM sqlite_schema AS own, pragma_foreign_key_list(own.name) AS key WHERE own.type = 'table'
+"""
+
+
+def _check_shape(tx: Transaction) -> None:
+    """
+    Look at what the authorizer is not asked about: where the keys of new tables lead, and what tables were renamed to.
+
+    Raises:
+        StoreError: a key into the store's tables, which would have their changes fail, or a name the store needs.
+    """
+    for own, parent in tx.connection.execute(_FOREIGN_KEYS).fetchall():
+        if own not in metadata.tables and _is_ours(parent):
+            raise StoreError(
+                f"table {own!r} has a foreign key into the store's {parent!r}, whose changes it would hold up: "
+                "keep the task's number or id in a plain column"
+            )
+    known = {*metadata.tables, VERSION_TABLE}
+    for (name,) in tx.connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        if name not in known and _is_ours(name) and not name.startswith("sqlite_"):
+            raise StoreError(f"table {name!r} has a name that the store keeps for itself: choose another")
 
 
 _STORAGES_OWN: Final = frozenset(

@@ -39,7 +39,7 @@ class Backoff(_Policy):
         try:
             longest = min(self.maximum, self.initial * self.factor ** (failures - 1))
         except OverflowError:
-            longest = self.maximum
+            longest = self.maximum if self.initial else 0.0
         return longest * (1 - self.jitter * random.random())
 
 
