@@ -16,7 +16,15 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["tests.acceptance.processes", "lash_store.store", "lash_store.sessions", "alembic.command", "alembic.script"]
+    [
+        "tests.acceptance.processes",
+        "tests.acceptance.step_programs",
+        "tests.acceptance.wait_programs",
+        "lash_store.store",
+        "lash_store.sessions",
+        "alembic.command",
+        "alembic.script",
+    ]
 )
 
 
