@@ -681,7 +681,7 @@ async def test_a_family_that_is_interrupted_at_many_moments_loses_and_repeats_no
             await task.signal("go", 2)
     for moment in range(300):
         async with store:
-            await asyncio.sleep(moment % 10 / 200)
+            await asyncio.sleep(moment % 10 / 400)
             if not await store.count(TaskFilter(include_terminal=False)):
                 break
 
