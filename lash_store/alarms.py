@@ -53,6 +53,7 @@ class Alarms:
         self._wakes = float("inf")
         self._ahead = 0.0
         self._cancelled = 0
+        self._is_closed = False
 
     def at(self, when: float, call: Callable[[], None]) -> Alarm:
         """Have a function called at a time in seconds since the epoch; at once, on the loop, if that has passed."""
@@ -60,6 +61,8 @@ class Alarms:
         ahead = time.time() - now
         if not self._heap:
             self._ahead = ahead
+        if self._is_closed:
+            return Alarm(self, when, float("inf"), call)
         alarm = Alarm(self, when, now + max(0.0, when - time.time()), call)
         heapq.heappush(self._heap, (alarm.due, next(self._count), alarm))
         self._set_timer(now)
@@ -75,6 +78,7 @@ class Alarms:
 
     def close(self) -> None:
         """Call nothing any more."""
+        self._is_closed = True
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -36,7 +36,7 @@ class NewTask:
     What a task is born with.
 
     ``local`` cannot be written down: a coroutine object, or the cancel callback of external work. Its key counts in its session,
-    or, *keyed_by_parent*, among the children of its parent, wherever those are.
+    or, *keyed_by_parent*, among the children of its parent, wherever those are. *by_its_parent*: that one's body spawns it.
     """
 
     scope: Scope
@@ -58,6 +58,7 @@ class NewTask:
     idempotency_key: str | None = None
     notify_on_end: bool = False
     keyed_by_parent: bool = False
+    by_its_parent: bool = False
     version: str | None = None
     timeout: float | None = None
     deadline: str | None = None
@@ -65,7 +66,11 @@ class NewTask:
 
 def moved(new: NewTask, scope: Scope) -> NewTask:
     """Return what is to be born, in another session."""
-    return new if new.scope == scope else replace(new, scope=scope)
+    if new.scope == scope:
+        return new
+    if new.child_session_id == scope.session_id:
+        raise SessionError(f"task {new.id!r} cannot work in its own session: child_session_id names another")
+    return replace(new, scope=scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +213,7 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
         task = session_queries.child_by_key(tx, new.parent_seq, new.idempotency_key)
     else:
         task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
-    if task is None or (new.keyed_by_parent and _is_to_be_tried_again(tx, task)):
+    if task is None or (new.by_its_parent and task.parent_seq == new.parent_seq and _is_to_be_tried_again(tx, task)):
         return None
     if not _is_same_work(task, new):
         raise IdempotencyConflict(

@@ -66,7 +66,7 @@ class Body:
         self.may_be_retried = True
         self.is_live = True
         self.moved_at = 0
-        self._interrupts: set[Callable[[], object]] = set()
+        self._interrupts: dict[object, Callable[[], object]] = {}
         self._grace: asyncio.TimerHandle | None = None
         self._timeout: asyncio.TimerHandle | None = None
 
@@ -83,7 +83,7 @@ class Body:
             # nothing of it counts any more, however long it takes to end
             self.slot.end()
         self.stopping.set()
-        for interrupt in list(self._interrupts):
+        for interrupt in list(self._interrupts.values()):
             interrupt()
         if self._grace is not None:
             self._grace.cancel()
@@ -102,11 +102,13 @@ class Body:
         """
         if self.stopping.is_set():
             raise asyncio.CancelledError(f"the body is being stopped: {self.stop_reason}")
-        self._interrupts.add(interrupt)
+        # one wait may stand within another of the same caller
+        this = object()
+        self._interrupts[this] = interrupt
         try:
             yield
         finally:
-            self._interrupts.discard(interrupt)
+            del self._interrupts[this]
 
     async def wait(self, waiter: asyncio.Future[T]) -> T:
         """Wait for a future without the slot, until the body is to stop at most."""

@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Concatenate, Generic, ParamSpec, cast, overload
@@ -58,7 +59,8 @@ class TaskContext(Generic[State]):
     behind its `checkpoint` works as well: `save` says that what came before it is over.
 
     Every write names the attempt; once the row has moved on, it is refused with `StaleAttempt`, which should end the body. When
-    the task is to be cancelled, waits of the context end at once with `asyncio.CancelledError`.
+    the task is to be cancelled, waits of the context end at once with `asyncio.CancelledError`; one that stands in a task of an
+    `asyncio.TaskGroup` ends that task alone, so look at `cancel_requested` after the group.
 
     ``TaskContext[State]`` says what the checkpoint is: anything pydantic reads back from JSON.
     """
@@ -351,7 +353,7 @@ class TaskContext(Generic[State]):
     def _child_key(self, id: str | None) -> Callable[[str], str]:
         """Return what makes the key of a child out of the text that says what work it is."""
         if id is not None:
-            return lambda work: f"child:{id}"
+            return lambda work: f"child:={id}"
 
         def counted(work: str) -> str:
             number = self._spawned[work] = self._spawned.get(work, 0) + 1
@@ -364,7 +366,7 @@ class TaskContext(Generic[State]):
         if (current.attempt, current.owner_id) != self._body.fence or not current.is_executing:
             raise transitions.stale(current, self.attempt)
         # wherever it is by now
-        return births.moved(new, Scope.parse(current.scope))
+        return births.moved(replace(new, by_its_parent=True), Scope.parse(current.scope))
 
     # --- speaking to the session ---
 

@@ -117,6 +117,7 @@ class Recoverer:
         self._one_at_a_time = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._closed = False
+        self.latest = RecoveryReport()
 
     async def recover(self) -> RecoveryReport:
         """Take over what dead owners left, in one transaction; see `TaskStore.recover`."""
@@ -133,7 +134,10 @@ class Recoverer:
                 await self._bury(dead)
                 await self.look_for_peers()
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
-            return report.model_copy(update={"unreachable": unreachable})
+            report = report.model_copy(update={"unreachable": unreachable})
+            if report != RecoveryReport():
+                self.latest = report
+            return report
 
     def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int) -> RecoveryReport:
         if tx.forbidden is not None:
@@ -144,7 +148,7 @@ class Recoverer:
         before = len(tx.events)
         unknown: set[str] = set()
         versions: set[str] = set()
-        cut_off: list[int] = []
+        cut_off: dict[int, int] = {}
         for task in queries.live_tasks_left(tx, self._runtime):
             if task.may_rerun and self._registry.for_task(task) is None:
                 name = task.function or ""
@@ -152,9 +156,10 @@ class Recoverer:
                 if self._registry.by_name(name) is not None:
                     versions.add(f"{name}@{task.version or ''}")
             if task.is_executing:
-                cut_off.append(task.task_seq)
+                cut_off[task.task_seq] = task.attempt
             slots -= self._recover_task(tx, task, slots > 0)
-        in_flight = step_queries.steps_in_flight(tx, cut_off) if cut_off else []
+        begun = step_queries.steps_in_flight(tx, cut_off) if cut_off else []
+        in_flight = [step for step in begun if step.attempt == cut_off[step.task_seq]]
         return report_of(tx.events[before:]).model_copy(
             update={
                 "dead_owners": tuple(owner.owner_id for owner in dead),

@@ -236,7 +236,7 @@ class Runner:
         if task.not_before is not None and is_early(task, utc_text(time.time())):
             self._forget_alarm(self._early, task.task_seq)
             self._early[task.task_seq] = self.alarms.at(
-                _seconds(task.not_before), lambda: self._no_longer_early(task, reattach)
+                _seconds(task.not_before, otherwise=0.0), lambda: self._no_longer_early(task, reattach)
             )
         else:
             self._queued.setdefault(task.task_seq, (task, reattach))
@@ -248,7 +248,7 @@ class Runner:
 
     def _watch_deadline(self, task: Task, deadline: str) -> None:
         self._deadlines[task.task_seq] = self.alarms.at(
-            _seconds(deadline), lambda: self._expire(task.task_seq, deadline_passed(deadline))
+            _seconds(deadline, otherwise=float("inf")), lambda: self._expire(task.task_seq, deadline_passed(deadline))
         )
 
     def _expire(self, task_seq: int, failure: str) -> None:
@@ -403,12 +403,16 @@ class Runner:
         self._replaced.discard(body)
         if self._bodies.get(body.task_seq) is body:
             del self._bodies[body.task_seq]
-            if body.task.is_terminal or body.task.owner_id != self._owner_id or body.stop_reason is StopReason.STALE:
+            is_ours = body.task.owner_id == self._owner_id and body.stop_reason is not StopReason.STALE
+            if body.task.is_terminal or not (is_ours or self._awaits_start(body.task_seq)):
                 self._forget_alarm(self._deadlines, body.task_seq)
             # not from the queue: the row may have been given to this owner again
             self._close_coroutine(body.task_seq)
         body.slot.end()
         self._look_whether_idle()
+
+    def _awaits_start(self, task_seq: int) -> bool:
+        return task_seq in self._queued or task_seq in self._early or task_seq in self._starting
 
     def _look_whether_idle(self) -> None:
         if self._closing and not self._bodies and not self._replaced and not self._starting:
@@ -475,12 +479,10 @@ class Runner:
 
     # --- closing ---
 
-    async def detach(self, timeout: float | None) -> list[Task]:
-        """
-        Stop every body with reason *detach*, and wait up to *timeout* seconds for them to end; return those that did not.
-
-        What ended meanwhile is stored; the rest of the rows is for `transitions.end_owner`.
-        """
+    def close(self) -> None:
+        """Stop every body with reason *detach*, and start none any more."""
+        if self._closing:
+            return
         self._closing = True
         self.alarms.close()
         for body in list(self._bodies.values()):
@@ -488,6 +490,14 @@ class Runner:
                 body.abort()
             else:
                 body.stop(StopReason.DETACH)
+
+    async def detach(self, timeout: float | None) -> list[Task]:
+        """
+        Wait up to *timeout* seconds for the bodies to end that `close` has stopped; return those that did not.
+
+        What ended meanwhile is stored; the rest of the rows is for `transitions.end_owner`.
+        """
+        self.close()
         self._look_whether_idle()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -508,6 +518,9 @@ class Runner:
             body.stop(StopReason.STALE)
 
 
-def _seconds(at: str) -> float:
-    """Return a time of the file in seconds since the epoch."""
-    return datetime.fromisoformat(at).timestamp()
+def _seconds(at: str, *, otherwise: float) -> float:
+    """Return a time of the file in seconds since the epoch, *otherwise* if somebody's hand made it unreadable."""
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return otherwise

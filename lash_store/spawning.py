@@ -8,7 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -121,7 +121,8 @@ def _deadline(given: datetime | float) -> str:
     if isinstance(given, datetime):
         if given.tzinfo is None:
             raise ValueError(f"the deadline {given} has no time zone: datetime.now(UTC) has one")
-        return utc_text(given.timestamp())
+        # the years the file can write; datetime.max is somebody's word for none
+        return utc_text(min(max(given.timestamp(), 0.0), _END_OF_TIME))
     return utc_text(time.time() + check_seconds("deadline", given))
 
 
@@ -134,6 +135,7 @@ def _work(new: NewTask) -> str:
 
 
 _MOST_LABEL = 80
+_END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:

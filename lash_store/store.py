@@ -264,6 +264,9 @@ class TaskStore:
         core = self._open
         try:
             core.is_closing = True
+            if core.runner is not None:
+                # at once: a body that is refused something because of this must know why
+                core.runner.close()
             hidden.acknowledge_all(core)
             if core.writer is not None and self._close_timeout is not None:
                 core.writer.limit_patience(max(1.0, self._close_timeout))
@@ -523,6 +526,13 @@ class TaskStore:
         duplicate, bounded memory. The iteration ends when the store closes.
         """
         return self._open.feed.subscribe(after, scope=None if scope is None else as_scope(scope), types=types)
+
+    @property
+    def recovered(self) -> RecoveryReport:
+        """What the latest recovery that found something did: the one at open, a later one by itself, or one asked for."""
+        self._open.to_create()
+        assert self._recoverer is not None
+        return self._recoverer.latest
 
     async def recover(self) -> RecoveryReport:
         """

@@ -20,7 +20,7 @@ from .core import Core
 from .database import Transaction, utc_text
 from .errors import InvalidId
 from .memory import StepNote
-from .models import StepKind, StepState, check_id, check_seconds, check_text
+from .models import StepKind, StepState, StopReason, check_id, check_seconds, check_text
 from .step_queries import SignalRow, StepRow
 from .transitions import Outcome
 
@@ -123,8 +123,14 @@ class Waits:
         check_id("signal name", name)
         if timeout is not None:
             check_seconds("timeout", timeout)
-        async with asyncio.timeout(timeout), self._queues[name]:
-            row = await self._next(name)
+        async with asyncio.timeout(timeout) as limit, self._queues[name]:
+            # what is there is returned at any time-out
+            until = limit.when()
+            limit.reschedule(None)
+            row = await self._look(name)
+            if row is None:
+                limit.reschedule(until)
+                row = await self._next(name)
         within = receiving.get()
         if within is None:
             self._body.received.append(row.signal_seq)
@@ -136,14 +142,20 @@ class Waits:
     async def _next(self, name: str) -> SignalRow:
         while True:
             with self._core.feed.receiver(self._body.task_seq) as receiver:
-                if self._given_back[name]:
-                    return self._given_back[name].pop(0)
-                wanted = {"task_seq": self._body.task_seq, "name": name, "after": self._handed.get(name, 0)}
-                rows = await self._core.reader.rows(step_queries.NEXT_SIGNAL, wanted)
-                if rows:
-                    self._handed[name] = rows[0][0]
-                    return SignalRow._make(rows[0])
+                row = await self._look(name)
+                if row is not None:
+                    return row
                 await self._body.wait(receiver)
+
+    async def _look(self, name: str) -> SignalRow | None:
+        if self._given_back[name]:
+            return self._given_back[name].pop(0)
+        wanted = {"task_seq": self._body.task_seq, "name": name, "after": self._handed.get(name, 0)}
+        rows = await self._core.reader.rows(step_queries.NEXT_SIGNAL, wanted)
+        if not rows:
+            return None
+        self._handed[name] = rows[0][0]
+        return SignalRow._make(rows[0])
 
     def give_back(self, received: Sequence[SignalRow]) -> None:
         """Take signals back from who came to nothing: they are for who asks next."""
@@ -168,7 +180,7 @@ class Waits:
                     yield
             finally:
                 self._reasons.remove(reason)
-                if self._body.stop_reason is None:
+                if self._body.stop_reason in {None, StopReason.TIMEOUT}:
                     await self._show()
 
     async def _show(self) -> None:

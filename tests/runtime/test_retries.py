@@ -348,8 +348,6 @@ async def test_a_retry_keeps_its_time_when_its_row_is_freed_or_moved(
 async def test_what_happens_to_a_row_while_its_start_is_asked_for_does_not_bring_its_retry_forward(
     opened: Callable[..., Any], started: asyncio.Event, release: asyncio.Event, what: str
 ) -> None:
-    # BUG: told of a pending row whose start is on its way, the runner puts it into its queue again. There it stays while the
-    # body runs, and its next attempt is started from it at once, whatever `not_before` says.
     store = await opened(max_running=1)
     session, there = await store.session("s1"), await store.session("s2")
     attempts: list[int] = []
@@ -366,9 +364,10 @@ async def test_what_happens_to_a_row_while_its_start_is_asked_for_does_not_bring
     release.set()
     # one a tick, so that some are asked for while the end of the first task, which frees its slot, is being committed
     while not attempts:
-        places = (session, there) if len(asked) % 2 else (there, session)
-        ask = task.signal("a") if what == "signal" else places[0].transfer(places[1], ["t"])
-        asked.append(asyncio.create_task(ask))
+        if len(asked) < 300:
+            places = (session, there) if len(asked) % 2 else (there, session)
+            ask = task.signal("a") if what == "signal" else places[0].transfer(places[1], ["t"])
+            asked.append(asyncio.create_task(ask))
         await asyncio.sleep(0)
     await asyncio.gather(first, *asked, return_exceptions=True)
     await settled(store)
@@ -381,7 +380,6 @@ async def test_what_happens_to_a_row_while_its_start_is_asked_for_does_not_bring
 async def test_a_signal_to_work_of_an_earlier_owner_leaves_its_start_a_reattachment(
     new: Callable[..., TaskStore], path: Path
 ) -> None:
-    # BUG: what else happens to a claimed row before its time makes the runner forget that it goes on with earlier work
     store = new()
 
     @store.task(recovery=Recovery.RERUN, retry_on=ValueError, backoff=Backoff(initial=0.4, jitter=0))
@@ -463,8 +461,6 @@ async def test_a_failure_while_the_store_closes_is_retried_by_the_next_owner(
 
 
 async def test_a_closed_store_leaves_no_timer(new: Callable[..., TaskStore], started: asyncio.Event) -> None:
-    # BUG: a retry that is scheduled while the store closes sets a timer on alarms that were closed; it holds the store until
-    # its time has come
     store = new()
 
     @store.task(recovery=Recovery.RERUN, retry_on=ValueError, backoff=LATER)
@@ -826,8 +822,6 @@ async def test_a_deadline_in_the_past_lets_nothing_be_waited_for(opened: Callabl
 async def test_a_deadline_that_the_file_cannot_hold_spoils_nothing(
     new: Callable[..., TaskStore], caplog: pytest.LogCaptureFixture, deadline: datetime
 ) -> None:
-    # BUG: it is written with a year of five digits, or one, and then neither the runner, nor a reader, nor recovery can read it:
-    # no body starts that was committed beside it, and the store cannot be opened any more
     store = new()
 
     @store.task(recovery=Recovery.RERUN)
@@ -851,8 +845,6 @@ async def test_a_deadline_that_the_file_cannot_hold_spoils_nothing(
 async def test_a_row_that_was_freed_and_claimed_again_keeps_its_deadline(
     opened: Callable[..., Any], started: asyncio.Event, release: asyncio.Event
 ) -> None:
-    # BUG: when a body that was fenced out ends, the alarm of its row's deadline goes with it, though the row is this owner's
-    # again and waits for a slot
     store = await opened(max_running=1)
     session = await store.session("s1")
     let_go = asyncio.Event()

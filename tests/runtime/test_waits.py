@@ -375,7 +375,6 @@ WAYS = [
     "signal in a step",
     "waiting",
     "waiting beside",
-    # BUG: the inner block forgets what would interrupt the outer one, which then lasts until the grace is over
     "waiting again",
 ]
 
@@ -700,7 +699,6 @@ async def test_signals_that_race_with_timeouts_come_once_each(store: TaskStore, 
 
 
 async def test_a_signal_that_is_there_is_returned_at_any_timeout(store: TaskStore, session: SessionTasks) -> None:
-    # BUG: with timeout=0 nothing is ever received, not even what was sent long before
     @store.task(recovery=Recovery.RERUN)
     async def work(task: TaskContext) -> list[Any]:
         await task.signal("go")
@@ -843,7 +841,6 @@ async def test_what_a_step_received_is_behind_its_end(store: TaskStore, session:
 async def test_what_a_failed_step_received_is_behind_its_end(
     store: TaskStore, session: SessionTasks, path: Path
 ) -> None:
-    # BUG: the signals of a step that fails for good are remembered by nobody: even behind a save they come again, out of turn
     received: list[Any] = []
 
     @store.task(recovery=Recovery.RERUN)
@@ -1179,7 +1176,6 @@ async def test_a_waiting_row_is_taken_over_as_a_running_one_is(
 async def test_a_body_that_goes_on_though_its_time_is_up_waits_no_more(
     store: TaskStore, session: SessionTasks, release: asyncio.Event
 ) -> None:
-    # BUG: whatever stops a body, it is not shown as running again: the row says `waiting` until it has ended
     @store.task(recovery=Recovery.RERUN)
     async def work(task: TaskContext) -> str:
         with contextlib.suppress(asyncio.CancelledError):
