@@ -18,4 +18,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("xdist") or option.numprocesses is not None or option.usepdb:
         return
     if all((config.rootpath / argument).is_dir() for argument in map(Path, config.args)):
-        option.numprocesses = min(4, os.cpu_count() or 1)
+        # many tests wait for processes of their own
+        option.numprocesses = min(4, (os.cpu_count() or 1) + 1)
+        option.dist = "worksteal"
