@@ -14,18 +14,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from . import guest, memory, step_queries, transitions
+from . import guest, outcomes, transitions
 from .alarms import Alarm, Alarms
 from .births import Born
 from .bodies import Body, Escaped, current_body
-from .commands import Command, Complete, ConfirmCancel, Expire, Fail, Retry, Start
-from .database import Committed, Transaction, may_pass, utc_text
+from .commands import Command, Complete, Expire, Fail, Start
+from .database import Committed, may_pass, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
-    LimitExceeded,
-    ResultNotSerializable,
-    StepFailed,
     StorageError,
     StorageMoved,
     StoreClosed,
@@ -33,9 +30,9 @@ from .errors import (
 )
 from .failures import failure_of, told
 from .lifecycle import Task, deadline_passed, is_early
-from .models import CancelPolicy, EventType, StopReason, TaskState, Verdict
+from .models import CancelPolicy, EventType, StopReason, TaskState
 from .policies import Limits
-from .registry import Registry, to_json
+from .registry import Registry
 from .slots import Slot, Slots
 from .step_queries import Checkpoint
 from .transitions import Outcome
@@ -345,9 +342,8 @@ class Runner:
     def _ended(self, body: Body) -> None:
         """Store how a body ended; the one place that does."""
         body.forget_timers()
-        assert body.coroutine is not None
         try:
-            command = self._outcome(body, body.coroutine)
+            command = outcomes.outcome_of(body, self._limits)
         except Exception as error:
             log.exception("outcome_unreadable", extra={"task_seq": body.task_seq})
             command = Fail(body.fence, failure_of(RuntimeError(f"the outcome cannot be told: {type(error).__name__}")))
@@ -358,23 +354,11 @@ class Runner:
 
     def _store(self, body: Body, command: Command, pause: float) -> None:
         try:
-            stored = self._writer.submit(lambda tx: self._end(tx, body, command))
+            stored = self._writer.submit(lambda tx: outcomes.end(tx, body, command))
         except StoreError:
             self._forget_body(body)
         else:
             stored.add_done_callback(lambda future: self._stored(body, command, pause, future))
-
-    @staticmethod
-    def _end(tx: Transaction, body: Body, command: Command) -> Outcome:
-        if isinstance(command, Retry):
-            return memory.retry(tx, body.task, command)
-        outcome = transitions.transition(tx, body.task, command, fresh=False)
-        if isinstance(command, Complete) and outcome.verdict is Verdict.APPLIED:
-            for ending in body.endings:
-                guest.run_guest(tx, ending)
-            if body.received:
-                step_queries.take_signals(tx, body.received, body.fence.attempt)
-        return outcome
 
     def _stored(self, body: Body, command: Command, pause: float, future: asyncio.Future[Outcome]) -> None:
         """Forget the body, or try again for as long as the store is open: a full disk must not lose an outcome."""
@@ -383,7 +367,7 @@ class Runner:
         if refused is not None:
             # what was to be stored with the result could not be: the body has failed
             body.endings.clear()
-            self._store(body, self._failed(body, refused), pause)
+            self._store(body, outcomes.failed(body, refused), pause)
             return
         if isinstance(error, StorageError) and isinstance(command, Complete) and not may_pass(error):
             if not isinstance(error, CommitInDoubt | StorageMoved):
@@ -436,46 +420,6 @@ class Runner:
         if function is None:
             raise InvalidArguments(f"task {task.id!r} has no function this program knows: register {task.function!r}")
         return function.call(self._make_context(body), task.arguments or "{}")
-
-    def _outcome(self, body: Body, coroutine: asyncio.Task[Any]) -> Command | None:
-        """Say what to store for a body that has ended; None if it may store nothing."""
-        if body.stop_reason is StopReason.STALE:
-            _ = coroutine.cancelled() or coroutine.exception()
-            return None
-        if coroutine.cancelled():
-            if body.stop_reason is StopReason.CANCEL:
-                return ConfirmCancel(body.fence)
-            if body.stop_reason is StopReason.DETACH:
-                return None
-            if body.timed_out is not None and body.stop_reason is StopReason.TIMEOUT:
-                return self._try_again_or_fail(body, TimeoutError(), body.timed_out)
-            return Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
-        error = coroutine.exception()
-        if isinstance(error, Escaped):
-            error = error.error
-        if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
-            return None
-        if error is not None:
-            if body.timed_out is not None and body.stop_reason is StopReason.TIMEOUT:
-                return self._try_again_or_fail(body, TimeoutError(), body.timed_out)
-            return self._failed(body, error)
-        try:
-            what = f"the result of task {body.task.id!r}"
-            return Complete(body.fence, self._limits.check_payload(to_json(coroutine.result(), what), what))
-        except (ResultNotSerializable, LimitExceeded) as not_storable:
-            return Fail(body.fence, failure_of(not_storable))
-
-    def _failed(self, body: Body, error: BaseException) -> Command:
-        """Say what to store of what a body raised: that it is tried again, if its function says so, or how it failed."""
-        failure = error.failure.model_dump_json() if isinstance(error, StepFailed) else failure_of(error)
-        return self._try_again_or_fail(body, error, failure)
-
-    def _try_again_or_fail(self, body: Body, error: BaseException, failure: str) -> Command:
-        rule = None if body.function is None else body.function.retry
-        if rule is None or not rule.wants(error) or not body.may_be_retried:
-            return Fail(body.fence, failure)
-        pause = rule.backoff.delay(body.task.attempts_spent + 1)
-        return Retry(body.fence, failure, utc_text(time.time() + pause))
 
     # --- closing ---
 

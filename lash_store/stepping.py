@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
-import functools
-import hashlib
 import inspect
 import json
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import date, datetime, timedelta
-from datetime import time as time_of_day
-from decimal import Decimal
-from pathlib import PurePath
-from types import FunctionType
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Any
-from uuid import UUID
-from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, TypeAdapter
-
-from . import database, guest, memory, step_queries, transitions
+from . import database, guest, memory, recall, step_queries, transitions
 from .bodies import Body, Escaped, receiving
 from .core import Core
 from .database import Transaction, utc_text
@@ -40,17 +28,13 @@ from .errors import (
     StorageMoved,
     StoreClosed,
     StoreError,
-    TaskAbandoned,
-    TaskCancelled,
-    TaskError,
-    TaskFailed,
 )
 from .failures import failure_of
 from .guest import GuestError
 from .memory import StepNote
-from .models import Evidence, Failure, StepKind, StepState, StopReason, Verdict, check_id
+from .models import StepKind, StepState, StopReason, Verdict, check_id
 from .policies import RetryRule
-from .registry import result_adapter, to_json
+from .registry import to_json
 from .step_queries import SignalRow, StepRow
 from .threads import in_thread
 from .transitions import Outcome
@@ -129,7 +113,7 @@ class Steps:
             if inspect.iscoroutine(fn):
                 fn.close()
             raise InvalidArguments(f"step {name!r} is given a function to call, not {type(fn).__name__}")
-        used = self._use(StepKind.STEP, name, _digest(args, kwargs))
+        used = self._use(StepKind.STEP, name, recall.digest(args, kwargs))
         async with used.lock or asyncio.Lock():
             await self._settle(used)
             before = await self._before(StepKind.STEP, name, used)
@@ -144,20 +128,20 @@ class Steps:
             text = await self._try(
                 used, name, before, lambda: self._call(fn, args, kwargs, timeout), fn, rule, at_most_once
             )
-            return _typed(fn, text, name)
+            return recall.typed(fn, text, name)
 
     async def transact(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what a step on this file came to, running it unless that is remembered; see `TaskContext.transact`."""
         if not callable(fn) or inspect.iscoroutinefunction(fn):
             raise InvalidArguments(f"step {name!r}: transact() is given a plain function, which runs in a transaction")
         body, begun_at = self._body, utc_text(time.time())
-        used = self._use(StepKind.TRANSACT, name, _digest(args, kwargs))
+        used = self._use(StepKind.TRANSACT, name, recall.digest(args, kwargs))
         what = f"the result of step {name!r} of task {body.task.id!r}"
 
         def work(tx: Transaction) -> str:
             try:
                 text = to_json(guest.run_guest(tx, fn, *args, **kwargs), what)
-                _typed(fn, text, name)
+                recall.typed(fn, text, name)
                 return self._core.limits.check_payload(text, what)
             except (ResultNotSerializable, LimitExceeded) as error:
                 raise GuestError(error) from error
@@ -221,11 +205,11 @@ class Steps:
 
     def _again(self, row: StepRow, fn: Callable[..., Any]) -> Any:
         if row.state == StepState.DONE:
-            return _typed(fn, row.value, row.name)
+            return recall.typed(fn, row.value, row.name)
         failure, again = step_queries.failure_of_step(row.failure or "{}")
         message = f"step {row.name!r} failed in attempt {row.attempt}: {failure.type}: {failure.message}"
         told = StepFailed(message, task_id=self._body.task.id, failure=failure)
-        raised = _raised_again(failure, again)
+        raised = recall.as_before(failure, again)
         if raised is None:
             raise told
         raise raised from told
@@ -256,7 +240,7 @@ class Steps:
                 result = await self._once(begun, call, received, at_most_once=at_most_once)
                 has_result = True
                 text = self._core.limits.check_payload(to_json(result, what), what)
-                _typed(fn, text, name)
+                recall.typed(fn, text, name)
             except Exception as error:
                 if body.stop_reason not in {None, StopReason.CANCEL} or isinstance(error, _NOT_ITS_OWN):
                     self._give_back(received)
@@ -334,7 +318,7 @@ class Steps:
         received: Sequence[SignalRow] = (),
     ) -> StepNote:
         said = json.loads(failure_of(error))
-        said["again"] = _to_raise_again(error)
+        said["again"] = recall.to_raise_again(error)
         return StepNote(
             kind,
             name,
@@ -399,119 +383,3 @@ def _put_off(failed: StepNote, wake_at: float) -> StepNote:
         begun_at=failed.begun_at,
         wake_at=utc_text(wake_at),
     )
-
-
-def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
-    """Return what tells arguments from others; None if they cannot be written down. Nothing is taken out of an iterator."""
-    try:
-        text = json.dumps([args, kwargs], sort_keys=True, default=_stand_in)
-    except Exception:
-        return None
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _stand_in(value: Any) -> Any:
-    """Return what stands for a value that JSON does not have."""
-    if isinstance(value, set | frozenset):
-        return sorted(json.dumps(item, sort_keys=True, default=_stand_in) for item in value)
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, bytes | bytearray | PurePath | UUID | Decimal | date | time_of_day | timedelta | complex):
-        return repr(value)
-    return f"<{type(value).__qualname__}>"
-
-
-# --- results by their type ------------------------------------------------------------------------------------------
-
-
-def _typed(fn: Callable[..., Any], text: str, name: str) -> Any:
-    """
-    Read a result back as the function's annotation says, so that the first time gives what every later one will.
-
-    Raises:
-        ResultNotSerializable: it does not fit.
-    """
-    adapter = _adapter(fn)
-    if adapter is None:
-        return json.loads(text)
-    try:
-        return adapter.validate_json(text)
-    except Exception as error:
-        # whatever a validator raises
-        raise ResultNotSerializable(
-            f"the result of step {name!r} does not fit the type its function gives: {error}"
-        ) from error
-
-
-_adapters: WeakKeyDictionary[Any, TypeAdapter[Any] | None] = WeakKeyDictionary()
-
-
-def _adapter(fn: Callable[..., Any]) -> TypeAdapter[Any] | None:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    key = getattr(fn, "__func__", fn)
-    try:
-        if key not in _adapters:
-            _adapters[key] = result_adapter(key)
-        return _adapters[key]
-    except TypeError:
-        # no weak reference to it, or no hash
-        return result_adapter(key)
-
-
-# --- failures, again ------------------------------------------------------------------------------------------------
-
-
-def _to_raise_again(error: BaseException) -> dict[str, Any]:
-    """Return what is needed beside the failure itself: the class, and what errors of ours carry."""
-    again: dict[str, Any] = {"class": f"{type(error).__module__}:{type(error).__qualname__}"}
-    if isinstance(error, TaskError):
-        again["task_id"] = error.task_id
-    if isinstance(error, TaskCancelled):
-        again["reason"] = error.reason
-    if isinstance(error, TaskFailed | StepFailed):
-        again["failure"] = error.failure.model_dump(mode="json")
-    if isinstance(error, TaskAbandoned):
-        again["evidence"] = error.evidence.model_dump(mode="json")
-    return again
-
-
-def _raised_again(failure: Failure, again: Mapping[str, Any]) -> Exception | None:
-    """
-    Make the exception of an earlier attempt anew, if its class is loaded; nothing is imported for it, and its code is not run.
-
-    It says the same; what else it carried is gone, but for errors of this package.
-    """
-    module, _, names = str(again.get("class", "")).partition(":")
-    found: Any = sys.modules.get(module)
-    for name in names.split("."):
-        # not getattr: a module's own may import
-        found = getattr(found, "__dict__", {}).get(name)
-    if not isinstance(found, type) or not issubclass(found, Exception) or isinstance(found.__new__, FunctionType):
-        return None
-    try:
-        error = _saying(found, failure.message)
-        if issubclass(found, TaskError):
-            error.__dict__.update({name: again[name] for name in ("task_id", "reason") if name in again})
-            if "failure" in again:
-                error.__dict__["failure"] = Failure.model_validate(again["failure"])
-            if "evidence" in again:
-                error.__dict__["evidence"] = Evidence.model_validate(again["evidence"])
-    except Exception:
-        return None
-    return error
-
-
-def _saying(kind: type[Exception], message: str) -> Exception:
-    """Make an exception that says *message*; of a class with words of its own, as one that has those."""
-    error = kind.__new__(kind)
-    error.args = (message,)
-    if kind.__str__ in {BaseException.__str__, OSError.__str__} and str(error) == message:
-        return error
-    named = {"__str__": lambda _: message, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    quoting: type[Exception] = type(kind.__name__, (kind,), named)
-    error = quoting.__new__(quoting)
-    error.args = (message,)
-    return error
