@@ -8,8 +8,11 @@ two steps; how many there are is found out by dying at the n-th until there is n
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -266,6 +269,38 @@ async def test_a_step_noted_as_begun_is_reported_by_recovery_and_runs_again_unle
     }
     # asked for again in the same attempt, it is in doubt as before
     assert [words[:4] for words in said if words[0] == "in doubt"] == [("in doubt", "once", 2, "StepInDoubt")]
+
+
+async def test_what_the_recovery_at_open_found_can_be_asked_for_and_tells_of_the_attempt_that_died_alone(
+    start: Callable[..., Worker], path: Path, tmp_path: Path
+) -> None:
+    story = Story(path, tmp_path / "effects")
+    worker = start(programs.begin_and_stay, str(path), str(story.effects), [["lingers", "once", [True]]])
+    await worker.says("stays", "once")
+    worker.kill()
+    store, _ = programs.acting(str(path), lambda *words: None, str(story.effects), programs.Death(lambda *words: None))
+
+    async with store:
+        first = store.recovered
+        handle = await store.handle("desktop:s1", "once")
+        assert await store.recover() != first
+        assert store.recovered == first
+        await handle.result(timeout=20)
+
+    assert [(step.name, step.attempt) for step in first.in_flight] == [("long", 1)]
+    assert [record.id for record in first.reattached] == ["once"]
+    assert len(first.dead_owners) == 1
+    # as if the second attempt had died behind the doubt: it was not in that step
+    reborn = tmp_path / "reborn.db"
+    shutil.copy(path, reborn)
+    with closing(sqlite3.connect(reborn)) as connection, connection:
+        connection.execute("DROP TRIGGER tasks_terminal_is_final")
+        connection.execute("UPDATE tasks SET state = 'running', completed_at = NULL, result = NULL")
+    async with programs.acting(
+        str(reborn), lambda *words: None, str(story.effects), programs.Death(lambda *words: None)
+    )[0] as again:
+        assert [record.attempt for record in again.recovered.reattached] == [3]
+        assert again.recovered.in_flight == ()
 
 
 async def steps_of(handle: TaskHandle) -> dict[str, tuple[str, int, int]]:
