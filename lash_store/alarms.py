@@ -101,12 +101,15 @@ class Alarms:
         now = asyncio.get_running_loop().time()
         self._follow_the_wall(now)
         while self._heap and (self._heap[0][0] <= now or self._heap[0][2].call is None):
-            call = heapq.heappop(self._heap)[2].call
-            if call is not None:
-                try:
-                    call()
-                except Exception:
-                    log.exception("alarm_failed")
+            alarm = heapq.heappop(self._heap)[2]
+            call, alarm.call = alarm.call, None
+            if call is None:
+                self._cancelled -= 1
+                continue
+            try:
+                call()
+            except Exception:
+                log.exception("alarm_failed")
         self._set_timer(now)
 
     def _follow_the_wall(self, now: float) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import queries, session_queries, transitions
-from .commands import RequestCancel, Start
+from .commands import Expire, RequestCancel, Start
 from .database import Transaction
 from .errors import IdempotencyConflict, LimitExceeded, SessionError, TaskExists
-from .lifecycle import Refused, Task, decide
+from .lifecycle import Refused, Task, deadline_passed, decide
 from .models import (
     CancelPolicy,
     ClosePolicy,
@@ -113,11 +113,10 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
     cancelled = cancelled_ancestor(tx, str(new.scope), parent, place.agent)
     columns = _first_columns(tx, new)
     born = queries.NO_TASK._replace(**columns)
-    started = (
-        decide(born, Start(new.owner_id, new.owner_id, version=new.version), tx.now)
-        if start and cancelled is None
-        else None
-    )
+    is_late = new.deadline is not None and new.deadline <= tx.now
+    ends_here = cancelled is not None or is_late
+    started = decide(born, Start(new.owner_id, new.owner_id, version=new.version), tx.now) if start else None
+    started = None if ends_here else started
     assert not isinstance(started, Refused)
     try:
         task = queries.insert_task(tx, columns if started is None else {**columns, **started.columns})
@@ -130,12 +129,14 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         session_queries.flag_sync(tx, task.scope, needed=True)
     data = queries.event_data(EventType.REGISTERED, columns, {"handle_id": new.handle_id})
     born = born._replace(task_seq=task.task_seq)
-    is_last = started is None and cancelled is None
+    is_last = started is None and not ends_here
     # a callback that will never be called is nobody's to keep; a coroutine is the runner's to close
     local = None if cancelled is not None and new.mode is TaskMode.EXTERNAL else new.local
     queries.insert_event(tx, EventType.REGISTERED, scope=task.scope, task=born, data=data, local=local, is_last=is_last)
     if cancelled is not None:
         task = _born_cancelled(tx, task, cancelled)
+    elif is_late:
+        task = transitions.transition(tx, task, Expire(new.owner_id, deadline_passed(new.deadline or ""))).task
     elif started is not None:
         data = queries.event_data(started.type, started.columns, started.detail)
         queries.insert_event(tx, started.type, scope=task.scope, task=task, data=data)
@@ -216,6 +217,12 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
     if task is None or (new.by_its_parent and task.parent_seq == new.parent_seq and _is_to_be_tried_again(tx, task)):
         return None
     if not _is_same_work(task, new):
+        if new.keyed_by_parent:
+            raise IdempotencyConflict(
+                f"task {task.id!r} of session {task.scope!r} is a child of this task already, for other work: "
+                "give this one an id of its own",
+                task_id=task.id,
+            )
         raise IdempotencyConflict(
             f"idempotency key {new.idempotency_key!r} was used for task {task.id!r} of session {task.scope!r}, "
             "which is other work: use another key",

@@ -57,7 +57,7 @@ class Body:
         self.checkpoint = checkpoint
         self.fence = Fence(task.attempt, task.owner_id or 0)
         self.stop_reason: StopReason | None = None
-        self.stopping = asyncio.Event()
+        self._stopping: asyncio.Event | None = None
         self.coroutine: asyncio.Task[Any] | None = None
         self.endings: list[Callable[..., Any]] = []
         self.received: list[int] = []
@@ -74,6 +74,15 @@ class Body:
     def task_seq(self) -> int:
         return self.task.task_seq
 
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set once the body is to stop; made when somebody asks, for most bodies nobody does."""
+        if self._stopping is None:
+            self._stopping = asyncio.Event()
+            if self.stop_reason is not None:
+                self._stopping.set()
+        return self._stopping
+
     def stop(self, reason: StopReason, *, grace: float = 0.0) -> None:
         """Say why, wake who waits for it, and cancel the coroutine after *grace* seconds; a harder reason replaces a softer."""
         if self.stop_reason in {reason, StopReason.STALE}:
@@ -82,7 +91,8 @@ class Body:
         if reason is StopReason.STALE:
             # nothing of it counts any more, however long it takes to end
             self.slot.end()
-        self.stopping.set()
+        if self._stopping is not None:
+            self._stopping.set()
         for interrupt in list(self._interrupts.values()):
             interrupt()
         if self._grace is not None:
@@ -93,14 +103,14 @@ class Body:
             self.abort()
 
     @contextlib.contextmanager
-    def interruptible(self, interrupt: Callable[[], object]) -> Iterator[None]:
+    def interruptible(self, interrupt: Callable[[], object], *, also_later: bool = False) -> Iterator[None]:
         """
         Have a wait ended at once when the body is to stop, by what cancels it.
 
         Raises:
-            CancelledError: it is to stop already.
+            CancelledError: it is to stop already, and the wait is none that may be begun *also_later*, in its clean-up.
         """
-        if self.stopping.is_set():
+        if self.stop_reason is not None and not also_later:
             raise asyncio.CancelledError(f"the body is being stopped: {self.stop_reason}")
         # one wait may stand within another of the same caller
         this = object()

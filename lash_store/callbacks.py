@@ -47,10 +47,9 @@ class Callbacks:
         self._late: set[asyncio.Task[Any]] = set()
         self._closing = False
 
-    @property
-    def held(self) -> list[int]:
-        """The tasks whose cancel would call something here."""
-        return list(self._callbacks)
+    def holds(self, task_seq: int) -> bool:
+        """Whether the cancel of a task would call something here."""
+        return task_seq in self._callbacks
 
     def react(self, events: Sequence[Committed]) -> None:
         """Act on events this process committed, each with the row after it."""

@@ -236,8 +236,8 @@ class TaskContext(Generic[State]):
 
         ``fn(connection, …)`` is a plain function. It runs on the writer's thread, inside the transaction that stores its result
         as the step's, so both are in the file on return, or neither. If it raises, nothing of what it did is stored, and the
-        failure is final as that of a `step`. While it runs nothing else is committed: keep it short. It may be called twice (the
-        first time is then undone), so it must have no other effect.
+        failure is final as that of a `step`. While it runs nothing else is committed, and closing waits for it: keep it short.
+        It may be called twice (the first time is then undone), so it must have no other effect.
 
         The connection refuses whatever would change the store's own tables or end the transaction; see `TransactConnection`.
 
@@ -318,8 +318,8 @@ class TaskContext(Generic[State]):
         Start a child of this task, in its session; see `SessionTasks.spawn`. A cancel of this task covers it.
 
         A later attempt that spawns the same child is given that one: the same *id* (or *idempotency_key*), or, without, the n-th
-        of the same function and arguments since the last `save`. One that came to nothing is spawned anew by a retry of this
-        task.
+        of the same function and arguments since the last `save`: give an *id* to what is spawned before one. One that came to
+        nothing is spawned anew by a retry of this task.
         A parent that awaits its child gives its slot back.
 
         Raises:
@@ -416,7 +416,7 @@ class TaskContext(Generic[State]):
         return self._body.stop_reason
 
     async def cancelled(self) -> None:
-        """Wait until this body should stop, for whatever `stop_reason`."""
+        """Wait until this body should stop, for whatever `stop_reason`; unlike other waits, with its slot."""
         await self._body.stopping.wait()
 
     def _transition(self, tx: Transaction, command: Command) -> Outcome:

@@ -249,6 +249,8 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return _SUPERSEDED
         case Start(crashed=False) if task.is_executing:
             return _SUPERSEDED
+        case Start() if task.deadline is not None and task.deadline <= now:
+            return Change(EventType.FAILED, {"state": TaskState.FAILED, "failure": deadline_passed(task.deadline)})
         case Start(owner_id=owner_id, reattach=reattach, crashed=crashed, version=version):
             return Change(
                 EventType.REATTACHED if reattach else EventType.STARTED,

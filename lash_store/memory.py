@@ -144,8 +144,7 @@ def send_signal(tx: Transaction, task: Task, name: str, key: str | None, payload
     if before is not None:
         if (before.name, transitions.plain(before.payload)) != (name, transitions.plain(payload)):
             raise IdempotencyConflict(
-                f"key {key!r} was used for signal {before.name!r} to task {task.id!r} with another payload: "
-                "use another key",
+                f"key {key!r} was used for another signal to task {task.id!r}, named {before.name!r}: use another key",
                 task_id=task.id,
             )
         return Outcome(task, Verdict.UNCHANGED)

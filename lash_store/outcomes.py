@@ -9,7 +9,7 @@ from . import guest, memory, step_queries, transitions
 from .bodies import Body, Escaped
 from .commands import Command, Complete, ConfirmCancel, Fail, Retry
 from .database import Transaction, utc_text
-from .errors import LimitExceeded, ResultNotSerializable, StepFailed, StoreClosed
+from .errors import LimitExceeded, ResultNotSerializable, StepFailed, StoreClosed, TaskCancelled
 from .failures import failure_of
 from .models import StopReason, Verdict
 from .policies import Limits
@@ -31,9 +31,11 @@ def outcome_of(body: Body, limits: Limits) -> Command | None:
     error = coroutine.exception()
     if isinstance(error, Escaped):
         error = error.error
-    if isinstance(error, StoreClosed) and body.stop_reason is StopReason.DETACH:
-        return None
     if error is not None:
+        if body.stop_reason is StopReason.CANCEL and _is_cancel(error):
+            return ConfirmCancel(body.fence)
+        if body.stop_reason is StopReason.DETACH and body.timed_out is None and _came_of_closing(body, error):
+            return None
         return _timed_out(body) or failed(body, error)
     what = f"the result of task {body.task.id!r}"
     try:
@@ -51,15 +53,49 @@ def failed(body: Body, error: BaseException) -> Command:
 def _cancelled(body: Body) -> Command | None:
     if body.stop_reason is StopReason.CANCEL:
         return ConfirmCancel(body.fence)
-    if body.stop_reason is StopReason.DETACH:
+    if body.stop_reason is StopReason.DETACH and body.timed_out is None:
         return None
     return _timed_out(body) or Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
 
 
 def _timed_out(body: Body) -> Command | None:
-    if body.timed_out is None or body.stop_reason is not StopReason.TIMEOUT:
+    # also if the store closed before it had ended: its time was up all the same
+    if body.timed_out is None or body.stop_reason not in {StopReason.TIMEOUT, StopReason.DETACH}:
         return None
     return _try_again_or_fail(body, TimeoutError(), body.timed_out)
+
+
+def _is_cancel(error: BaseException) -> bool:
+    """Whether a body was told by those it waited for what it was told itself: that they are cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancel, error.exceptions))
+    return isinstance(error, TaskCancelled | asyncio.CancelledError)
+
+
+def _came_of_closing(body: Body, error: BaseException) -> bool:
+    """
+    Whether what a body raised is what a closing store does to it, however it was put: that is no failure of its own.
+
+    Work that may be run again is given back then; a failure that was its own will come again.
+    """
+    if isinstance(error, StoreClosed):
+        return True
+    return body.task.may_rerun and any(isinstance(one, StoreClosed | asyncio.CancelledError) for one in _chain(error))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an exception with all it groups, came from, or came amid."""
+    found: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or any(one is seen for seen in found):
+            continue
+        found.append(one)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+    return found
 
 
 def _try_again_or_fail(body: Body, error: BaseException, failure: str) -> Command:

@@ -79,6 +79,9 @@ _LIVE_TASKS_LEFT = sql(
 )
 
 
+NEXT_FREE_DEADLINE = sql(select(func.min(tasks.c.deadline)).where(LIVE, tasks.c.owner_id.is_(None), _OF_RUNTIME))
+
+
 @functools.cache
 def _insert_task(columns: tuple[str, ...]) -> Hot:
     return hot(insert(tasks).values({column: bindparam(column) for column in columns}).inline())

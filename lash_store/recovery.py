@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 from . import lifecycle, owners, queries, session_queries, step_queries, transitions
 from .commands import ConfirmCancel, Release, Start
-from .database import Committed, Reader, Transaction
+from .database import Committed, Reader, Transaction, utc_text
 from .errors import StoreError
 from .lifecycle import Task
 from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskRecord, TaskState, Verdict
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
+from .step_queries import StepRow
 from .writer import Writer
 
 __all__ = ["Recoverer", "evidence_of", "give_up_owner", "report_of"]
@@ -53,11 +56,39 @@ def evidence_of(
 
 def report_of(events: Sequence[Committed]) -> RecoveryReport:
     """Sort what was changed by what became of it."""
-    changed: dict[str, list[TaskRecord]] = {name: [] for name in _LISTS.values()}
-    for event in events:
-        if event.task is not None and event.type in _LISTS:
-            changed[_LISTS[EventType(event.type)]].append(queries.task_record(event.task))
-    return RecoveryReport.model_validate(changed)
+    return Recovered(changed_in(events)).report()
+
+
+def changed_in(events: Sequence[Committed]) -> list[tuple[str, Task]]:
+    """Return what became of which row."""
+    return [(event.type, event.task) for event in events if event.task is not None and event.type in _LISTS]
+
+
+class Recovered(NamedTuple):
+    """What one recovery did, as rows: of thousands, records are made only for who asks."""
+
+    changed: Sequence[tuple[str, Task]] = ()
+    dead_owners: tuple[int, ...] = ()
+    unreachable: tuple[int, ...] = ()
+    unknown_functions: tuple[str, ...] = ()
+    unknown_versions: tuple[str, ...] = ()
+    in_flight: tuple[StepRow, ...] = ()
+
+    def report(self) -> RecoveryReport:
+        """Build the public report."""
+        changed: dict[str, list[TaskRecord]] = {name: [] for name in _LISTS.values()}
+        for became, task in self.changed:
+            changed[_LISTS[EventType(became)]].append(queries.task_record(task))
+        return RecoveryReport.model_validate(
+            {
+                **changed,
+                "dead_owners": self.dead_owners,
+                "unreachable": self.unreachable,
+                "unknown_functions": self.unknown_functions,
+                "unknown_versions": self.unknown_versions,
+                "in_flight": tuple(map(step_queries.step_record, self.in_flight)),
+            }
+        )
 
 
 def give_up_owner(tx: Transaction, owner_id: int, reason: str, by: str) -> list[Committed]:
@@ -117,38 +148,42 @@ class Recoverer:
         self._one_at_a_time = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._closed = False
-        self.latest = RecoveryReport()
+        self._deadline: str | None = None
+        self._may_have_freed = True
+        self.latest = Recovered()
 
-    async def recover(self) -> RecoveryReport:
+    async def recover(self) -> Recovered:
         """Take over what dead owners left, in one transaction; see `TaskStore.recover`."""
         async with self._one_at_a_time:
             if self._closed:
-                return RecoveryReport()
+                return Recovered()
             await self.look_for_peers()
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
             with self._slots() as slots:
-                report = await self._writer.run(lambda tx: self._recover(tx, dead, slots))
+                found = await self._writer.run(lambda tx: self._recover(tx, dead, slots))
+            self._may_have_freed = True
             self._someone_left = False
             if dead:
                 await self._bury(dead)
                 await self.look_for_peers()
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
-            report = report.model_copy(update={"unreachable": unreachable})
-            if report != RecoveryReport():
-                self.latest = report
-            return report
+            found = found._replace(unreachable=unreachable)
+            if any(found):
+                self.latest = found
+            return found
 
-    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int) -> RecoveryReport:
+    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int) -> Recovered:
         if tx.forbidden is not None:
             # what a given-up owner took would be taken from it at once
-            return RecoveryReport()
-        for owner in dead:
-            queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
+            return Recovered()
+        for gone in dead:
+            queries.end_owner(tx, gone.owner_id, OwnerEnd.DIED)
         before = len(tx.events)
         unknown: set[str] = set()
         versions: set[str] = set()
         cut_off: dict[int, int] = {}
+        owners_by_id: dict[int, OwnerRow | None] = {}
         for task in queries.live_tasks_left(tx, self._runtime):
             if task.may_rerun and self._registry.for_task(task) is None:
                 name = task.function or ""
@@ -157,21 +192,22 @@ class Recoverer:
                     versions.add(f"{name}@{task.version or ''}")
             if task.is_executing:
                 cut_off[task.task_seq] = task.attempt
-            slots -= self._recover_task(tx, task, slots > 0)
+            if task.owner_id is not None and task.owner_id not in owners_by_id:
+                owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
+            owner = None if task.owner_id is None else owners_by_id[task.owner_id]
+            slots -= self._recover_task(tx, task, owner, slots > 0)
         begun = step_queries.steps_in_flight(tx, cut_off) if cut_off else []
         in_flight = [step for step in begun if step.attempt == cut_off[step.task_seq]]
-        return report_of(tx.events[before:]).model_copy(
-            update={
-                "dead_owners": tuple(owner.owner_id for owner in dead),
-                "unknown_functions": tuple(sorted(unknown)),
-                "unknown_versions": tuple(sorted(versions)),
-                "in_flight": tuple(map(step_queries.step_record, in_flight)),
-            }
+        return Recovered(
+            changed_in(tx.events[before:]),
+            dead_owners=tuple(owner.owner_id for owner in dead),
+            unknown_functions=tuple(sorted(unknown)),
+            unknown_versions=tuple(sorted(versions)),
+            in_flight=tuple(in_flight),
         )
 
-    def _recover_task(self, tx: Transaction, task: Task, slot: bool) -> bool:
+    def _recover_task(self, tx: Transaction, task: Task, owner: OwnerRow | None, slot: bool) -> bool:
         """Recover one row, and say whether that took a slot."""
-        owner = None if task.owner_id is None else queries.owner_by_id(tx, task.owner_id)
         end = OwnerEnd.DIED if owner is None or owner.end is None else OwnerEnd(owner.end)
         function = self._registry.for_task(task)
         command = lifecycle.recover(
@@ -179,7 +215,7 @@ class Recoverer:
             owner_id=self._owner_id,
             known=function is not None,
             slot=slot,
-            evidence=evidence_of(owner, end, tx.now),
+            evidence="" if task.may_rerun else evidence_of(owner, end, tx.now),
             now=tx.now,
             version=None if function is None else function.version,
         )
@@ -199,6 +235,30 @@ class Recoverer:
             owners.sweep(self._path, [token for token in tokens if not queries.owner_is_open(tx, token)])
 
         await self._writer.run(unit)
+
+    # --- deadlines of what nobody has ---
+
+    def note_freed(self) -> None:
+        """Learn that a row may have become nobody's: its deadline is watched from here on."""
+        self._may_have_freed = True
+
+    async def _look_at_deadlines(self) -> None:
+        """End what nobody has taken up by its deadline; the table is read only if something was freed."""
+        if self._may_have_freed:
+            self._deadline = await self._next_deadline()
+        passed = self._deadline
+        if passed is not None and passed <= utc_text(time.time()):
+            await self.recover()
+            self._deadline = await self._next_deadline()
+            if self._deadline == passed:
+                # not ours to end: once is enough
+                self._deadline = None
+
+    async def _next_deadline(self) -> str | None:
+        self._may_have_freed = False
+        rows = await self._reader.rows(queries.NEXT_FREE_DEADLINE, {"runtime": self._runtime})
+        deadline: str | None = rows[0][0]
+        return deadline
 
     # --- watching ---
 
@@ -234,6 +294,7 @@ class Recoverer:
             await asyncio.sleep(_LOOK)
             try:
                 self._lock.keep()
+                await self._look_at_deadlines()
                 if any(owners.life_of(self._path, peer) is Life.DEAD for peer in self._peers):
                     await self.recover()
             except (StoreError, OSError):

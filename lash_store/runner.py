@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -73,7 +74,7 @@ class Runner:
         self._make_context = make_context
         self.slots = Slots(max_running, self._schedule)
         self.alarms = Alarms()
-        self._queued: dict[int, tuple[Task, bool]] = {}
+        self._queued: OrderedDict[int, tuple[Task, bool]] = OrderedDict()
         self._early: dict[int, Alarm] = {}
         self._deadlines: dict[int, Alarm] = {}
         self._starting: set[int] = set()
@@ -140,10 +141,9 @@ class Runner:
                 )
                 self._cancel(body)
 
-    @property
-    def held(self) -> list[int]:
-        """What this process holds: bodies, and rows waiting for a slot or for the time of their retry."""
-        return [*self._bodies, *self._queued, *self._early]
+    def holds(self, task_seq: int) -> bool:
+        """Whether this process has a body of a task, or its row waits here for a slot or for the time of its retry."""
+        return task_seq in self._bodies or task_seq in self._queued or task_seq in self._early
 
     def is_live(self, task_seq: int) -> bool:
         """
@@ -260,7 +260,7 @@ class Runner:
 
     def _schedule(self) -> None:
         while self.slots.is_free and self._queued and not self._closing:
-            task, reattach = self._queued.pop(next(iter(self._queued)))
+            _, (task, reattach) = self._queued.popitem(last=False)
             self._start(task, reattach)
 
     def _start(self, task: Task, reattach: bool) -> None:
@@ -286,8 +286,8 @@ class Runner:
                 asyncio.get_running_loop().call_later(_RETRY[1], self._try_again, task, reattach)
         else:
             self._tried.discard(task.task_seq)
-            if task.task_seq not in self._bodies:
-                # somebody else changed the row first
+            if task.task_seq not in self._bodies and not self._awaits_start(task.task_seq):
+                # somebody else changed the row first, and did not give it back
                 self._forget(task.task_seq)
         self._look_whether_idle()
 
@@ -301,9 +301,12 @@ class Runner:
         return None if body is None or self._bodies.get(body.task_seq) is not body else body
 
     async def wait_without_slot(self, waiter: asyncio.Future[T]) -> T:
-        """Wait for a future; if a body waits here, another may run meanwhile."""
+        """Wait for a future; if a body waits here, another may run meanwhile, and the wait ends when the body is to stop."""
         body = self.body_here()
-        return await (waiter if body is None else body.slot.wait(waiter))
+        if body is None:
+            return await waiter
+        with body.interruptible(waiter.cancel, also_later=True):
+            return await body.slot.wait(waiter)
 
     async def sleep_without_slot(self, wake: asyncio.Event) -> None:
         """Wait for an event; if a body waits here, another may run meanwhile."""
@@ -313,7 +316,7 @@ class Runner:
             return
         waiting = asyncio.create_task(wake.wait(), name="lash_store wait")
         try:
-            await body.slot.wait(waiting)
+            await self.wait_without_slot(waiting)
         finally:
             waiting.cancel()
 

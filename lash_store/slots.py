@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,13 +19,13 @@ class Slots:
     def __init__(self, most: int, on_free: Callable[[], None]) -> None:
         self._free = most
         self._on_free = on_free
-        self._returning: deque[Slot] = deque()
+        self._returning: OrderedDict[Slot, None] = OrderedDict()
 
     @property
     def is_free(self) -> bool:
         """Whether a body may start now: one slot is free, and no body that waited wants it back."""
         while self._free > 0 and self._returning:
-            self._returning.popleft().grant()
+            self._returning.popitem(last=False)[0].grant()
         return self._free > 0
 
     def take(self) -> None:
@@ -55,14 +55,13 @@ class Slots:
 
     def queue(self, slot: Slot) -> None:
         """Let a slot come back before any body that has not started."""
-        self._returning.append(slot)
+        self._returning[slot] = None
         if self.is_free:
             self._on_free()
 
     def withdraw(self, slot: Slot) -> None:
         """Forget that a slot was to come back."""
-        with contextlib.suppress(ValueError):
-            self._returning.remove(slot)
+        self._returning.pop(slot, None)
 
 
 class Slot:

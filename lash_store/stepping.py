@@ -8,6 +8,7 @@ import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -159,6 +160,8 @@ class Steps:
                 refused = guest.guests_error(error)
                 if refused is None:
                     raise
+                if not isinstance(refused, Exception):
+                    raise Escaped(refused) from refused
                 await self._end(used, self._failed(StepKind.TRANSACT, name, refused, 1, begun_at))
                 raise refused from None
             if row is None:
@@ -182,7 +185,12 @@ class Steps:
                 task_id=self._body.task.id,
             )
         used = self._used.setdefault(name, _Used(kind, digest))
-        if used.kind is not kind or (None not in {used.digest, digest} and used.digest != digest):
+        if used.kind is not kind:
+            raise IdempotencyConflict(
+                f"step {name!r} of task {self._body.task.id!r} is one by {used.kind}(): give that by {kind}() another name",
+                task_id=self._body.task.id,
+            )
+        if None not in {used.digest, digest} and used.digest != digest:
             raise IdempotencyConflict(
                 f"step {name!r} was used in this attempt of task {self._body.task.id!r} with other arguments: "
                 "a name is one step; in a loop, give each turn its own",
@@ -230,8 +238,8 @@ class Steps:
         body, what = self._body, f"the result of step {name!r} of task {self._body.task.id!r}"
         tries = 0 if before is None else before.tries
         if before is not None and before.state == StepState.RETRYING and before.wake_at is not None:
-            left = datetime.fromisoformat(before.wake_at).timestamp()
-            await self._pause_until(min(left, time.time() + rule.backoff.maximum))
+            due = datetime.fromisoformat(before.wake_at).timestamp()
+            await self._pause_until(min(due, time.time() + rule.backoff.maximum))
         while True:
             begun_at, received = utc_text(time.time()), list[SignalRow]()
             begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
@@ -374,12 +382,5 @@ class Steps:
 
 
 def _put_off(failed: StepNote, wake_at: float) -> StepNote:
-    return StepNote(
-        failed.kind,
-        failed.name,
-        StepState.RETRYING,
-        tries=failed.tries,
-        failure=failed.failure,
-        begun_at=failed.begun_at,
-        wake_at=utc_text(wake_at),
-    )
+    # what was received in it goes to the next try
+    return replace(failed, state=StepState.RETRYING, wake_at=utc_text(wake_at), taken=())

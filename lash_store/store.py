@@ -391,6 +391,8 @@ class TaskStore:
             core.runner.react(events)
         if core.callbacks is not None:
             core.callbacks.react(events)
+        if self._recoverer is not None and any(event.type == EventType.RELEASED for event in events):
+            self._recoverer.note_freed()
         core.feed.publish(events)
 
     def _failed(self, core: Core, error: StorageError) -> None:
@@ -407,8 +409,8 @@ class TaskStore:
         for event in events:
             if event.type == EventType.TRANSFERRED and event.task_seq is not None:
                 core.runner.note_moved(event.task_seq, event.scope, event.seq)
-        held = {*core.runner.held, *core.callbacks.held}
-        changed = held.intersection(event.task_seq for event in events if event.task_seq is not None)
+        seqs = {event.task_seq for event in events if event.task_seq is not None}
+        changed = {seq for seq in seqs if core.runner.holds(seq) or core.callbacks.holds(seq)}
         if changed:
             rows = await core.reader.rows(queries.TASKS_BY_SEQ, {"task_seqs": names(changed)})
             tasks = [Task._make(row) for row in rows]
@@ -532,7 +534,7 @@ class TaskStore:
         """What the latest recovery that found something did: the one at open, a later one by itself, or one asked for."""
         self._open.to_create()
         assert self._recoverer is not None
-        return self._recoverer.latest
+        return self._recoverer.latest.report()
 
     async def recover(self) -> RecoveryReport:
         """
@@ -545,7 +547,7 @@ class TaskStore:
         """
         self._open.to_create()
         assert self._recoverer is not None
-        return await self._recoverer.recover()
+        return (await self._recoverer.recover()).report()
 
     async def abandon_owner(self, owner_id: int, reason: str) -> RecoveryReport:
         """

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from bisect import insort
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -27,6 +26,17 @@ from .transitions import Outcome
 __all__ = ["Waits"]
 
 
+class _Queue:
+    """The signals of one name in this attempt: up to which one they were handed out, and which were given back since."""
+
+    __slots__ = ("given_back", "handed", "lock")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.handed = 0
+        self.given_back: list[SignalRow] = []
+
+
 class Waits:
     """
     The waits of one attempt.
@@ -39,9 +49,7 @@ class Waits:
         self._core = core
         self._sleeps = 0
         self._may_have_slept = body.fence.attempt > 1
-        self._handed: dict[str, int] = {}
-        self._given_back: defaultdict[str, list[SignalRow]] = defaultdict(list)
-        self._queues: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._queues: dict[str, _Queue] = {}
         self._reasons: list[str] = []
 
     # --- checkpoints ---
@@ -49,8 +57,7 @@ class Waits:
     async def save(self, text: str) -> None:
         """Save a checkpoint, behind which lie the signals received and the unnamed sleeps begun so far."""
         body = self._body
-        before = self._sleeps, self._may_have_slept, body.received
-        slept, taken = self._may_have_slept, body.received
+        sleeps, slept, taken = self._sleeps, self._may_have_slept, body.received
         # at once: what other branches of the body begin from here on is committed after it
         self._sleeps, self._may_have_slept, body.received = 0, False, []
         body.saves += 1
@@ -58,7 +65,7 @@ class Waits:
             await self._write(lambda tx: memory.save(tx, body.task, body.fence, text, taken, slept=slept))
         except Exception:
             body.saves -= 1
-            self._sleeps, self._may_have_slept, body.received = before[0], True, [*taken, *body.received]
+            self._sleeps, self._may_have_slept, body.received = sleeps, True, [*taken, *body.received]
             raise
 
     # --- sleeping ---
@@ -123,14 +130,15 @@ class Waits:
         check_id("signal name", name)
         if timeout is not None:
             check_seconds("timeout", timeout)
-        async with asyncio.timeout(timeout) as limit, self._queues[name]:
+        queue = self._queues.setdefault(name, _Queue())
+        async with asyncio.timeout(timeout) as limit, queue.lock:
             # what is there is returned at any time-out
             until = limit.when()
             limit.reschedule(None)
-            row = await self._look(name)
+            row = await self._look(name, queue)
             if row is None:
                 limit.reschedule(until)
-                row = await self._next(name)
+                row = await self._next(name, queue)
         within = receiving.get()
         if within is None:
             self._body.received.append(row.signal_seq)
@@ -139,28 +147,28 @@ class Waits:
         payload: JsonValue = json.loads(row.payload)
         return payload
 
-    async def _next(self, name: str) -> SignalRow:
+    async def _next(self, name: str, queue: _Queue) -> SignalRow:
         while True:
             with self._core.feed.receiver(self._body.task_seq) as receiver:
-                row = await self._look(name)
+                row = await self._look(name, queue)
                 if row is not None:
                     return row
                 await self._body.wait(receiver)
 
-    async def _look(self, name: str) -> SignalRow | None:
-        if self._given_back[name]:
-            return self._given_back[name].pop(0)
-        wanted = {"task_seq": self._body.task_seq, "name": name, "after": self._handed.get(name, 0)}
+    async def _look(self, name: str, queue: _Queue) -> SignalRow | None:
+        if queue.given_back:
+            return queue.given_back.pop(0)
+        wanted = {"task_seq": self._body.task_seq, "name": name, "after": queue.handed}
         rows = await self._core.reader.rows(step_queries.NEXT_SIGNAL, wanted)
         if not rows:
             return None
-        self._handed[name] = rows[0][0]
+        queue.handed = rows[0][0]
         return SignalRow._make(rows[0])
 
     def give_back(self, received: Sequence[SignalRow]) -> None:
         """Take signals back from who came to nothing: they are for who asks next."""
         for row in received:
-            insort(self._given_back[row.name], row)
+            insort(self._queues[row.name].given_back, row)
         if received:
             self._core.feed.wake_receivers(self._body.task_seq)
 

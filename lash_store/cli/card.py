@@ -32,6 +32,8 @@ def memory(steps: Sequence[StepRecord]) -> Table:
 
 def _came_to(step: StepRecord) -> str:
     tries = f"try {step.tries}: " if step.tries > 1 and step.kind == "step" else ""
+    if step.state == "retrying" and step.failure is not None:
+        return f"after try {step.tries} again {moment(step.wake_at)}: {step.failure.type}: {step.failure.message}"
     if step.failure is not None:
         return f"{tries}{step.failure.type}: {step.failure.message}"
     if step.wake_at is not None:

@@ -678,7 +678,8 @@ async def test_a_family_that_is_interrupted_at_many_moments_loses_and_repeats_no
             await task.signal("go", 2)
     for moment in range(300):
         async with store:
-            await asyncio.sleep(moment % 10 / 400)
+            # ever longer, so that a slow machine comes to the end
+            await asyncio.sleep(moment % 10 / 400 * (1 + moment / 50))
             if not await store.count(TaskFilter(include_terminal=False)):
                 break
 
@@ -725,3 +726,70 @@ async def test_work_that_asks_for_more_while_its_store_closes_is_given_back(
     [row] = rows(path, "SELECT state, failure FROM tasks WHERE id = 't'")
     assert tuple(row.values()) == ("pending", None)
     assert "failed" not in event_types(path, 1)
+
+
+@pytest.mark.parametrize("how", ["await", "wait", "gather", "hidden"])
+@pytest.mark.parametrize("lingers", [False, True])
+async def test_a_parent_that_waits_for_its_child_is_cancelled_with_it(
+    opened: Callable[..., Any], started: asyncio.Event, how: str, lingers: bool
+) -> None:
+    store = await opened(cancel_grace=20.0)
+    session = await store.session("s1")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def leaf(task: TaskContext) -> None:
+        try:
+            await task.signal("never")
+        finally:
+            if lingers:
+                # the parent does not wait for that
+                await asyncio.sleep(0.05)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        if how == "hidden":
+            await session.spawn_hidden("leaf", leaf)
+            started.set()
+            await session.await_hidden()
+            return
+        child = await task.spawn(leaf)
+        started.set()
+        match how:
+            case "await":
+                await child
+            case "wait":
+                await child.wait()
+            case _:
+                await asyncio.gather(child, child.wait())
+
+    task = await session.spawn(parent)
+    await started.wait()
+    body = store._core.runner._bodies[task.task_seq]
+    while not body.slot._waits:
+        await asyncio.sleep(0)
+
+    record = await task.cancel("why", timeout=10)
+
+    assert (record.state, record.cancel_reason) == (TaskState.CANCELLED, "why")
+
+
+async def test_a_parent_that_came_to_wait_for_a_child_after_the_cancel_is_cancelled_with_it(
+    session: SessionTasks, store: TaskStore, started: asyncio.Event
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def leaf(task: TaskContext) -> None:
+        await task.signal("never")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        children = [await task.spawn(leaf, id=f"leaf {number}") for number in range(2)]
+        started.set()
+        await task.cancelled()
+        async with asyncio.TaskGroup() as group:
+            for child in children:
+                group.create_task(child.result())
+
+    task = await session.spawn(parent)
+    await started.wait()
+
+    assert (await task.cancel(timeout=10)).state is TaskState.CANCELLED

@@ -277,7 +277,7 @@ async def test_what_was_cancelled_while_it_was_pending_leaves_nothing_in_the_que
         await session.cancel("many")
 
     runner = store._core.runner
-    assert runner.held == [hog.task_seq]
+    assert runner.holds(hog.task_seq)
     assert [*runner._queued, *getattr(runner, "_queue", ())] == []
 
 

@@ -436,7 +436,7 @@ async def test_work_bound_to_its_owner_is_retried_by_it_alone(new: Callable[...,
     assert [row["state"] for row in rows(path, "SELECT state FROM tasks")] == ["abandoned"]
 
 
-async def test_a_failure_while_the_store_closes_is_retried_by_the_next_owner(
+async def test_a_failure_that_a_close_brought_about_spends_no_attempt(
     new: Callable[..., TaskStore], path: Path, started: asyncio.Event
 ) -> None:
     store = new()
@@ -455,7 +455,7 @@ async def test_a_failure_while_the_store_closes_is_retried_by_the_next_owner(
         await (await store.session("s1")).spawn(work, id="t")
         await started.wait()
     [row] = rows(path, "SELECT state, owner_id, attempts_spent FROM tasks")
-    assert tuple(row.values()) == ("pending", None, 1)
+    assert tuple(row.values()) == ("pending", None, 0)
     async with store:
         assert await (await store.handle("desktop:s1", "t")).result(timeout=SOON) == 2
 
@@ -876,3 +876,135 @@ async def test_who_awaits_a_task_that_was_out_of_time_is_told(store: TaskStore, 
     with pytest.raises(TaskFailed, match="Timeout") as raised:
         await task
     assert raised.value.failure.type == "Timeout"
+
+
+# --- what nobody has --------------------------------------------------------------------------------------------------
+
+
+async def test_a_deadline_is_kept_for_work_whose_function_no_program_has(
+    new: Callable[..., TaskStore], opened: Callable[..., Any]
+) -> None:
+    stranger = await opened()
+    async with new() as store:
+
+        @store.task(recovery=Recovery.RERUN)
+        async def work(task: TaskContext) -> None:
+            await asyncio.Event().wait()
+
+        task = await (await store.session("s1")).spawn(work, id="t", deadline=0.3)
+        seen = await stranger.handle("desktop:s1", task.id)
+
+    record = await seen.wait(timeout=20)
+
+    assert record.failure is not None
+    assert (record.state, record.failure.type, record.owner_id) == (TaskState.FAILED, "Timeout", None)
+
+
+async def test_a_deadline_is_kept_for_work_that_was_freed_here(session: SessionTasks, store: TaskStore) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        await asyncio.Event().wait()
+
+    task = await session.spawn(work, deadline=0.3)
+    await session.abandon(task, "stuck")
+
+    record = await task.wait(timeout=20)
+
+    assert record.failure is not None
+    assert (record.failure.type, record.owner_id) == ("Timeout", None)
+
+
+# --- stopped by a close -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["group", "error instead", "step"])
+async def test_what_a_close_does_to_a_body_is_no_failure_of_it_however_it_is_put(
+    new: Callable[..., TaskStore], path: Path, started: asyncio.Event, how: str
+) -> None:
+    store = new()
+
+    async def client() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("the line was cut") from None
+
+    @store.task(recovery=Recovery.RERUN)
+    async def leaf(task: TaskContext) -> None: ...
+
+    async def branch(task: TaskContext) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await task.spawn(leaf)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        match how:
+            case "group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(branch(task))
+                    group.create_task(branch(task))
+            case "step":
+                await task.step("s", client)
+            case _:
+                await client()
+
+    async with store:
+        task = await (await store.session("s1")).spawn(work)
+        await started.wait()
+
+    [row] = rows(path, "SELECT state, attempts_spent FROM tasks WHERE task_seq = ?", task.task_seq)
+    assert (row["state"], row["attempts_spent"]) == ("pending", 0)
+
+
+async def test_an_attempt_whose_time_was_up_when_the_store_closed_has_timed_out(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    store = new()
+    cleaning, clean = asyncio.Event(), asyncio.Event()
+
+    @store.task(recovery=Recovery.RERUN, timeout=0.01)
+    async def work(task: TaskContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await clean.wait()
+
+    async with store:
+        await (await store.session("s1")).spawn(work)
+        await cleaning.wait()
+
+    [row] = rows(path, "SELECT state, json_extract(failure, '$.type') AS failure FROM tasks")
+    assert tuple(row.values()) == ("failed", "Timeout")
+
+
+# --- too late from the start ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_slot", [True, False])
+async def test_work_whose_deadline_has_passed_when_it_is_spawned_is_not_begun(
+    opened: Callable[..., Any], started: asyncio.Event, release: asyncio.Event, has_slot: bool
+) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    begun: list[int] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        begun.append(task.attempt)
+
+    if not has_slot:
+        await session.spawn(hold(started, release))
+        await started.wait()
+    task = await session.spawn(work, deadline=0, notify_on_end=True)
+
+    record = await task.wait(timeout=20)
+    release.set()
+
+    assert record.failure is not None
+    assert (record.state, record.failure.type, record.attempt, begun) == (TaskState.FAILED, "Timeout", 0, [])
+    assert [note.task_seq for note in await session.notes()] == [task.task_seq]
