@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -473,7 +474,8 @@ async def test_an_error_of_another_database_says_nothing_about_this_one(
     store: TaskStore, session: SessionTasks, tmp_path: Path
 ) -> None:
     def fn(connection: TransactConnection) -> None:
-        sqlite3.connect(no_database(tmp_path)).execute("SELECT * FROM notes")
+        with closing(sqlite3.connect(no_database(tmp_path))) as other:
+            other.execute("SELECT * FROM notes")
 
     error = await told(run(store, session, lambda task: task.transact("a", fn)))
     assert isinstance(error, TaskFailed)
@@ -676,7 +678,8 @@ async def test_a_completion_that_will_never_be_stored_does_not_hang(
     def fn(connection: TransactConnection) -> None:
         # as an FTS5 index of the program's own does that does not fit its table: SQLITE_CORRUPT_VTAB
         if not looked:
-            sqlite3.connect(no_database(tmp_path)).execute("SELECT * FROM notes")
+            with closing(sqlite3.connect(no_database(tmp_path))) as other:
+                other.execute("SELECT * FROM notes")
 
     async def do(task: TaskContext) -> str:
         task.at_completion(fn)
