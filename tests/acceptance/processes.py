@@ -12,6 +12,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
@@ -97,6 +98,13 @@ class Worker:
     def signal(self, number: int) -> None:
         """Send a signal."""
         os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        """Stop the worker, and wait until every thread of it stands: one may be in the middle of a commit."""
+        self.signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        while any((thread / "stat").read_text().rpartition(")")[2].split()[0] != "T" for thread in threads.iterdir()):
+            time.sleep(0.005)
 
     def kill(self) -> list[list[Any]]:
         """End the worker with SIGKILL, and return everything it said to its last breath."""

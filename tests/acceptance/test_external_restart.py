@@ -34,7 +34,7 @@ async def keeper(start: Callable[..., Worker], path: Path, shape: str) -> Worker
 
 async def stop(worker: Worker) -> None:
     """Stop a process where it stands, and wait until it does."""
-    worker.signal(signal.SIGSTOP)
+    worker.stop()
     async with asyncio.timeout(20):
         while Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             await asyncio.sleep(0.001)

@@ -70,7 +70,7 @@ def test_nothing_is_taken_from_a_stopped_process_and_it_goes_on_where_it_was(
     second = start(programs.stay, str(path), {})
     second.wait_for("ready")
 
-    first.signal(signal.SIGSTOP)
+    first.stop()
     before = event_count(path)
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline:
@@ -118,7 +118,7 @@ def test_a_rescued_task_completes_once_although_its_first_owner_wakes_up_later(
     """The zombie: its lock is dropped by hand, as by a person who gives up a stopped process."""
     first = start(programs.spawn_and_stay, str(path), [["count", "t", {}, [60]]], {})
     first.wait_for("saved", "t", 3)
-    first.signal(signal.SIGSTOP)
+    first.stop()
     second = start(programs.zombie_rescue, str(path), {})
     second.wait_for("body", "t", 2)
 

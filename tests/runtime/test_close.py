@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lash_store import Recovery, SessionTasks, StoreClosed, StoreError, TaskContext, TaskState, TaskStore
-from tests.runtime.support import RUNTIME, event_types, hold, left_over, rows, threads
+from tests.runtime.support import RUNTIME, event_types, hold, left_over, rows, sweep_up, threads
 
 
 def row(path: Path, task_id: str) -> dict[str, Any]:
@@ -473,8 +473,11 @@ def test_a_store_whose_loop_died_unclosed_is_opened_again_in_another(
             await asyncio.Event().wait()
         return task.attempt
 
+    cores: list[Any] = []
+
     async def leave() -> None:
         await store.open()
+        cores.append(store._core)
         await (await store.session("s1")).spawn(work, id="t")
 
     async def come_back() -> object:
@@ -483,6 +486,7 @@ def test_a_store_whose_loop_died_unclosed_is_opened_again_in_another(
 
     asyncio.run(leave())
     found = asyncio.run(come_back())
+    sweep_up(*cores)
     gc.collect()
 
     assert found == 2

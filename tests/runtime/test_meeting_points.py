@@ -30,7 +30,7 @@ from lash_store import (
 from lash_store.callbacks import Callbacks
 from lash_store.queries import TASKS_BY_SEQ
 from lash_store.writer import Writer
-from tests.runtime.support import RUNTIME, cancel_at, event_count, event_types, hold, next_event, rows, states
+from tests.runtime.support import RUNTIME, cancel_at, event_count, event_types, hold, next_event, rows, states, sweep_up
 
 FOREVER = 3600.0
 OTHER = TaskKind.OTHER
@@ -544,8 +544,11 @@ def test_a_reader_whose_loop_was_closed_leaves_nothing_beside_the_file(
 ) -> None:
     store, left = new(), []
 
+    cores: list[Any] = []
+
     async def begin_to_read() -> None:
         await store.open()
+        cores.append(store._core)
         session = await store.session("s1")
         await post(store, session, "one")
         inbox = session.inbox()
@@ -571,6 +574,7 @@ def test_a_reader_whose_loop_was_closed_leaves_nothing_beside_the_file(
         task._log_destroy_pending = False
     # an earlier life is forgotten with its loop
     asyncio.run(store.close())
+    sweep_up(*cores)
 
 
 # --- telling once --------------------------------------------------------------------------------------------------------
