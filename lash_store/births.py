@@ -115,8 +115,8 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
     born = queries.NO_TASK._replace(**columns)
     is_late = new.deadline is not None and new.deadline <= tx.now
     ends_here = cancelled is not None or is_late
-    started = decide(born, Start(new.owner_id, new.owner_id, version=new.version), tx.now) if start else None
-    started = None if ends_here else started
+    command = Start(new.owner_id, new.owner_id, version=new.version)
+    started = decide(born, command, tx.now) if start and not ends_here else None
     assert not isinstance(started, Refused)
     try:
         task = queries.insert_task(tx, columns if started is None else {**columns, **started.columns})

@@ -15,12 +15,15 @@ from .registry import Function
 from .slots import Slot
 from .step_queries import Checkpoint, SignalRow
 
-__all__ = ["Body", "Escaped", "aside", "current_body", "receiving"]
+__all__ = ["PAUSES", "Body", "Escaped", "aside", "current_body", "receiving"]
 
 T = TypeVar("T")
 
 current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash_store_body", default=None)
 
+
+PAUSES = (0.05, 2.0)
+"""Seconds between tries to store what a body came to on a full or busy disk: first, and at most."""
 
 receiving: contextvars.ContextVar[list[SignalRow] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
 """The signals received in the step that the caller runs in, if it does: what the step remembers, they brought about."""

@@ -363,7 +363,7 @@ class TaskContext(Generic[State]):
 
     def _below(self, tx: Transaction, new: NewTask) -> NewTask:
         current = transitions.by_seq(tx, self._body.task_seq)
-        if (current.attempt, current.owner_id) != self._body.fence or not current.is_executing:
+        if not current.has_body(self._body.fence):
             raise transitions.stale(current, self.attempt)
         # wherever it is by now
         return births.moved(replace(new, by_its_parent=True), Scope.parse(current.scope))

@@ -17,6 +17,7 @@ from .commands import (
     ConfirmCancel,
     Expire,
     Fail,
+    Fence,
     Flip,
     GiveUp,
     GoOn,
@@ -130,6 +131,10 @@ class Task(NamedTuple):
             TaskState.WAITING,
             TaskState.CANCEL_REQUESTED,
         }
+
+    def has_body(self, fence: Fence) -> bool:
+        """Whether the body of *fence* is on the row: what it does is no stale attempt's."""
+        return fence == (self.attempt, self.owner_id) and self.is_executing
 
     @property
     def is_external(self) -> bool:

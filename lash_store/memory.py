@@ -112,7 +112,7 @@ def run_step(
     current = transitions.by_seq(tx, task.task_seq)
     if before is not None and StepState(before.state).is_over:
         return Outcome(current, Verdict.UNCHANGED), before
-    if (current.attempt, current.owner_id) != fence or not current.is_executing:
+    if not current.has_body(fence):
         return Outcome(current, Verdict.SUPERSEDED, stale=True), None
     note = StepNote(StepKind.TRANSACT, name, StepState.DONE, value=run(tx), begun_at=begun_at)
     outcome = note_step(tx, current, fence, note)

@@ -32,11 +32,7 @@ def outcome_of(body: Body, limits: Limits) -> Command | None:
     if isinstance(error, Escaped):
         error = error.error
     if error is not None:
-        if body.stop_reason is StopReason.CANCEL and _is_cancel(error):
-            return ConfirmCancel(body.fence)
-        if body.stop_reason is StopReason.DETACH and body.timed_out is None and _came_of_closing(body, error):
-            return None
-        return _timed_out(body) or failed(body, error)
+        return _raised(body, error)
     what = f"the result of task {body.task.id!r}"
     try:
         return Complete(body.fence, limits.check_payload(to_json(coroutine.result(), what), what))
@@ -51,18 +47,30 @@ def failed(body: Body, error: BaseException) -> Command:
 
 
 def _cancelled(body: Body) -> Command | None:
-    if body.stop_reason is StopReason.CANCEL:
-        return ConfirmCancel(body.fence)
-    if body.stop_reason is StopReason.DETACH and body.timed_out is None:
-        return None
-    return _timed_out(body) or Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
+    match body.stop_reason:
+        case StopReason.CANCEL:
+            return ConfirmCancel(body.fence)
+        case StopReason.TIMEOUT | StopReason.DETACH if body.timed_out is not None:
+            return _timed_out(body, body.timed_out)
+        case StopReason.DETACH:
+            return None
+    return Fail(body.fence, failure_of(asyncio.CancelledError("nobody asked for it")))
 
 
-def _timed_out(body: Body) -> Command | None:
+def _raised(body: Body, error: BaseException) -> Command | None:
+    match body.stop_reason:
+        case StopReason.CANCEL if _is_cancel(error):
+            return ConfirmCancel(body.fence)
+        case StopReason.TIMEOUT | StopReason.DETACH if body.timed_out is not None:
+            return _timed_out(body, body.timed_out)
+        case StopReason.DETACH if _came_of_closing(body, error):
+            return None
+    return failed(body, error)
+
+
+def _timed_out(body: Body, failure: str) -> Command:
     # also if the store closed before it had ended: its time was up all the same
-    if body.timed_out is None or body.stop_reason not in {StopReason.TIMEOUT, StopReason.DETACH}:
-        return None
-    return _try_again_or_fail(body, TimeoutError(), body.timed_out)
+    return _try_again_or_fail(body, TimeoutError(), failure)
 
 
 def _is_cancel(error: BaseException) -> bool:

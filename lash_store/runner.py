@@ -18,13 +18,12 @@ from typing import Any, TypeVar
 from . import guest, outcomes, transitions
 from .alarms import Alarm, Alarms
 from .births import Born
-from .bodies import Body, Escaped, current_body
+from .bodies import PAUSES, Body, Escaped, current_body
 from .commands import Command, Complete, Expire, Fail, Start
 from .database import Committed, may_pass, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
-    StorageError,
     StorageMoved,
     StoreClosed,
     StoreError,
@@ -44,8 +43,8 @@ __all__ = ["Runner"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_RETRY = (0.05, 2.0)
-"""Seconds between tries to store an outcome on a full or busy disk: first, and at most."""
+_STOPPED = (CommitInDoubt, StorageMoved, StoreClosed)
+"""What has ended the writer: nothing is stored any more."""
 
 
 class Runner:
@@ -281,9 +280,9 @@ class Runner:
         error = None if future.cancelled() else future.exception()
         if error is not None:
             log.warning("start_failed", extra={"task_seq": task.task_seq}, exc_info=error)
-            if not self._closing and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+            if not self._closing and not isinstance(error, _STOPPED):
                 self._tried.add(task.task_seq)
-                asyncio.get_running_loop().call_later(_RETRY[1], self._try_again, task, reattach)
+                asyncio.get_running_loop().call_later(PAUSES[1], self._try_again, task, reattach)
         else:
             self._tried.discard(task.task_seq)
             if task.task_seq not in self._bodies and not self._awaits_start(task.task_seq):
@@ -336,9 +335,6 @@ class Runner:
             body.time_out_after(
                 task.timeout, told("Timeout", f"attempt {task.attempt} took longer than {task.timeout:g} s")
             )
-        if task.deadline is not None and task.task_seq not in self._deadlines:
-            # it passed while the start was being committed
-            self._watch_deadline(task, task.deadline)
         if self._closing:
             body.stop(StopReason.DETACH)
 
@@ -353,7 +349,7 @@ class Runner:
         if command is None:
             self._forget_body(body)
         else:
-            self._store(body, command, _RETRY[0])
+            self._store(body, command, PAUSES[0])
 
     def _store(self, body: Body, command: Command, pause: float) -> None:
         try:
@@ -371,20 +367,17 @@ class Runner:
             # what was to be stored with the result could not be: the body has failed
             body.endings.clear()
             self._store(body, outcomes.failed(body, refused), pause)
-            return
-        if isinstance(error, StorageError) and isinstance(command, Complete) and not may_pass(error):
-            if not isinstance(error, CommitInDoubt | StorageMoved):
-                # nor would it another time: that is how the body ends
-                self._store(body, Fail(body.fence, failure_of(error)), pause)
-                return
-        elif isinstance(error, StoreError) and not isinstance(error, CommitInDoubt | StorageMoved | StoreClosed):
+        elif error is None or not isinstance(error, StoreError) or isinstance(error, _STOPPED):
+            if error is not None:
+                log.error("outcome_lost", extra={"task_seq": body.task_seq}, exc_info=error)
+            self._forget_body(body)
+        elif isinstance(command, Complete) and not may_pass(error):
+            # nor would it another time: that is how the body ends
+            self._store(body, Fail(body.fence, failure_of(error)), pause)
+        else:
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
-            longer = min(_RETRY[1], pause * 2)
+            longer = min(PAUSES[1], pause * 2)
             asyncio.get_running_loop().call_later(pause, self._store, body, command, longer)
-            return
-        if error is not None:
-            log.error("outcome_lost", extra={"task_seq": body.task_seq}, exc_info=error)
-        self._forget_body(body)
 
     def _forget_body(self, body: Body) -> None:
         self._replaced.discard(body)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import bindparam, delete, insert, literal_column, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
@@ -180,7 +180,7 @@ NEXT_SIGNAL = sql(
     .limit(ONE)
     .offset(ZERO)
 )
-_BY_KEY = sql(_SIGNAL.where(and_(_FOR_TASK, signals.c.key == bindparam("key"))))
+_BY_KEY = sql(_SIGNAL.where(_FOR_TASK, signals.c.key == bindparam("key")))
 _INSERT_SIGNAL = sql(
     insert(signals)
     .values({name: bindparam(name) for name in ("task_seq", "name", "key", "payload", "sent_at", "sent_by")})

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from . import database, guest, memory, recall, step_queries, transitions
-from .bodies import Body, Escaped, receiving
+from .bodies import PAUSES, Body, Escaped, receiving
 from .core import Core
 from .database import Transaction, utc_text
 from .errors import (
@@ -45,9 +45,6 @@ __all__ = ["Steps"]
 _SHOW = 0.25
 """Seconds after which a step that still runs is noted as begun, for whoever looks into the file."""
 
-_PAUSE = (0.05, 2.0)
-"""Seconds between tries to store what came of a step on a full or busy disk: first, and at most."""
-
 _NOT_ITS_OWN = (StaleAttempt, StoreClosed, CommitInDoubt, StorageMoved, Escaped)
 """What ends the body, and says nothing about the step."""
 
@@ -69,7 +66,7 @@ class _Used:
     def __init__(self, kind: StepKind, digest: bytes | None) -> None:
         self.kind = kind
         self.digest = digest
-        self.lock: asyncio.Lock | None = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self.is_over = False
         self.note: StepNote | None = None
         self.storing: asyncio.Future[Outcome] | None = None
@@ -115,7 +112,7 @@ class Steps:
                 fn.close()
             raise InvalidArguments(f"step {name!r} is given a function to call, not {type(fn).__name__}")
         used = self._use(StepKind.STEP, name, recall.digest(args, kwargs))
-        async with used.lock or asyncio.Lock():
+        async with used.lock:
             await self._settle(used)
             before = await self._before(StepKind.STEP, name, used)
             if before is not None and StepState(before.state).is_over:
@@ -147,7 +144,7 @@ class Steps:
             except (ResultNotSerializable, LimitExceeded) as error:
                 raise GuestError(error) from error
 
-        async with used.lock or asyncio.Lock():
+        async with used.lock:
             await self._settle(used)
             before = await self._before(StepKind.TRANSACT, name, used)
             if before is not None and StepState(before.state).is_over:
@@ -166,7 +163,7 @@ class Steps:
                 raise refused from None
             if row is None:
                 raise transitions.stale(outcome.task, body.fence.attempt)
-            used.is_over, used.lock = True, None
+            used.is_over = True
             return self._again(row, fn)
 
     # --- what is known of a name ---
@@ -351,7 +348,7 @@ class Steps:
 
         A full or busy disk is tried again. A caller who is cancelled meanwhile stops nothing, and the next one waits for it.
         """
-        pause = _PAUSE[0]
+        pause = PAUSES[0]
         while used.note is not None:
             note = used.note
             try:
@@ -366,7 +363,7 @@ class Steps:
                     used.note = None
                     raise
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, _PAUSE[1])
+                pause = min(pause * 2, PAUSES[1])
             except StoreError:
                 used.note = used.storing = None
                 raise
@@ -374,7 +371,7 @@ class Steps:
                 used.note = used.storing = None
                 if outcome.verdict is not Verdict.APPLIED:
                     raise transitions.stale(outcome.task, self._body.fence.attempt)
-                used.is_over, used.lock = True, None
+                used.is_over = True
 
     async def _note(self, note: StepNote) -> None:
         """Note that a step begins, or that its next try is put off."""

@@ -114,8 +114,16 @@ def sweep_up(core: Any) -> None:
     """Close what a store whose loop died left open: else the collector tells of it in whatever test it happens to run in."""
     for part in (core.writer, core.reader):
         if part is not None and part._connection is not None:
-            part._connection.stop()
-            part._connection._thread.join(10)
+            put_out(part._connection)
+
+
+def put_out(connection: Any) -> None:
+    """Close a connection whose loop died; its thread may have ended, too, when it had nobody to answer any more."""
+    connection.stop()
+    connection._thread.join(10)
+    if connection._connection is not None:
+        connection._connection.close()
+        connection._connection = None
 
 
 async def next_event(store: TaskStore, type: EventType, *, task_id: str | None = None, after: int = 0) -> TaskEvent:

@@ -44,7 +44,7 @@ from lash_store import (
 )
 from lash_store.lifecycle import JSON_COLUMNS, TERMINAL_EVENTS, fold
 from tests.runtime.model import BEGUN, ByHandle, ById, Happened, Model, Ref, Refused, Task
-from tests.runtime.support import RUNTIME, hold
+from tests.runtime.support import RUNTIME, hold, put_out
 
 T = TypeVar("T")
 
@@ -116,8 +116,7 @@ class Life:
         def sweep() -> None:
             for connection, _ in remains:
                 if connection is not None:
-                    connection.stop()
-                    connection._thread.join(10)
+                    put_out(connection)
             for _, identity in remains:
                 if identity is not None:
                     guards.let_go(identity)

@@ -909,7 +909,7 @@ async def test_a_failure_that_takes_long_to_store_stays_a_failure(
     store: TaskStore, session: SessionTasks, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stepping, "_SHOW", 0.02)
-    monkeypatch.setattr(stepping, "_PAUSE", (0.1, 0.1))
+    monkeypatch.setattr(stepping, "PAUSES", (0.1, 0.1))
     refuse_once(monkeypatch)
 
     async def do(task: TaskContext) -> str:
@@ -1592,7 +1592,7 @@ async def test_a_result_that_a_full_disk_refused_is_stored_later_without_a_secon
     assert connection is not None
     refused = asyncio.Event()
     calls: list[int] = []
-    monkeypatch.setattr(stepping, "_PAUSE", (0.01, 0.01))
+    monkeypatch.setattr(stepping, "PAUSES", (0.01, 0.01))
     submit = writer.submit
 
     def spy(unit: Any) -> Any:
@@ -1637,7 +1637,7 @@ async def test_a_result_that_the_file_can_never_take_does_not_hang(
 ) -> None:
     store = await opened(limits=Limits(payload_bytes=None))
     session = await store.session("s1")
-    monkeypatch.setattr(stepping, "_PAUSE", (0.01, 0.01))
+    monkeypatch.setattr(stepping, "PAUSES", (0.01, 0.01))
     connection = store._core.writer._connection
     # SQLite's own limit is 1 GB
     await connection.run(lambda raw: raw.setlimit(0, 100_000))  # SQLITE_LIMIT_LENGTH
