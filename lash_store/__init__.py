@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .feed import Subscription
     from .guest import TransactConnection
     from .handles import TaskHandle
-    from .inbox import Inbox
+    from .inbox import Inbox, Updates
     from .models import (
         CancelPolicy,
         CancelReport,
@@ -63,6 +63,9 @@ if TYPE_CHECKING:
         Handoff,
         Note,
         OwnerEnd,
+        ProcessEvidence,
+        ProcessFate,
+        ProcessIdentity,
         Recovery,
         RecoveryReport,
         Scope,
@@ -80,11 +83,13 @@ if TYPE_CHECKING:
         Transition,
         Verdict,
     )
+    from .monitor_models import ArmOn, MonitorRecord, MonitorSpec, MonitorUpdate, Stream, WakePolicy
     from .policies import Backoff, Limits
     from .sessions import SessionTasks
     from .store import TaskStore
 
 __all__ = [
+    "ArmOn",
     "Backoff",
     "CancelPolicy",
     "CancelReport",
@@ -106,9 +111,15 @@ __all__ = [
     "InvalidId",
     "LimitExceeded",
     "Limits",
+    "MonitorRecord",
+    "MonitorSpec",
+    "MonitorUpdate",
     "NotAStore",
     "Note",
     "OwnerEnd",
+    "ProcessEvidence",
+    "ProcessFate",
+    "ProcessIdentity",
     "Recovery",
     "RecoveryReport",
     "ResultNotSerializable",
@@ -136,6 +147,7 @@ __all__ = [
     "StoreCopied",
     "StoreError",
     "StoreReadOnly",
+    "Stream",
     "Subscription",
     "TaskAbandoned",
     "TaskCancelled",
@@ -158,10 +170,24 @@ __all__ = [
     "Transition",
     "UnknownFunction",
     "UnknownSession",
+    "Updates",
     "Verdict",
+    "WakePolicy",
 ]
 
-_HOMES = ("errors", "models", "policies", "store", "sessions", "handles", "inbox", "context", "feed", "guest")
+_HOMES = (
+    "errors",
+    "models",
+    "monitor_models",
+    "policies",
+    "store",
+    "sessions",
+    "handles",
+    "inbox",
+    "context",
+    "feed",
+    "guest",
+)
 
 
 def __getattr__(name: str) -> Any:

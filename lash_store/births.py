@@ -10,7 +10,7 @@ import sqlite3
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import queries, session_queries, transitions
+from . import monitoring, queries, session_queries, transitions
 from .commands import Expire, RequestCancel, Start
 from .database import Transaction
 from .errors import IdempotencyConflict, LimitExceeded, SessionError, TaskExists
@@ -26,6 +26,7 @@ from .models import (
     TaskMode,
     TaskState,
 )
+from .monitor_models import MonitorSpec
 
 __all__ = ["Born", "NewTask", "check_room", "create", "moved", "refuse_given_up", "same_before", "task_exists"]
 
@@ -62,6 +63,7 @@ class NewTask:
     version: str | None = None
     timeout: float | None = None
     deadline: str | None = None
+    monitor: MonitorSpec | None = None
 
 
 def moved(new: NewTask, scope: Scope) -> NewTask:
@@ -110,6 +112,8 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
     if new.child_session_id is not None:
         transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
     check_room(tx, str(new.scope), adding=1)
+    if new.monitor is not None:
+        monitoring.check_room(tx, str(new.scope), adding=1)
     cancelled = cancelled_ancestor(tx, str(new.scope), parent, place.agent)
     columns = _first_columns(tx, new)
     born = queries.NO_TASK._replace(**columns)
@@ -125,6 +129,8 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
             raise
         raise task_exists(new) from error
     session_queries.insert_handle(tx, new.handle_id, task.scope, task.task_seq, HandleRole.OWNER)
+    if new.monitor is not None:
+        monitoring.bear(tx, task, new.monitor)
     if new.mode is TaskMode.HIDDEN and not place.sync_needed:
         session_queries.flag_sync(tx, task.scope, needed=True)
     data = queries.event_data(EventType.REGISTERED, columns, {"handle_id": new.handle_id})

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from .commands import Fence
 from .lifecycle import Task
-from .models import StopReason
+from .models import Failure, StopReason
 from .registry import Function
 from .slots import Slot
 from .step_queries import Checkpoint, SignalRow
 
-__all__ = ["PAUSES", "Body", "Escaped", "aside", "current_body", "receiving"]
+__all__ = ["PAUSES", "Body", "Escaped", "FailedWith", "aside", "current_body", "receiving"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,14 @@ class Escaped(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(repr(error))
         self.error = error
+
+
+class FailedWith(Exception):
+    """Carries a failure that a body of this package's own has made up itself."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:

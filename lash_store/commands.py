@@ -22,6 +22,7 @@ __all__ = [
     "Flip",
     "GiveUp",
     "GoOn",
+    "Launch",
     "Move",
     "Notify",
     "Progress",
@@ -70,10 +71,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give a row back to whoever may run it next."""
+    """Give a row back to whoever may run it next; *process_left*: what ran for it may live on."""
 
     reason: str
     crashed: bool = False
+    process_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,10 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Abandon:
-    """Say that nobody will ever know the outcome; *evidence* is JSON text."""
+    """Say that nobody will ever know the outcome; *evidence* is JSON text, *process_left* as in `Release`."""
 
     evidence: str
+    process_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,14 @@ class RetryStep:
 
     fence: Fence
     what: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Record the process that is about to run for a monitor, JSON text: it begins only after this."""
+
+    fence: Fence
+    process: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +282,7 @@ Command = (
     | Progress
     | Save
     | RetryStep
+    | Launch
     | Wait
     | GoOn
     | Signal

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import owners, queries, session_queries, step_queries, transitions
+from . import leftovers, owners, queries, session_queries, step_queries, transitions
 from .bodies import Body
 from .callbacks import Callbacks
 from .database import Reader, Transaction
@@ -21,7 +21,7 @@ from .errors import StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed
 from .gathering import Gathering
 from .lifecycle import Task
-from .models import Scope, StepRecord, TaskFilter, TaskRecord, Verdict, check_id, check_text
+from .models import Scope, StepRecord, TaskFilter, TaskRecord, TaskState, Verdict, check_id, check_text
 from .owners import Life, OwnerLock
 from .policies import Limits
 from .queries import OwnerRow
@@ -71,6 +71,7 @@ class Core:
     feed: Feed
     limits: Limits = field(default_factory=Limits)
     writer: Writer | None = None
+    cancel_grace: float = 5.0
     owner_id: int | None = None
     runner: Runner | None = None
     callbacks: Callbacks | None = None
@@ -78,6 +79,7 @@ class Core:
     claims: set[OwnerLock] = field(default_factory=set)
     threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_THREADS))
     readings: dict[str, _Reading] = field(default_factory=dict)
+    begun: set[Scope] = field(default_factory=set)
     is_closing: bool = False
 
     def to_request(self) -> Writer:
@@ -336,8 +338,22 @@ class Core:
         }
         gone = [owner_id for owner_id in owner_ids if await self.is_gone(owner_id)]
         if gone:
-            await self.to_request().run(lambda tx: transitions.finish_cancels(tx, gone))
+            writer = self.to_request()
+            fates = await leftovers.end(await self._left_to_cancel(gone), self.cancel_grace)
+            await writer.run(
+                lambda tx: transitions.finish_cancels(tx, gone, lambda task: leftovers.is_settled(task, fates))
+            )
         return bool(gone)
+
+    async def _left_to_cancel(self, gone: Sequence[int]) -> Sequence[Task]:
+        left = await leftovers.left_by(self.reader, gone, None)
+        return [task for task in left if task.owner_id in gone and task.state == TaskState.CANCEL_REQUESTED]
+
+    async def end_given_up(self, tasks: Iterable[Task]) -> None:
+        """End what runs for tasks that somebody gave up, whose owners may never come to it; their rows tell of that already."""
+        left = [task for task in tasks if task.process is not None]
+        if left:
+            await leftovers.end(left, self.cancel_grace)
 
     async def tidy_up_for_the_dead(self, tasks: Iterable[Task | TaskRecord]) -> None:
         """Do the same if it can be done: what was asked for is in the file by now, whatever comes of this."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import births, families, queries, session_queries, transitions
+from . import births, families, monitoring, queries, session_queries, transitions
 from .commands import Move
 from .database import Transaction
 from .errors import HandleNotVisible, IdempotencyConflict, SessionError, TransferConflict
@@ -25,9 +25,9 @@ __all__ = ["cancel_unreferenced", "close_session", "handoff", "observe", "open_s
 # --- sessions -------------------------------------------------------------------------------------------------------
 
 
-def open_session(tx: Transaction, scope: Scope, parent: Scope | None, *, reopen: bool) -> None:
+def open_session(tx: Transaction, scope: Scope, parent: Scope | None, *, reopen: bool) -> bool:
     """
-    Create a session unless the file has it; open one that was closed again if that is asked for.
+    Create a session unless the file has it; open one that was closed again if that is asked for. Say whether it begins here.
 
     Raises:
         UnknownSession: the file does not have the parent.
@@ -40,7 +40,7 @@ def open_session(tx: Transaction, scope: Scope, parent: Scope | None, *, reopen:
         session_queries.insert_session(tx, scope, None if parent is None else str(parent))
         data = {} if parent is None else {"parent": str(parent)}
         queries.insert_event(tx, EventType.SESSION_OPENED, scope=str(scope), data=json.dumps(data))
-        return
+        return True
     if parent is not None and row.parent != str(parent):
         if row.parent is not None:
             raise SessionError(f"session {str(scope)!r} has the parent {row.parent!r}: it cannot have another")
@@ -49,6 +49,8 @@ def open_session(tx: Transaction, scope: Scope, parent: Scope | None, *, reopen:
     if reopen and row.closed_at is not None:
         session_queries.reopen_session(tx, str(scope))
         queries.insert_event(tx, EventType.SESSION_OPENED, scope=str(scope), data='{"reopened":true}')
+        return True
+    return False
 
 
 def _refuse_circle(tx: Transaction, scope: Scope, parent: Scope) -> None:
@@ -242,12 +244,16 @@ def _move_all(
     moved = [_move(tx, task, destination) for task in going.values()]
     if moved:
         births.check_room(tx, str(destination))
+        if any(task.is_monitor for task in moved):
+            monitoring.check_room(tx, str(destination))
     return moved
 
 
 def _move(tx: Transaction, task: Task, destination: Scope) -> Task:
     session_queries.move_handle(tx, task.task_seq, str(destination))
     session_queries.move_notes(tx, task, str(destination))
+    if task.is_monitor:
+        monitoring.move(tx, task, str(destination))
     if task.mode == TaskMode.HIDDEN:
         session_queries.flag_sync(tx, str(destination), needed=True)
     return transitions.transition(tx, task, Move(str(destination))).task

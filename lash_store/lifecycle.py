@@ -21,6 +21,7 @@ from .commands import (
     Flip,
     GiveUp,
     GoOn,
+    Launch,
     Move,
     Notify,
     Progress,
@@ -43,6 +44,7 @@ __all__ = [
     "DEFAULTS",
     "JSON_COLUMNS",
     "LIVE_STATES",
+    "MONITOR",
     "TERMINAL_EVENTS",
     "TERMINAL_STATES",
     "Change",
@@ -60,8 +62,11 @@ TERMINAL_STATES = tuple(state for state in TaskState if state.is_terminal)
 LIVE_STATES = tuple(state for state in TaskState if not state.is_terminal)
 TERMINAL_EVENTS = (EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED, EventType.ABANDONED)
 
-JSON_COLUMNS = frozenset({"arguments", "result", "failure", "evidence", "callback_error", "last_error"})
+JSON_COLUMNS = frozenset({"arguments", "result", "failure", "evidence", "callback_error", "last_error", "process"})
 """Columns of `tasks` that hold JSON text; in event data they stand as JSON, not as text of it."""
+
+MONITOR = "lash_store:monitor"
+"""The function of every monitor; no program's function may have such a name."""
 
 DEFAULTS: Mapping[str, Any] = {"close_policy": ClosePolicy.KEEP, "notify_on_end": 0, "has_callback": 0}
 """What a row has in columns that its first event does not name."""
@@ -111,6 +116,7 @@ class Task(NamedTuple):
     not_before: str | None
     last_error: str | None
     waiting_for: str | None
+    process: str | None
 
     @property
     def is_terminal(self) -> bool:
@@ -140,6 +146,11 @@ class Task(NamedTuple):
     def is_external(self) -> bool:
         """Whether somebody else does the work."""
         return self.mode == TaskMode.EXTERNAL
+
+    @property
+    def is_monitor(self) -> bool:
+        """Whether the body is one of this package that supervises a process; it takes no slot."""
+        return self.function == MONITOR
 
     @property
     def awaits_callback(self) -> bool:
@@ -207,18 +218,36 @@ def decide(task: Task, command: Command, now: str) -> Change | Refused:
     if isinstance(change, Refused):
         return change
     stamped = dict.fromkeys(stamps(change.type, task.mode), now)
-    return Change(change.type, {**change.columns, **_left_behind(task, change), **stamped}, change.detail)
+    return Change(change.type, {**change.columns, **_left_behind(task, command, change), **stamped}, change.detail)
 
 
-def _left_behind(task: Task, change: Change) -> dict[str, None]:
-    """Return what is true of the old state alone: when a retry is due, and what is waited for."""
+def _left_behind(task: Task, command: Command, change: Change) -> dict[str, None]:
+    """Return what is true of the old state alone: when a retry is due, what is waited for, and which process runs."""
     state = change.columns.get("state", task.state)
     left: dict[str, None] = {}
     if task.not_before is not None and state != TaskState.PENDING:
         left["not_before"] = None
     if task.waiting_for is not None and state != TaskState.WAITING:
         left["waiting_for"] = None
+    if task.process is not None and _is_over(command, change):
+        left["process"] = None
     return left
+
+
+_ENDS_PROCESS = {
+    *TERMINAL_EVENTS,
+    EventType.CLAIMED,
+    EventType.STARTED,
+    EventType.REATTACHED,
+    EventType.RELEASED,
+}
+
+
+def _is_over(command: Command, change: Change) -> bool:
+    """Whether what ran for a task is gone: nobody ends, frees or takes it before, but for who gives it up, or cannot wait."""
+    if isinstance(command, GiveUp) or getattr(command, "process_left", False):
+        return False
+    return change.type in _ENDS_PROCESS
 
 
 _OUTCOME = {
@@ -337,8 +366,10 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return Change(EventType.RETRY_SCHEDULED, {}, what)
         case Signal(what=what):
             return Change(EventType.SIGNALLED, {}, what)
-        case Wait() | GoOn() if requested:
+        case Launch() | Wait() | GoOn() if requested:
             return _SUPERSEDED
+        case Launch(process=process):
+            return Change(EventType.STATE_CHANGED, {"process": process})
         case Wait(reason=reason):
             if task.state == TaskState.WAITING and task.waiting_for == reason:
                 return _UNCHANGED

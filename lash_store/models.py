@@ -23,6 +23,9 @@ __all__ = [
     "Handoff",
     "Note",
     "OwnerEnd",
+    "ProcessEvidence",
+    "ProcessFate",
+    "ProcessIdentity",
     "Recovery",
     "RecoveryReport",
     "Scope",
@@ -306,8 +309,49 @@ class Failure(_Record):
     traceback: str | None = None
 
 
+class ProcessFate(StrEnum):
+    """
+    What became of a process whose supervisor went away: it was `ended` now, it was `gone` by then, it could not be ended and
+    is `left`, or is `unproven` to be the same one, and was let be.
+    """
+
+    ENDED = "ended"
+    GONE = "gone"
+    LEFT = "left"
+    UNPROVEN = "unproven"
+
+
+class ProcessIdentity(_Record):
+    """
+    What is recorded of a monitor's process, so that it can be told from any other: a pid alone repeats.
+
+    It leads the process *group* of its own pid, and a session. *started* is its start time in clock ticks since boot;
+    *namespace* the space its pid counts in; *token* the value of ``LASH_STORE_MONITOR`` in the environment of all it starts.
+    """
+
+    pid: int
+    group: int
+    started: str
+    boot_id: str
+    host: str
+    namespace: str
+    token: str
+
+
+class ProcessEvidence(_Record):
+    """What became of the process of a monitor whose owner went away."""
+
+    pid: int
+    started: str
+    became: ProcessFate
+
+
 class Evidence(_Record):
-    """What is known of a task nobody finished: the owner that had it, how that ended, and who gave it up, and why, if one did."""
+    """
+    What is known of a task nobody finished: the owner that had it, how that ended, and who gave it up, and why, if one did.
+
+    Of a monitor, also what became of its process; None if none had been started.
+    """
 
     owner_id: int | None
     pid: int | None = None
@@ -316,6 +360,7 @@ class Evidence(_Record):
     found_at: Time
     reason: str | None = None
     by: str | None = None
+    process: ProcessEvidence | None = None
 
 
 class TaskRecord(_Record):
@@ -329,7 +374,8 @@ class TaskRecord(_Record):
 
     ``version`` is that of the code the task was last started by; ``timeout`` the seconds an attempt may take, ``deadline`` when
     the task must have ended, ``not_before`` when a retry is due. ``last_error`` is what the last retried attempt raised;
-    ``waiting_for`` what a body in state ``waiting`` gave as its reason.
+    ``waiting_for`` what a body in state ``waiting`` gave as its reason. ``process`` is what runs for a monitor, until it is
+    known to be gone.
     """
 
     task_seq: int
@@ -373,6 +419,7 @@ class TaskRecord(_Record):
     not_before: Time | None = None
     last_error: Failure | None = None
     waiting_for: str | None = None
+    process: ProcessIdentity | None = None
 
     @property
     def is_terminal(self) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from . import guest, memory, step_queries, transitions
-from .bodies import Body, Escaped
+from .bodies import Body, Escaped, FailedWith
 from .commands import Command, Complete, ConfirmCancel, Fail, Retry
 from .database import Transaction, utc_text
 from .errors import LimitExceeded, ResultNotSerializable, StepFailed, StoreClosed, TaskCancelled
@@ -42,7 +42,7 @@ def outcome_of(body: Body, limits: Limits) -> Command | None:
 
 def failed(body: Body, error: BaseException) -> Command:
     """Say what to store of what a body raised: that it is tried again, if its function says so, or how it failed."""
-    failure = error.failure.model_dump_json() if isinstance(error, StepFailed) else failure_of(error)
+    failure = error.failure.model_dump_json() if isinstance(error, StepFailed | FailedWith) else failure_of(error)
     return _try_again_or_fail(body, error, failure)
 
 

@@ -17,6 +17,7 @@ import secrets
 from enum import StrEnum
 from pathlib import Path
 
+from . import processes
 from .errors import StorageError
 from .guards import make_side_folder, side_folder
 from .queries import OwnerRow
@@ -175,14 +176,19 @@ def sweep(path: Path, tokens: list[str]) -> None:
 def describe_process() -> dict[str, str | int]:
     """Return what names this process beyond its pid, which repeats: host, boot and start time."""
     pid = os.getpid()
-    return {"pid": pid, "process_start": _started(pid) or "", "boot_id": _boot_id(), "host": platform.node()}
+    return {
+        "pid": pid,
+        "process_start": processes.started(pid) or "",
+        "boot_id": processes.boot_id(),
+        "host": platform.node(),
+    }
 
 
 def _process_lives(owner: OwnerRow) -> bool:
-    if (owner.boot_id, owner.host) != (_boot_id(), platform.node()):
+    if (owner.boot_id, owner.host) != (processes.boot_id(), platform.node()):
         return False
     if owner.process_start:
-        return _started(owner.pid) == owner.process_start
+        return processes.started(owner.pid) == owner.process_start
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
@@ -190,23 +196,6 @@ def _process_lives(owner: OwnerRow) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _started(pid: int) -> str | None:
-    """Return the start time of a live process in clock ticks since boot (proc(5), field 22); None for a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else fields[19]
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _forget_in_child() -> None:

@@ -52,11 +52,18 @@ class Limits(_Policy):
 
     *payload_bytes* bounds each value by itself: arguments, a result, a checkpoint, a step's result, a signal's payload, a note's
     data. *live_tasks* and *total_tasks* bound what one session holds, the second its finished tasks too.
+
+    *monitors* bounds how many run in one session. Of what they write, *line_bytes* are kept of a line, *lines_per_second* are
+    stored of each, and *update_bytes* are kept of all in a session: what is more is dropped, the oldest first, and counted.
     """
 
     payload_bytes: int | None = Field(default=16 * 1024 * 1024, ge=1, le=_MOST, strict=True)
     live_tasks: int | None = Field(default=None, ge=1, le=_MOST, strict=True)
     total_tasks: int | None = Field(default=None, ge=1, le=_MOST, strict=True)
+    monitors: int | None = Field(default=32, ge=1, le=_MOST, strict=True)
+    line_bytes: int = Field(default=4096, ge=16, le=1024 * 1024, strict=True)
+    lines_per_second: float = Field(default=200.0, ge=0.1, le=1e6, allow_inf_nan=False)
+    update_bytes: int | None = Field(default=16 * 1024 * 1024, ge=1, le=_MOST, strict=True)
 
     def check_payload(self, text: str, what: str) -> str:
         """

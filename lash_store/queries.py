@@ -28,6 +28,7 @@ from .models import (
     Evidence,
     Failure,
     OwnerEnd,
+    ProcessIdentity,
     Scope,
     TaskEvent,
     TaskFilter,
@@ -78,6 +79,22 @@ _LIVE_TASKS_LEFT = sql(
     .order_by(tasks.c.task_seq)
 )
 
+
+LEFT_PROCESSES = sql(
+    _TASK.select_from(tasks.outerjoin(owners, owners.c.owner_id == tasks.c.owner_id))
+    .where(
+        tasks.c.process.is_not(None),
+        LIVE,
+        or_(
+            tasks.c.owner_id.is_(None),
+            owners.c.ended_at.is_not(None),
+            values(tasks.c.owner_id, "dead"),
+        ),
+        or_(bindparam("runtime", type_=Text).is_(None), _OF_RUNTIME),
+    )
+    .order_by(tasks.c.task_seq)
+)
+"""Live rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all."""
 
 NEXT_FREE_DEADLINE = sql(select(func.min(tasks.c.deadline)).where(LIVE, tasks.c.owner_id.is_(None), _OF_RUNTIME))
 
@@ -391,8 +408,9 @@ def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str,
         plain.update(detail)
     text = _encode(plain)
     for name, value in columns.items():
-        if name in JSON_COLUMNS and value is not None:
-            text = f'{text[:-1]}{"," if len(text) > 2 else ""}"{name}":{value}}}'
+        # at its birth a row has nothing in them
+        if name in JSON_COLUMNS and (value is not None or kind is not EventType.REGISTERED):
+            text = f'{text[:-1]}{"," if len(text) > 2 else ""}"{name}":{"null" if value is None else value}}}'
     return text
 
 
@@ -417,6 +435,8 @@ def task_record(task: Task) -> TaskRecord:
     values["evidence"] = None if task.evidence is None else Evidence.model_validate_json(task.evidence)
     for name in ("callback_error", "last_error"):
         values[name] = None if values[name] is None else Failure.model_validate_json(values[name])
+    if task.process is not None:
+        values["process"] = ProcessIdentity.model_validate_json(task.process)
     return TaskRecord.model_validate(values)
 
 

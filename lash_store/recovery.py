@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from . import lifecycle, owners, queries, session_queries, step_queries, transitions
+from . import leftovers, lifecycle, monitor_queries, owners, queries, session_queries, step_queries, transitions
 from .commands import ConfirmCancel, Release, Start
 from .database import Committed, Reader, Transaction, utc_text
 from .errors import StoreError
+from .leftovers import Fates
 from .lifecycle import Task
-from .models import EventType, Evidence, OwnerEnd, RecoveryReport, TaskRecord, TaskState, Verdict
+from .models import EventType, Evidence, OwnerEnd, ProcessEvidence, RecoveryReport, TaskRecord, TaskState, Verdict
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 _LOOK = 0.1
 """Seconds between looks at the locks of live peers; asking one costs about 15 microseconds."""
 
+_AGAIN = 1.0
+"""Seconds before a process that could not be ended is looked at again."""
+
 _LISTS = {
     EventType.REATTACHED: "reattached",
     EventType.CLAIMED: "claimed",
@@ -40,9 +44,14 @@ _LISTS = {
 
 
 def evidence_of(
-    owner: OwnerRow | None, end: OwnerEnd, now: str, reason: str | None = None, by: str | None = None
+    owner: OwnerRow | None,
+    end: OwnerEnd,
+    now: str,
+    reason: str | None = None,
+    by: str | None = None,
+    process: ProcessEvidence | None = None,
 ) -> str:
-    """Write what is known of an owner that left work without an outcome, and of who gave it up."""
+    """Write what is known of an owner that left work without an outcome, of who gave it up, and of what ran for it."""
     return Evidence(
         owner_id=None if owner is None else owner.owner_id,
         pid=None if owner is None else owner.pid,
@@ -51,6 +60,7 @@ def evidence_of(
         found_at=now,  # type: ignore[arg-type]
         reason=reason,
         by=by,
+        process=process,
     ).model_dump_json()
 
 
@@ -73,6 +83,17 @@ class Recovered(NamedTuple):
     unknown_functions: tuple[str, ...] = ()
     unknown_versions: tuple[str, ...] = ()
     in_flight: tuple[StepRow, ...] = ()
+
+    def and_then(self, later: Recovered) -> Recovered:
+        """Return both as one."""
+        return Recovered(
+            [*self.changed, *later.changed],
+            self.dead_owners + later.dead_owners,
+            self.unreachable + later.unreachable,
+            tuple(sorted({*self.unknown_functions, *later.unknown_functions})),
+            tuple(sorted({*self.unknown_versions, *later.unknown_versions})),
+            self.in_flight + later.in_flight,
+        )
 
     def report(self) -> RecoveryReport:
         """Build the public report."""
@@ -113,6 +134,7 @@ def give_up_owner(tx: Transaction, owner_id: int, reason: str, by: str) -> list[
                 transitions.transition(tx, task, Release("owner_abandoned"))
         queries.end_owner(tx, owner_id, OwnerEnd.ABANDONED)
         session_queries.release_claims(tx, owner_id)
+        monitor_queries.release_claims(tx, owner_id)
     return tx.events[before:]
 
 
@@ -120,7 +142,8 @@ class Recoverer:
     """
     Finds owners of one runtime that are dead, and gives their work to *owner_id*, as far as its functions are known here.
 
-    *slots* reserves what bodies may be started at once.
+    *slots* reserves what bodies may be started at once. A process that a dead owner left is ended before its row changes, with
+    *grace* seconds between SIGTERM and SIGKILL.
     """
 
     def __init__(
@@ -134,6 +157,7 @@ class Recoverer:
         writer: Writer,
         registry: Registry,
         slots: Callable[[], AbstractContextManager[int]],
+        grace: float,
     ) -> None:
         self._path = path
         self._runtime = runtime
@@ -143,6 +167,7 @@ class Recoverer:
         self._writer = writer
         self._registry = registry
         self._slots = slots
+        self._grace = grace
         self._peers: list[OwnerRow] = []
         self._someone_left = False
         self._one_at_a_time = asyncio.Lock()
@@ -150,6 +175,7 @@ class Recoverer:
         self._closed = False
         self._deadline: str | None = None
         self._may_have_freed = True
+        self._try_again_at: float | None = None
         self.latest = Recovered()
 
     async def recover(self) -> Recovered:
@@ -160,8 +186,7 @@ class Recoverer:
             await self.look_for_peers()
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
-            with self._slots() as slots:
-                found = await self._writer.run(lambda tx: self._recover(tx, dead, slots))
+            found = await self._take_over(dead)
             self._may_have_freed = True
             self._someone_left = False
             if dead:
@@ -173,7 +198,26 @@ class Recoverer:
                 self.latest = found
             return found
 
-    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int) -> Recovered:
+    async def _take_over(self, dead: list[OwnerRow]) -> Recovered:
+        """Recover what waits for nothing, then what waits for a process to be ended."""
+        left = await leftovers.left_by(self._reader, [owner.owner_id for owner in dead], self._runtime)
+        fates = await leftovers.look(left)
+        found = await self._in_one(dead, fates)
+        living = [task for task in left if not leftovers.is_settled(task, fates)]
+        self._try_again_at = None
+        if living:
+            fates = await leftovers.end(living, self._grace)
+            found = found.and_then(await self._in_one([], fates))
+            if not all(leftovers.is_settled(task, fates) for task in living):
+                log.warning("processes_left", extra={"task_seqs": [task.task_seq for task in living]})
+                self._try_again_at = time.monotonic() + _AGAIN
+        return found
+
+    async def _in_one(self, dead: list[OwnerRow], fates: Fates) -> Recovered:
+        with self._slots() as slots:
+            return await self._writer.run(lambda tx: self._recover(tx, dead, slots, fates))
+
+    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int, fates: Fates) -> Recovered:
         if tx.forbidden is not None:
             # what a given-up owner took would be taken from it at once
             return Recovered()
@@ -185,6 +229,8 @@ class Recoverer:
         cut_off: dict[int, int] = {}
         owners_by_id: dict[int, OwnerRow | None] = {}
         for task in queries.live_tasks_left(tx, self._runtime):
+            if not leftovers.is_settled(task, fates):
+                continue
             if task.may_rerun and self._registry.for_task(task) is None:
                 name = task.function or ""
                 unknown.add(name)
@@ -195,7 +241,9 @@ class Recoverer:
             if task.owner_id is not None and task.owner_id not in owners_by_id:
                 owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
             owner = None if task.owner_id is None else owners_by_id[task.owner_id]
-            slots -= self._recover_task(tx, task, owner, slots > 0)
+            process = leftovers.evidence_of_process(task, fates)
+            started = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)
+            slots -= started and not task.is_monitor
         begun = step_queries.steps_in_flight(tx, cut_off) if cut_off else []
         in_flight = [step for step in begun if step.attempt == cut_off[step.task_seq]]
         return Recovered(
@@ -206,8 +254,10 @@ class Recoverer:
             in_flight=tuple(in_flight),
         )
 
-    def _recover_task(self, tx: Transaction, task: Task, owner: OwnerRow | None, slot: bool) -> bool:
-        """Recover one row, and say whether that took a slot."""
+    def _recover_task(
+        self, tx: Transaction, task: Task, owner: OwnerRow | None, slot: bool, process: ProcessEvidence | None
+    ) -> bool:
+        """Recover one row, and say whether that started it."""
         end = OwnerEnd.DIED if owner is None or owner.end is None else OwnerEnd(owner.end)
         function = self._registry.for_task(task)
         command = lifecycle.recover(
@@ -215,7 +265,7 @@ class Recoverer:
             owner_id=self._owner_id,
             known=function is not None,
             slot=slot,
-            evidence="" if task.may_rerun else evidence_of(owner, end, tx.now),
+            evidence="" if task.may_rerun else evidence_of(owner, end, tx.now, process=process),
             now=tx.now,
             version=None if function is None else function.version,
         )
@@ -295,7 +345,8 @@ class Recoverer:
             try:
                 self._lock.keep()
                 await self._look_at_deadlines()
-                if any(owners.life_of(self._path, peer) is Life.DEAD for peer in self._peers):
+                is_due = self._try_again_at is not None and time.monotonic() >= self._try_again_at
+                if is_due or any(owners.life_of(self._path, peer) is Life.DEAD for peer in self._peers):
                     await self.recover()
             except (StoreError, OSError):
                 log.warning("recovery_failed", exc_info=True)

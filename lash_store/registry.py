@@ -16,7 +16,7 @@ import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import DuplicateFunction, FunctionError, InvalidArguments, ResultNotSerializable, UnknownFunction
-from .lifecycle import Task
+from .lifecycle import MONITOR, Task
 from .models import Recovery, check_id, check_seconds
 from .policies import Backoff, Errors, RetryRule
 
@@ -266,6 +266,9 @@ def _adapter(kind: inspect._ParameterKind, hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint)
 
 
+_OWN = "lash_store:"
+
+
 class Registry:
     """The functions of one store, by name and by function object."""
 
@@ -300,6 +303,10 @@ class Registry:
                 "recovery 'external' is for work this store does not run: choose 'rerun' or 'owner_bound'"
             )
         name = check_id("function name", name if name is not None else getattr(body, "__name__", ""))
+        if name.startswith(_OWN) and name != MONITOR:
+            raise FunctionError(
+                f"function name {name!r} begins with {_OWN!r}, as this package's own do: choose another"
+            )
         if name in self._by_name:
             raise DuplicateFunction(f"function {name!r} is registered already: give one of them another name=")
         try:

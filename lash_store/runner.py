@@ -43,6 +43,9 @@ __all__ = ["Runner"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_LAST = 1.0
+"""Seconds that a killed process may take to go, once its store closes."""
+
 _STOPPED = (CommitInDoubt, StorageMoved, StoreClosed)
 """What has ended the writer: nothing is stored any more."""
 
@@ -216,15 +219,15 @@ class Runner:
 
     # --- starting ---
 
-    def create(self, create: Callable[[bool], Unit[Born]]) -> asyncio.Future[Born]:
+    def create(self, create: Callable[[bool], Unit[Born]], *, takes_slot: bool = True) -> asyncio.Future[Born]:
         """
-        Submit the unit that creates a task, with its start in the same commit if a slot is free; *create* is told whether.
+        Submit the unit that creates a task, with its start in the same commit if it may start now; *create* is told whether.
 
         Not to be cancelled: who may be, shields it.
         """
-        start = self.slots.is_free and not self._queued and not self._closing
+        start = (not takes_slot or (self.slots.is_free and not self._queued)) and not self._closing
         created = self._writer.submit(create(start))
-        if start:
+        if start and takes_slot:
             self.slots.keep_until(created)
         return created
 
@@ -234,6 +237,8 @@ class Runner:
             self._early[task.task_seq] = self.alarms.at(
                 _seconds(task.not_before, otherwise=0.0), lambda: self._no_longer_early(task, reattach)
             )
+        elif task.is_monitor and not self._closing:
+            self._start(task, reattach)
         else:
             self._queued.setdefault(task.task_seq, (task, reattach))
 
@@ -273,7 +278,8 @@ class Runner:
             return
         self._starting.add(task.task_seq)
         started.add_done_callback(lambda future: self._started(task, reattach, future))
-        self.slots.keep_until(started)
+        if not task.is_monitor:
+            self.slots.keep_until(started)
 
     def _started(self, task: Task, reattach: bool, future: asyncio.Future[Outcome]) -> None:
         self._starting.discard(task.task_seq)
@@ -328,7 +334,9 @@ class Runner:
             replaced.stop(StopReason.STALE)
             self._replaced.add(replaced)
         function = None if task.function is None else self._registry.by_name(task.function)
-        body = self._bodies[task.task_seq] = Body(task, function, checkpoint, Slot(self.slots))
+        body = self._bodies[task.task_seq] = Body(
+            task, function, checkpoint, Slot(self.slots, is_needed=not task.is_monitor)
+        )
         body.coroutine = asyncio.get_running_loop().create_task(self._run(body), name=f"lash_store body {task.id}")
         body.coroutine.add_done_callback(lambda _: self._ended(body))
         if task.timeout is not None:
@@ -442,13 +450,23 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
-        alive = [*self._bodies.values(), *self._replaced]
-        for body in alive:
+        for body in [*self._bodies.values(), *self._replaced]:
             body.stop(StopReason.STALE)
+        await self._wait_for_killed()
+        alive = [*self._bodies.values(), *self._replaced]
         for coroutine in self._coroutines.values():
             coroutine.close()
         self._coroutines.clear()
         return [body.task for body in alive]
+
+    async def _wait_for_killed(self) -> None:
+        """Wait a moment for monitors that were out of time: what they supervise is killed by now, and soon gone."""
+        going = [body for body in (*self._bodies.values(), *self._replaced) if body.task.is_monitor]
+        killed = [body.coroutine for body in going if body.coroutine is not None and not body.coroutine.done()]
+        if killed:
+            await asyncio.wait(killed, timeout=_LAST)
+            # what their end brings about comes right after it
+            await asyncio.sleep(0)
 
     def stop(self) -> None:
         """End every body at once, storing nothing: the file is out of reach."""

@@ -33,11 +33,12 @@ from .models import (
     TaskMode,
     TaskState,
 )
+from .monitor_models import Stream, WakePolicy
 
 APPLICATION_ID = 0x6C617368
 """``lash`` in ASCII; stands in the header of every store."""
 
-HEAD = "0003"
+HEAD = "0004"
 """The revision this package reads and writes; a test holds it equal to Alembic's head."""
 
 VERSION_TABLE = "lash_store_version"
@@ -79,6 +80,7 @@ sessions = Table(
     Column("inbox_claim", Text, _json("inbox_claim")),
     Column("reopened_after", Integer, nullable=False, server_default=text("0")),
     Column("reopened_amid", Text, _json("reopened_amid")),
+    Column("updates_claim", Text, _json("updates_claim")),
     UniqueConstraint("scope", name="sessions_scope"),
     CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
     CheckConstraint("instr(runtime, ':') = 0", name="runtime"),
@@ -87,7 +89,8 @@ sessions = Table(
 )
 
 """
-``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives; ``reopened_after`` is the newest
+``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives, ``updates_claim`` that of its
+monitors' updates; ``reopened_after`` is the newest
 ``task_seq`` when the session was last opened again, and ``reopened_amid`` a JSON array of the sub-agents that worked in it then.
 """
 
@@ -163,6 +166,7 @@ tasks = Table(
     Column("not_before", Text, CheckConstraint("not_before IS NULL OR state = 'pending'", name="not_before")),
     Column("last_error", Text, _json("last_error")),
     Column("waiting_for", Text, CheckConstraint("waiting_for IS NULL OR state = 'waiting'", name="waiting_for")),
+    Column("process", Text, _json("process")),
     _one_of("kind", TaskKind),
     _one_of("mode", TaskMode),
     _one_of("state", TaskState),
@@ -210,6 +214,7 @@ Index(
     sqlite_where=text("idempotency_key IS NOT NULL"),
 )
 Index("tasks_hidden_failed", tasks.c.scope, sqlite_where=text(HIDDEN_FAILED))
+Index("tasks_process", tasks.c.owner_id, sqlite_where=text("process IS NOT NULL"))
 
 events = Table(
     "events",
@@ -363,6 +368,59 @@ Index(
 )
 """One row a handoff: what was to be kept (handles and task ids), and the records as they stood after it."""
 
+monitors = Table(
+    "monitors",
+    metadata,
+    Column("task_seq", Integer, ForeignKey("tasks.task_seq"), primary_key=True),
+    Column("scope", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("monitor_id", Text, nullable=False),
+    Column("wake_policy", Text, nullable=False),
+    Column("armed", Integer, nullable=False),
+    Column("lines", Integer, nullable=False, server_default=text("0")),
+    Column("bytes", Integer, nullable=False, server_default=text("0")),
+    Column("dropped", Integer, nullable=False, server_default=text("0")),
+    Column("kept_lines", Integer, nullable=False, server_default=text("0")),
+    Column("kept_bytes", Integer, nullable=False, server_default=text("0")),
+    Column("throttled_at", Text),
+    Column("exit_status", Integer),
+    _one_of("wake_policy", WakePolicy),
+    _is_flag("armed"),
+    CheckConstraint("lines >= 0 AND dropped BETWEEN 0 AND lines AND kept_lines BETWEEN 0 AND lines", name="counts"),
+    CheckConstraint("bytes >= 0 AND kept_bytes >= 0", name="sizes"),
+    sqlite_strict=True,
+)
+Index("monitors_id", monitors.c.scope, monitors.c.monitor_id)
+Index("monitors_kept", monitors.c.scope, sqlite_where=text("kept_bytes > 0"))
+"""
+One row a monitor's task. *lines* and *bytes* are what it has written, *kept_lines* and *kept_bytes* what of that is in `updates`,
+*dropped* the lines that are not and that nobody was handed. An *armed* one is started again when its session starts.
+"""
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("update_seq", Integer, primary_key=True),
+    Column("scope", Text, ForeignKey("sessions.scope"), nullable=False),
+    Column("task_seq", Integer, ForeignKey("tasks.task_seq"), nullable=False),
+    Column("monitor_id", Text, nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("is_cut", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("claim", Text),
+    Column("acknowledged_at", Text),
+    _one_of("stream", Stream),
+    _is_flag("is_cut"),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+Index("updates_task", updates.c.task_seq)
+Index("updates_scope", updates.c.scope)
+Index("updates_unread", updates.c.scope, sqlite_where=text("acknowledged_at IS NULL"))
+"""One row a line that a monitor wrote; *line* counts what its task wrote, so a hole in it tells of lines that were dropped."""
+
 # every column but the one that a transfer changes
 _FINAL = "\n  OR ".join(f"NEW.{column.name} IS NOT OLD.{column.name}" for column in tasks.c if column.name != "scope")
 
@@ -403,7 +461,8 @@ SELECT t.scope, t.id, t.kind, t.state, t.attempt,
   CASE WHEN t.fraction IS NULL THEN NULL ELSE printf('%.0f%%', t.fraction * 100) END AS done,
   t.progress, t.waiting_for, t.not_before, t.deadline,
   {_AGE.format(since="t.created_at")} AS age_seconds,
-  o.pid, t.owner_id, t.label, t.mode, t.recovery, t.task_seq, t.parent_seq, t.child_session_id
+  o.pid, json_extract(t.process, '$.pid') AS process,
+  t.owner_id, t.label, t.mode, t.recovery, t.task_seq, t.parent_seq, t.child_session_id
 FROM tasks AS t LEFT JOIN owners AS o ON o.owner_id = t.owner_id
 WHERE t.completed_at IS NULL
 ORDER BY +t.task_seq

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from . import books, cancelling, handover, hidden, queries, session_queries, spawning, transitions
+from . import books, cancelling, handover, hidden, monitors, queries, session_queries, spawning, transitions
 from .births import NewTask
 from .callbacks import Callback
 from .commands import Flip, Progress, Settle
@@ -16,7 +16,7 @@ from .database import Transaction
 from .errors import InvalidArguments, InvalidId
 from .feed import Subscription
 from .handles import Reference, TaskHandle, new_handle_id, new_id, reference, references, refuse_observer
-from .inbox import Inbox, look_at_notes
+from .inbox import Inbox, Updates, look_at_notes, look_at_updates
 from .lifecycle import Task
 from .models import (
     CancelPolicy,
@@ -41,6 +41,7 @@ from .models import (
     check_id,
     check_text,
 )
+from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
 from .recovery import evidence_of
 from .transitions import Outcome
 
@@ -319,6 +320,64 @@ class SessionTasks:
         outcome = await self._run(lambda tx: transitions.transition(tx, self._find(tx, name), command))
         return _transition(outcome)
 
+    # --- monitors ---
+
+    async def start_monitor(self, spec: MonitorSpec) -> TaskHandle:
+        """
+        Start a process that the store supervises, as task ``monitor:<id>`` of kind ``monitor``.
+
+        The task is durable when this returns; its process begins right after, once it is recorded. It takes no slot. Status 0
+        is ``completed``, with ``{"exit_status": 0}`` as its result; any other status, a signal, or a time-out (``Timeout``)
+        is ``failed``. A cancel sends SIGTERM to the whole group, SIGKILL after the store's ``cancel_grace``, and the task is
+        ``cancelled`` once nothing of it lives; so it is ended when the session or the store closes. What a process leaves in its
+        group when it ends is ended, too. One that leaves for a session of its own is not followed.
+
+        Each line it writes becomes an update, see `take_updates`. What it inherits, what becomes of it in a crash, and when it is
+        started by itself, its `MonitorSpec` says.
+
+        Raises:
+            TaskExists: a monitor of the id runs.
+            InvalidArguments: there is no such program or folder.
+            LimitExceeded: the session runs as many monitors as the store's limits allow.
+            SessionClosed: the session is closed.
+        """
+        return await monitors.start(self._core, self._scope, spec)
+
+    async def stop_monitor(
+        self, monitor: str | TaskHandle, reason: str | None = None, *, timeout: float | None = None
+    ) -> TaskRecord:
+        """
+        Stop a monitor, named by its id, and return its task's row once nothing of its process lives; see `cancel`.
+
+        It does not start with its session any more. One that has ended comes back unchanged.
+
+        Raises:
+            TaskNotFound: the session never had such a monitor.
+        """
+        return await monitors.stop(self._core, self._scope, monitor, reason, timeout)
+
+    async def monitors(self) -> Sequence[MonitorRecord]:
+        """Return the session's monitors, those that have ended too: of each id the newest, in the order they were started."""
+        return await monitors.look(self._core, self._scope)
+
+    def take_updates(self, limit: int | None = None, *, monitor: str | None = None) -> Updates:
+        """
+        Claim what the session's monitors wrote and nobody has read: ``async with session.take_updates() as updates:``.
+
+        Leaving the block acknowledges them, an exception or a crash gives them again; see `Updates`. ``await
+        session.take_updates()`` acknowledges them at once. Acknowledged lines are kept until newer ones take their place.
+
+        Raises, on entering:
+            InboxBusy: another live reader has them.
+        """
+        return Updates(self._core, self._scope, limit, monitor)
+
+    async def updates(
+        self, *, monitor: str | None = None, unread: bool = True, limit: int | None = None
+    ) -> Sequence[MonitorUpdate]:
+        """Return what the session's monitors wrote, oldest first, without claiming it; not only what is *unread* if so wished."""
+        return await look_at_updates(self._core, self._scope, monitor_id=monitor, unread=unread, limit=limit)
+
     # --- seeing ---
 
     async def get(self, id: Reference) -> TaskRecord:
@@ -437,7 +496,9 @@ class SessionTasks:
                 tx, task, reason, evidence_of(owner, OwnerEnd.ABANDONED, tx.now, reason=reason, by=by)
             )
 
-        return queries.task_record((await self._run(unit)).task)
+        given_up = (await self._run(unit)).task
+        await self._core.end_given_up([given_up])
+        return queries.task_record(given_up)
 
     # --- handing over ---
 

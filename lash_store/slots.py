@@ -65,15 +65,20 @@ class Slots:
 
 
 class Slot:
-    """One body's slot, from its start to its end. Every step but the waiting itself is taken at once, so none can cross."""
+    """
+    One body's slot, from its start to its end, if it needs one.
 
-    def __init__(self, slots: Slots) -> None:
+    Every step but the waiting itself is taken at once, so none can cross.
+    """
+
+    def __init__(self, slots: Slots, *, is_needed: bool = True) -> None:
         self._slots = slots
-        self._is_held = True
-        self._is_over = False
+        self._is_held = is_needed
+        self._is_over = not is_needed
         self._waits = 0
         self._back: asyncio.Future[None] | None = None
-        slots.take()
+        if is_needed:
+            slots.take()
 
     @contextlib.asynccontextmanager
     async def away(self) -> AsyncIterator[None]:

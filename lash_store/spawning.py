@@ -85,12 +85,14 @@ async def spawn(
     timeout: float | None = None,
     deadline: datetime | float | None = None,
     key: Callable[[str], str] | None = None,
+    takes_slot: bool = True,
     prepare: Callable[[Transaction, NewTask], NewTask],
 ) -> TaskHandle:
     """
     Start a task, and return its handle once it is durable; see `SessionTasks.spawn`.
 
-    *prepare* completes it in the transaction. *key* makes the key under which its parent knows it, from what it is to do.
+    *prepare* completes it in the transaction. *key* makes the key under which its parent knows it, from what it is to do. What
+    takes no slot starts at once.
     """
     coroutine = fn if inspect.iscoroutine(fn) else None
     try:
@@ -106,7 +108,9 @@ async def spawn(
         if key is not None:
             new = replace(new, idempotency_key=key(_work(new)), keyed_by_parent=True)
         new = replace(new, local=coroutine)
-        created = runner.create(lambda start: lambda tx: births.create(tx, prepare(tx, new), start=start))
+        created = runner.create(
+            lambda start: lambda tx: births.create(tx, prepare(tx, new), start=start), takes_slot=takes_slot
+        )
     except BaseException:
         close_refused(fn)
         raise

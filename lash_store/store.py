@@ -12,7 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from . import __version__, database, guards, handover, hidden, migrate, queries, session_queries, transitions
+from . import (
+    __version__,
+    database,
+    guards,
+    handover,
+    hidden,
+    leftovers,
+    migrate,
+    monitors,
+    queries,
+    session_queries,
+    transitions,
+)
 from .callbacks import Callbacks
 from .context import TaskContext
 from .core import Core
@@ -20,10 +32,11 @@ from .database import Committed, Durability, Reader, Transaction
 from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
 from .handles import TaskHandle, owner_handle
-from .lifecycle import Task
+from .lifecycle import MONITOR, Task
 from .models import (
     EventType,
     OwnerEnd,
+    ProcessFate,
     Recovery,
     RecoveryReport,
     Scope,
@@ -42,6 +55,7 @@ from .runner import Runner
 from .schema import HEAD
 from .sessions import SessionTasks, as_scope
 from .statements import names
+from .supervising import Supervisor, supervise
 from .writer import Writer
 
 __all__ = ["TaskStore"]
@@ -98,6 +112,7 @@ class TaskStore:
         self._callback_timeout = callback_timeout
         self._limits = limits or Limits()
         self._registry = Registry()
+        self._registry.add(supervise, recovery=Recovery.RERUN, name=MONITOR)
         self._core: Core | None = None
         self._recoverer: Recoverer | None = None
         self._lives = AsyncExitStack()
@@ -294,7 +309,7 @@ class TaskStore:
             max_running=self._max_running,
             cancel_grace=self._cancel_grace,
             limits=self._limits,
-            make_context=lambda body: TaskContext(body, core),
+            make_context=lambda body: Supervisor(body, core) if body.task.is_monitor else TaskContext(body, core),
         )
         callbacks = Callbacks(writer, owner_id=owner_id, timeout=self._callback_timeout)
         core.owner_id, core.runner, core.callbacks = owner_id, runner, callbacks
@@ -308,6 +323,7 @@ class TaskStore:
             writer=writer,
             registry=self._registry,
             slots=runner.slots.reserved,
+            grace=self._cancel_grace,
         )
         lives.push_async_callback(core.feed.close)
         lives.push_async_callback(self._give_back, writer, runner, callbacks, owner_id)
@@ -357,7 +373,7 @@ class TaskStore:
             sleep=lambda wake: wake.wait() if core.runner is None else core.runner.sleep_without_slot(wake),
             at_once=at_once,
         )
-        core = Core(self._path, self._runtime, self._registry, reader, feed, self._limits, writer)
+        core = Core(self._path, self._runtime, self._registry, reader, feed, self._limits, writer, self._cancel_grace)
         await feed.open()
         return core, writer
 
@@ -437,6 +453,9 @@ class TaskStore:
         *parent* is the session it belongs to: where its work goes that is to be transferred when it closes. A closed session is
         a view, in which nothing is created, unless *reopen* opens it again. A store that does not own creates none.
 
+        Monitors that are armed (`ArmOn`) are started the first time that this store opens or resumes the session, and when it is
+        opened again, unless they run.
+
         Raises:
             UnknownSession: the parent, or, for a reading or requesting store, the session is not in the file.
             SessionError: the session has another parent.
@@ -450,7 +469,10 @@ class TaskStore:
         if above is not None and above.runtime != scope.runtime:
             raise SessionError(f"session {str(above)!r} is of another runtime: a parent is of {scope.runtime!r}")
         if self._access == "own":
-            await core.to_request().run(lambda tx: handover.open_session(tx, scope, above, reopen=reopen))
+            begins = await core.to_request().run(lambda tx: handover.open_session(tx, scope, above, reopen=reopen))
+            if begins or scope not in core.begun:
+                core.begun.add(scope)
+                await monitors.start_armed(core, scope)
         elif parent is not None or reopen:
             core.to_create()
         else:
@@ -569,6 +591,7 @@ class TaskStore:
         if owner_id == core.owner_id:
             raise StoreError(f"owner {owner_id} is this store itself: close it")
         changed = await writer.run(lambda tx: give_up_owner(tx, owner_id, reason, by))
+        await core.end_given_up(event.task for event in changed if event.task is not None)
         return report_of(changed)
 
 
@@ -615,7 +638,13 @@ def _given_up(tx: Transaction, owner_id: int, path: Path) -> StoreError | None:
 
 def _end_owner(tx: Transaction, owner_id: int, alive: Collection[int]) -> None:
     owner = queries.owner_by_id(tx, owner_id)
-    transitions.end_owner(tx, owner_id, evidence_of(owner, OwnerEnd.CLOSED, tx.now), alive)
+
+    def evidence(task: Task) -> str:
+        fate = ProcessFate.LEFT if task.task_seq in alive else ProcessFate.ENDED
+        process = leftovers.evidence_of_process(task, {(task.task_seq, task.process or ""): fate})
+        return evidence_of(owner, OwnerEnd.CLOSED, tx.now, process=process)
+
+    transitions.end_owner(tx, owner_id, evidence, alive)
 
 
 async def _remove_lock(writer: Writer, lock: OwnerLock) -> None:

@@ -7,11 +7,11 @@ Everything here is synchronous and a function of ``tx`` and its arguments alone:
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import families, queries, session_queries, step_queries
+from . import families, queries, session_queries, step_queries, waking
 from .commands import (
     Abandon,
     CallbackFailed,
@@ -71,8 +71,11 @@ def transition(tx: Transaction, task: Task, command: Command, *, fresh: bool = T
     if isinstance(decision, Change):
         after = queries.update_task(tx, task, decision.columns)
         if after is not None:
-            if after.notify_on_end and decision.type in TERMINAL_EVENTS:
-                _note_end(tx, after)
+            if decision.type in TERMINAL_EVENTS:
+                if after.notify_on_end:
+                    _note_end(tx, after)
+                if after.is_monitor:
+                    waking.wake_at_end(tx, after)
             data = queries.event_data(decision.type, decision.columns, decision.detail)
             from_scope = task.scope if decision.type is EventType.TRANSFERRED else None
             queries.insert_event(
@@ -202,11 +205,11 @@ def _request(tx: Transaction, task: Task, command: RequestCancel) -> Outcome:
     return outcome
 
 
-def finish_cancels(tx: Transaction, dead_owners: Iterable[int]) -> None:
-    """End the cancelled tasks of owners that are gone: nothing of them runs any more."""
+def finish_cancels(tx: Transaction, dead_owners: Iterable[int], is_gone: Callable[[Task], bool]) -> None:
+    """End the cancelled tasks of owners that are gone, but for those of which a process may live, as *is_gone* tells."""
     for owner_id in dead_owners:
         for task in queries.live_tasks_of_owner(tx, owner_id):
-            if task.state == TaskState.CANCEL_REQUESTED:
+            if task.state == TaskState.CANCEL_REQUESTED and is_gone(task):
                 end_cancelled(tx, task)
 
 
@@ -231,7 +234,7 @@ def end_called(tx: Transaction, task_seq: int, fence: Fence, error: str | None) 
     return transition(tx, task, ConfirmCancel(fence))
 
 
-def end_owner(tx: Transaction, owner_id: int, evidence: str, alive: Collection[int]) -> None:
+def end_owner(tx: Transaction, owner_id: int, evidence: Callable[[Task], str], alive: Collection[int]) -> None:
     """
     Give back what a closing owner still holds, and note its end: what may run again is released, the rest is abandoned.
 
@@ -242,7 +245,11 @@ def end_owner(tx: Transaction, owner_id: int, evidence: str, alive: Collection[i
         if task.is_external and (task.state != TaskState.CANCEL_REQUESTED or task.awaits_callback):
             transition(tx, task, Release("closed"))
         elif task.state != TaskState.CANCEL_REQUESTED:
-            transition(tx, task, Release("closed") if task.may_rerun else Abandon(evidence))
+            is_left = task.task_seq in alive
+            if task.may_rerun:
+                transition(tx, task, Release("closed", process_left=is_left))
+            else:
+                transition(tx, task, Abandon(evidence(task), process_left=is_left))
         elif task.task_seq not in alive:
             end_cancelled(tx, task)
     queries.end_owner(tx, owner_id, OwnerEnd.CLOSED)

@@ -1,0 +1,259 @@
+"""
+Owns how a process is started so that none runs unknown: it waits at a gate until it is recorded, and goes if nobody comes.
+
+What is started is a small program that reads what it shall become from a pipe. Its other end is with us alone: should we die
+before it is written to, the pipe ends, and so does the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import InvalidArguments, StoreError
+from .models import ProcessIdentity
+from .processes import TOKEN, identify
+
+__all__ = ["INHERITED", "Exit", "Launched", "Program", "launch", "reap", "resolve"]
+
+INHERITED = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "TZ",
+    "TMPDIR",
+    "TERM",
+)
+"""What a monitor's process has of its owner's environment, beside what its spec says; keys and tokens are not among it."""
+
+_GATE = """
+import marshal, os, sys, _signal
+gate, told = int(sys.argv[1]), int(sys.argv[2])
+def take(size):
+    data = b""
+    while len(data) < size:
+        part = os.read(gate, size - len(data))
+        if not part:
+            os._exit(0)
+        data += part
+    return data
+program, arguments, environment = marshal.loads(take(int.from_bytes(take(8), "big")))
+os.close(gate)
+os.set_inheritable(told, False)
+for name in ("SIGPIPE", "SIGXFSZ", "SIGXFZ"):
+    if hasattr(_signal, name):
+        _signal.signal(getattr(_signal, name), _signal.SIG_DFL)
+try:
+    os.execve(program, arguments, environment)
+except OSError as error:
+    os.write(told, str(error.errno).encode())
+os._exit(127)
+"""
+"""What waits at the gate. Python ignores signals that a program of any other language expects to have: they are given back."""
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""The processes of this one that nobody has waited for yet, by pid; they may outlive the loop that started them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is to be run: the executable's path, its arguments (the first is its name), its folder and whole environment."""
+
+    path: str
+    arguments: tuple[str, ...]
+    cwd: str
+    environment: Mapping[str, str]
+
+
+class Exit(int):
+    """An exit status; negative: the signal that ended the process."""
+
+    def __str__(self) -> str:
+        if self >= 0:
+            return f"exit status {int(self)}"
+        return f"killed by signal {-self}{_SIGNALS.get(-self, '')}"
+
+
+def _signal_names() -> dict[int, str]:
+    import signal
+
+    return {int(one): f" ({one.name})" for one in signal.Signals}
+
+
+_SIGNALS = _signal_names()
+
+
+def environment(env: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return what a process is given: what is `INHERITED`, the variables *also* named, and those of *env*."""
+    inherited = {name: os.environ[name] for name in (*INHERITED, *also) if name in os.environ}
+    return {**inherited, **env}
+
+
+def resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Program:
+    """
+    Find the program a command names, by the PATH of its own environment, and its folder.
+
+    Raises:
+        InvalidArguments: there is no such program, or no such folder, or it may not be used.
+    """
+    if not Path(cwd).is_dir():
+        raise InvalidArguments(f"the folder {cwd!r} does not exist: give cwd= one that does")
+    if not os.access(cwd, os.X_OK):
+        raise InvalidArguments(f"the folder {cwd!r} may not be entered: give cwd= one that may")
+    name = command[0]
+    if os.sep in name:
+        found = str(Path(cwd) / name)
+        if not Path(found).is_file():
+            raise InvalidArguments(f"the program {name!r} does not exist in {cwd!r}: give its path")
+        if not os.access(found, os.X_OK):
+            raise InvalidArguments(
+                f"the program {name!r} may not be executed: make it executable, or name its interpreter"
+            )
+    else:
+        where = env.get("PATH", os.defpath)
+        paths = os.pathsep.join(str(Path(cwd) / one) for one in where.split(os.pathsep))
+        on_path = shutil.which(name, path=paths)
+        if on_path is None:
+            raise InvalidArguments(f"there is no program {name!r} in the PATH {where!r}: install it, or give its path")
+        found = on_path
+    return Program(found, command, cwd, env)
+
+
+@dataclass(slots=True)
+class Launched:
+    """
+    A process that waits at its gate, and then is the program.
+
+    *output* and *errors* are the ends of its pipes that are read, without blocking.
+    """
+
+    identity: ProcessIdentity
+    output: int
+    errors: int
+    _program: Program
+    _gate: int
+    _told: int
+    _closed: list[int] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    def open_gate(self) -> None:
+        """
+        Let it become the program.
+
+        Raises:
+            OSError: it could not.
+        """
+        program = self._program
+        environment = {**program.environment, TOKEN: self.identity.token}
+        what = marshal.dumps(
+            (
+                os.fsencode(program.path),
+                [os.fsencode(one) for one in program.arguments],
+                {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
+            )
+        )
+        try:
+            _write(self._gate, len(what).to_bytes(8, "big") + what)
+            self._close(self._gate)
+            said = os.read(self._told, 16)
+        finally:
+            self.shut_gate()
+        if said:
+            number = int(said)
+            raise OSError(number, os.strerror(number), program.path)
+
+    def shut_gate(self) -> None:
+        """Let it go away, if it has not become the program yet."""
+        self._close(self._gate)
+        self._close(self._told)
+
+    def close(self) -> None:
+        """Close everything of it that is open here."""
+        self.shut_gate()
+        self._close(self.output)
+        self._close(self.errors)
+
+    def _close(self, descriptor: int) -> None:
+        if descriptor not in self._closed:
+            self._closed.append(descriptor)
+            os.close(descriptor)
+
+    def exit(self) -> Exit | None:
+        """
+        Return how it ended, without reaping it: until then, its number and its group's are nobody else's. None: it has not.
+
+        Raises:
+            ChildProcessError: somebody else has waited for it.
+        """
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is None:
+            return None
+        return Exit(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+
+
+def launch(program: Program, token: str) -> Launched:
+    """
+    Start what will become a program once its gate is opened: in a session and a group of its own, without standard input.
+
+    Raises:
+        StoreError: this process has no Python interpreter to wait at the gate.
+        OSError: no process could be started.
+    """
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise StoreError("monitors are started by a Python interpreter, and sys.executable names none")
+    pipes: list[int] = []
+    try:
+        for _ in range(4):
+            pipes += os.pipe()
+        gate_read, gate, told, told_write, output, output_write, errors, errors_write = pipes
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GATE, str(gate_read), str(told_write)],
+            stdin=subprocess.DEVNULL,
+            stdout=output_write,
+            stderr=errors_write,
+            pass_fds=(gate_read, told_write),
+            cwd=program.cwd,
+            start_new_session=True,
+        )
+    except BaseException:
+        for descriptor in pipes:
+            os.close(descriptor)
+        raise
+    _children[child.pid] = child
+    for descriptor in (gate_read, told_write, output_write, errors_write):
+        os.close(descriptor)
+    for descriptor in (output, errors):
+        os.set_blocking(descriptor, False)
+    return Launched(identify(child.pid, token), output, errors, program, gate, told)
+
+
+def reap(pid: int) -> None:
+    """Wait for a process of ours that has ended, so that nothing is left of it; another's is let be."""
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        _children.pop(pid, None)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    with contextlib.suppress(BrokenPipeError):
+        # it is gone: how, its exit tells
+        while view:
+            view = view[os.write(descriptor, view) :]

@@ -1,0 +1,90 @@
+"""Owns what becomes of the processes of monitors whose owner went away: they are ended before their rows change."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Collection, Iterable, Mapping
+
+from . import launching, processes
+from .database import Reader
+from .lifecycle import Task
+from .models import ProcessEvidence, ProcessFate, ProcessIdentity
+from .queries import LEFT_PROCESSES
+from .statements import names
+from .threads import in_thread
+
+__all__ = ["Fates", "end", "evidence_of_process", "is_settled", "left_by", "look"]
+
+Fates = Mapping[tuple[int, str], ProcessFate]
+"""What became of recorded processes, by ``task_seq`` and what was recorded."""
+
+
+async def left_by(reader: Reader, dead: Collection[int], runtime: str | None) -> list[Task]:
+    """Return the live tasks with a recorded process whose owner is none, has ended, or is among the *dead*."""
+    rows = await reader.rows(LEFT_PROCESSES, {"dead": names(dead), "runtime": runtime})
+    return [Task._make(row) for row in rows]
+
+
+async def look(tasks: Iterable[Task]) -> Fates:
+    """Say of which recorded processes nothing lives any more, or is provably theirs; nothing is ended."""
+    fates = {}
+    for task in tasks:
+        fate = await in_thread(_look, _identity(task))
+        if fate is not None:
+            fates[_key(task)] = fate
+    return fates
+
+
+async def end(tasks: Collection[Task], grace: float) -> Fates:
+    """End recorded processes, all at once, and say what became of each."""
+    hurry = threading.Event()
+    try:
+        ended = await asyncio.gather(*(in_thread(_end, _identity(task), grace, hurry) for task in tasks))
+    except asyncio.CancelledError:
+        hurry.set()
+        raise
+    return {_key(task): fate for task, fate in zip(tasks, ended, strict=True)}
+
+
+def is_settled(task: Task, fates: Fates) -> bool:
+    """Say whether nothing runs for a task any more that could be ended."""
+    return task.process is None or fates.get(_key(task), ProcessFate.LEFT) is not ProcessFate.LEFT
+
+
+def evidence_of_process(task: Task, fates: Fates) -> ProcessEvidence | None:
+    """Return what is known of a task's process, if one was recorded."""
+    if task.process is None:
+        return None
+    known = _identity(task)
+    return ProcessEvidence(pid=known.pid, started=known.started, became=fates.get(_key(task), ProcessFate.LEFT))
+
+
+def _key(task: Task) -> tuple[int, str]:
+    return task.task_seq, task.process or ""
+
+
+def _identity(task: Task) -> ProcessIdentity:
+    try:
+        return ProcessIdentity.model_validate_json(task.process or "")
+    except ValueError:
+        # somebody's hand wrote it: it names nothing that runs
+        return _NOBODY
+
+
+_NOBODY = ProcessIdentity(pid=0, group=0, started="", boot_id="unreadable", host="", namespace="", token="")
+
+
+def _look(process: ProcessIdentity) -> ProcessFate | None:
+    launching.reap(process.pid)
+    left = processes.survivors(process)
+    if left is None:
+        return ProcessFate.UNPROVEN
+    return None if left else ProcessFate.GONE
+
+
+def _end(process: ProcessIdentity, grace: float, hurry: threading.Event) -> ProcessFate:
+    fate = processes.end_group(process, grace, hurry)
+    # of a loop that is closed it may be our own child still
+    launching.reap(process.pid)
+    return fate

@@ -1,0 +1,103 @@
+"""Owns what a session does with monitors: starts them, when it starts itself too, stops them, and looks at them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from . import handover, monitor_queries, monitoring, session_queries, spawning, transitions
+from .core import Core
+from .database import Transaction
+from .errors import InvalidArguments, LimitExceeded, SessionClosed, TaskExists, TaskNotFound
+from .handles import TaskHandle
+from .lifecycle import Task
+from .models import CancelPolicy, ClosePolicy, Recovery, Scope, TaskKind, TaskRecord, check_id
+from .monitor_models import MONITOR_PREFIX, MonitorRecord, MonitorSpec
+from .supervising import program_of, supervise
+from .threads import in_thread
+
+__all__ = ["look", "start", "start_armed", "stop"]
+
+log = logging.getLogger(__name__)
+
+
+async def start(core: Core, scope: Scope, spec: MonitorSpec, *, is_checked: bool = False) -> TaskHandle:
+    """Start a monitor, and return its task's handle once that is durable; see `SessionTasks.start_monitor`."""
+    core.to_create()
+    if not isinstance(spec, MonitorSpec):
+        raise InvalidArguments(f"start_monitor() is given a MonitorSpec, not {type(spec).__name__}")
+    if not is_checked:
+        spec = spec.model_copy(update={"cwd": str(Path(_here(), spec.cwd or ""))})
+        await in_thread(program_of, spec)
+    columns = {
+        "id": spec.task_id,
+        "kind": TaskKind.MONITOR,
+        "label": spec.label or spec.id,
+        "recovery": Recovery.RERUN if spec.restart_on_restore else Recovery.OWNER_BOUND,
+        "close_policy": ClosePolicy.CANCEL,
+        "monitor": spec,
+    }
+    return await spawning.spawn(
+        core,
+        scope,
+        supervise,
+        (spec,),
+        {},
+        columns,
+        cancel_policy=CancelPolicy.ABORT_LOCAL,
+        timeout=spec.seconds,
+        takes_slot=False,
+        prepare=lambda tx, new: new,
+    )
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109, a word to be stored
+    except OSError as error:
+        raise InvalidArguments(f"the folder of this process is gone ({error.strerror}): give cwd=") from error
+
+
+async def start_armed(core: Core, scope: Scope) -> None:
+    """Start what is to be started with a session and does not run; what cannot be is told to the log, and by its row."""
+    specs = await core.look(lambda tx: _to_start(tx, scope))
+    for spec in specs:
+        try:
+            await start(core, scope, spec, is_checked=True)
+        except (TaskExists, LimitExceeded, SessionClosed):
+            log.warning("monitor_not_started", extra={"scope": str(scope), "monitor": spec.id}, exc_info=True)
+
+
+def _to_start(tx: Transaction, scope: Scope) -> list[MonitorSpec]:
+    row = session_queries.session(tx, str(scope))
+    return [] if row is None or row.closed_at is not None else monitor_queries.to_start(tx, str(scope))
+
+
+async def stop(
+    core: Core, scope: Scope, monitor: str | TaskHandle, reason: str | None, timeout: float | None
+) -> TaskRecord:
+    """Stop a monitor, and let it not start with its session any more; see `SessionTasks.stop_monitor`."""
+    given = monitor.id if isinstance(monitor, TaskHandle) else check_id("monitor id", monitor)
+    name = given.removeprefix(MONITOR_PREFIX)
+
+    def find(tx: Transaction) -> Task:
+        seen = handover.look_up(tx, scope, f"{MONITOR_PREFIX}{name}")
+        if seen is None or not seen.task.is_monitor:
+            if session_queries.session(tx, str(scope)) is None:
+                raise transitions.unknown_session(scope)
+            raise TaskNotFound(
+                f"monitor {name!r} is not in session {str(scope)!r}: monitors() shows what is",
+                task_id=f"{MONITOR_PREFIX}{name}",
+            )
+        monitoring.stop(tx, seen.task)
+        return seen.task
+
+    return await core.cancel(find, reason, timeout)
+
+
+async def look(core: Core, scope: Scope) -> list[MonitorRecord]:
+    """Read a session's monitors, the newest of each id."""
+    await core.check_session(scope)
+    rows = await core.reader.rows(monitor_queries.MONITORS, {"scope": str(scope)})
+    return [monitor_queries.monitor_record(row) for row in rows]

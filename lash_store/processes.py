@@ -1,0 +1,204 @@
+"""
+Owns what the operating system tells of processes: which one is which, for good, and what is left of a group; ends groups.
+
+A pid repeats, so a process is known by boot, pid and start time (proc(5), field 22). A group, and the session it is in, keep
+their number for as long as one process of theirs lives. Everything here blocks: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .models import ProcessFate, ProcessIdentity
+
+__all__ = ["boot_id", "end_group", "identify", "started", "survivors"]
+
+TOKEN = "LASH_STORE_MONITOR"
+"""The variable in whose value a monitor's processes carry what proves that they are its."""
+
+_PATIENCE = 3.0
+"""Seconds a killed group may take to go: one that hangs in the kernel takes as long as it likes."""
+
+_PAUSES = (0.004, 0.05)
+"""Seconds between looks at a group that is to end: first, and at most."""
+
+_PROC = Path("/proc")
+
+
+class Stat(NamedTuple):
+    """One process, as the kernel has it. Its *state* is ``Z`` or ``X`` once it is dead."""
+
+    pid: int
+    state: str
+    group: int
+    session: int
+    started: str
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state not in {"Z", "X"}
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine; empty where nothing does."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> str | None:
+    """Return the start time of a live process in clock ticks since boot; None for a zombie, and where nobody tells."""
+    stat = _stat(pid)
+    return stat.started if stat is not None and stat.is_alive else None
+
+
+def identify(pid: int, token: str) -> ProcessIdentity:
+    """Return what names a process that leads a session of its own, as long as it has not been waited for."""
+    stat = _stat(pid)
+    return ProcessIdentity(
+        pid=pid,
+        group=pid,
+        started="" if stat is None else stat.started,
+        boot_id=boot_id(),
+        host=platform.node(),
+        namespace=_namespace(),
+        token=token,
+    )
+
+
+def survivors(process: ProcessIdentity) -> list[int] | None:
+    """
+    Return what lives of a recorded process and its group, or its session, if it provably is the same; None if nothing proves it.
+
+    The leader proves it by its start time, dead or alive; once somebody has waited for it, a member does by its environment.
+    """
+    if (process.boot_id, process.host, process.namespace) != (boot_id(), platform.node(), _namespace()):
+        return []
+    if process.group <= 1 or process.group in {os.getpgrp(), os.getsid(0)}:
+        # nothing that was ever started here; somebody's hand may have written it
+        return []
+    if not _PROC.joinpath("self").exists():
+        return None if _answers(process.group) else []
+    members = [stat for stat in _all() if process.group in {stat.group, stat.session}]
+    leader = next((stat for stat in members if stat.pid == process.pid), None)
+    if leader is None:
+        leader = _stat(process.pid)
+    if leader is not None and leader.started != process.started:
+        # the number is another's by now, so nothing of ours has it any more
+        return []
+    alive = [stat.pid for stat in members if stat.is_alive]
+    if leader is not None or not alive:
+        return alive
+    return alive if any(_carries(pid, process.token) for pid in alive) else None
+
+
+def end_group(process: ProcessIdentity, grace: float, hurry: threading.Event | None = None) -> ProcessFate:
+    """
+    End what is left of a recorded process: SIGTERM to the whole group, SIGKILL after *grace* seconds, or once told to *hurry*.
+
+    Nothing is signalled that is not provably the same. It returns when nothing of it lives, or some seconds after SIGKILL.
+    """
+    hurry = hurry or threading.Event()
+    left = survivors(process)
+    if left is None:
+        return ProcessFate.UNPROVEN
+    if not left:
+        return ProcessFate.GONE
+    if grace > 0 and not hurry.is_set():
+        _signal(process, left, signal.SIGTERM)
+        _signal(process, left, signal.SIGCONT)
+        deadline = time.monotonic() + grace
+        for pause in _pauses():
+            left = survivors(process)
+            if not left:
+                return ProcessFate.ENDED
+            if time.monotonic() >= deadline or hurry.wait(min(pause, deadline - time.monotonic())):
+                break
+    deadline = time.monotonic() + _PATIENCE
+    for pause in _pauses():
+        left = survivors(process)
+        if not left:
+            return ProcessFate.ENDED
+        if time.monotonic() >= deadline or not _signal(process, left, signal.SIGKILL):
+            return ProcessFate.LEFT
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _pauses() -> Iterator[float]:
+    pause, most = _PAUSES
+    while True:
+        yield pause
+        pause = min(most, pause * 1.5)
+
+
+def _signal(process: ProcessIdentity, members: list[int], what: signal.Signals) -> bool:
+    """Signal a group at once, and who left it for another of the session; say whether anybody may be."""
+    allowed = False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.group, what)
+        allowed = True
+    for pid in members:
+        stat = _stat(pid)
+        if stat is not None and stat.group != process.group and stat.session == process.group:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, what)
+                allowed = True
+    return allowed
+
+
+def _answers(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _all() -> Iterator[Stat]:
+    for name in os.listdir(_PROC):  # noqa: PTH208, a path object a process is what this costs otherwise
+        if name.isdecimal():
+            stat = _stat(int(name))
+            if stat is not None:
+                yield stat
+
+
+def _stat(pid: int) -> Stat | None:
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, 4096).decode(errors="replace")
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    # the name of the program stands in brackets, and may have brackets and spaces of its own
+    fields = text.rpartition(")")[2].split()
+    return Stat(pid, fields[0], int(fields[2]), int(fields[3]), fields[19])
+
+
+def _carries(pid: int, token: str) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"{TOKEN}={token}".encode() in environment.split(b"\0")
+
+
+def _namespace() -> str:
+    """Return what names the space our pids count in: another container has another."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115, it is a word, not a path
+    except OSError:
+        return ""

@@ -1,0 +1,385 @@
+"""
+Owns one run of a monitor: starts its process once that is recorded, stores what it writes, and leaves nothing of it behind.
+
+It is the body of a monitor's task: the task has ended only when the whole group has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from . import launching, monitoring, processes, transitions
+from .bodies import PAUSES, Body, FailedWith
+from .core import Core
+from .errors import CommitInDoubt, StorageMoved, StoreClosed, StoreError
+from .launching import Exit, Launched, Program
+from .lines import Batch, Lines
+from .models import Failure, ProcessFate, StopReason, Verdict
+from .monitor_models import MonitorSpec, Stream
+from .threads import in_thread
+
+__all__ = ["Supervisor", "program_of", "supervise"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_EVERY = 0.1
+"""Seconds between two commits of what one monitor writes."""
+
+_CHUNK = 64 * 1024
+_WINDOW = 0.1
+_BYTES_A_WINDOW = 512 * 1024
+_LINES_A_WINDOW = 10_000
+"""A process that writes more than so much in so many seconds waits on its pipe: reading it would cost the loop too much."""
+
+_LOOK_AGAIN = 1.0
+"""Seconds between tries to end a group that hangs in the kernel."""
+
+
+async def supervise(supervisor: Supervisor, spec: MonitorSpec) -> dict[str, int]:
+    """Run a monitor; the function of every monitor's task."""
+    return await supervisor.run(spec)
+
+
+def program_of(spec: MonitorSpec) -> Program:
+    """
+    Find what a spec wants to be run.
+
+    Raises:
+        InvalidArguments: there is no such program or folder.
+    """
+    return launching.resolve(
+        spec.arguments, spec.cwd or str(os.curdir), launching.environment(spec.env, spec.inherit_env)
+    )
+
+
+class Supervisor:
+    """Runs the process of one attempt of a monitor."""
+
+    def __init__(self, body: Body, core: Core) -> None:
+        self._body = body
+        self._core = core
+        self._hurry = threading.Event()
+        self._exited = asyncio.Event()
+        self._news = asyncio.Event()
+        self._is_interrupted = False
+        self._before = 0
+
+    async def run(self, spec: MonitorSpec) -> dict[str, int]:
+        """
+        Run a monitor's process to its end and return its exit status.
+
+        Raises:
+            FailedWith: it ended otherwise than with status 0.
+            InvalidArguments, OSError: it could not be started.
+        """
+        program = await in_thread(program_of, spec)
+        launched = await self._whole(in_thread(launching.launch, program, secrets.token_hex(16)))
+        output = _Output(launched, self._lines(spec), self._news)
+        storing: asyncio.Task[None] | None = None
+        error: BaseException | None = None
+        try:
+            if self._is_interrupted:
+                raise asyncio.CancelledError("the monitor was stopped while it was being started")
+            await self._record(launched)
+            await self._whole(in_thread(launched.open_gate))
+            storing = asyncio.create_task(self._store(output, spec), name=f"lash_store lines {spec.id}")
+            output.open()
+            if not self._is_interrupted:
+                await self._until_exit(launched, storing)
+        except BaseException as raised:
+            error = raised
+        was_asked = error is not None or self._is_interrupted
+        status = await self._whole(self._finish(launched, output, storing, spec, is_over=not was_asked))
+        if error is not None:
+            raise error
+        if was_asked:
+            raise asyncio.CancelledError("the monitor was stopped")
+        if status is None or status != 0:
+            said = (
+                "its exit status was lost: another part of this process waited for it"
+                if status is None
+                else str(status)
+            )
+            raise FailedWith(Failure(type="ProcessFailed", message=said))
+        return {"exit_status": int(status)}
+
+    def _lines(self, spec: MonitorSpec) -> Lines:
+        limits = self._core.limits
+        return Lines(
+            keep=spec.keep_lines,
+            line_bytes=limits.line_bytes,
+            rate=limits.lines_per_second,
+            most_bytes=_MOST_WAITING,
+            now=asyncio.get_running_loop().time(),
+        )
+
+    async def _record(self, launched: Launched) -> None:
+        """Commit which process it is; only then does it begin."""
+        text = launched.identity.model_dump_json()
+        task, fence = self._body.task, self._body.fence
+        outcome, self._before = await self._core.writing.run(lambda tx: monitoring.launch(tx, task, fence, text))
+        if outcome.stale:
+            raise transitions.stale(outcome.task, fence.attempt)
+        if outcome.verdict is not Verdict.APPLIED:
+            # its cancel was requested, which this body is about to be told
+            await self._body.stopping.wait()
+            raise asyncio.CancelledError("the monitor was cancelled before it began")
+
+    async def _until_exit(self, launched: Launched, storing: asyncio.Task[None]) -> None:
+        """Wait until the process has ended, or what it writes cannot be stored any more."""
+        with _exit_watched(launched.pid, self._exited):
+            exited = asyncio.create_task(self._exited.wait(), name="lash_store exit")
+            try:
+                await asyncio.wait({exited, storing}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                exited.cancel()
+        if storing.done():
+            storing.result()
+
+    async def _finish(
+        self,
+        launched: Launched,
+        output: _Output,
+        storing: asyncio.Task[None] | None,
+        spec: MonitorSpec,
+        *,
+        is_over: bool,
+    ) -> Exit | None:
+        """End what is left of the group, store what it wrote last, and leave nothing open; return how it ended."""
+        try:
+            if self._body.stop_reason is StopReason.STALE:
+                self._hurry.set()
+            launched.shut_gate()
+            grace = self._core.cancel_grace if storing is not None else 0.0
+            while True:
+                fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry)
+                if fate is not ProcessFate.LEFT or self._hurry.is_set():
+                    break
+                log.warning("process_left", extra={"pid": launched.pid, "task_seq": self._body.task_seq})
+                await asyncio.sleep(_LOOK_AGAIN)
+            status = _status(launched)
+            if storing is not None:
+                storing.cancel()
+                await asyncio.wait({storing})
+                output.drain()
+                await self._store_rest(output, spec, status)
+            return status
+        finally:
+            output.close()
+            launching.reap(launched.pid)
+
+    # --- storing what it writes ---
+
+    async def _store(self, output: _Output, spec: MonitorSpec) -> None:
+        """Store lines as they come, several a commit."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._commit(output.take(), spec, None)
+            await asyncio.sleep(_EVERY)
+            if output.has_news:
+                self._news.set()
+
+    async def _store_rest(self, output: _Output, spec: MonitorSpec, status: Exit | None) -> None:
+        try:
+            await self._commit(output.take(is_last=True), spec, status)
+        except StoreError:
+            # fenced out, or the file is out of reach: whose task it is now tells the rest
+            log.warning("lines_lost", extra={"task_seq": self._body.task_seq}, exc_info=True)
+
+    async def _commit(self, batch: Batch, spec: MonitorSpec, status: Exit | None) -> None:
+        """
+        Store a batch, trying again for as long as the store is open: a full disk must not end what is watched.
+
+        Raises:
+            StaleAttempt: the task is another attempt's.
+        """
+        task, fence, before = self._body.task, self._body.fence, self._before
+        pause = PAUSES[0]
+        while True:
+            try:
+                outcome = await _shielded(
+                    self._core.writing.submit(
+                        lambda tx: monitoring.store_lines(
+                            tx, task, fence, spec, batch, before, None if status is None else int(status)
+                        )
+                    )
+                )
+                break
+            except (CommitInDoubt, StorageMoved, StoreClosed):
+                raise
+            except StoreError:
+                if self._hurry.is_set():
+                    raise
+                log.warning("lines_not_stored", extra={"task_seq": self._body.task_seq}, exc_info=True)
+                await asyncio.sleep(pause)
+                pause = min(PAUSES[1], pause * 2)
+        if outcome.stale:
+            raise transitions.stale(outcome.task, fence.attempt)
+
+    async def _whole(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """
+        Do something to its end, whoever wants to stop this body meanwhile, and remember that somebody did.
+
+        Once the task is another's, nothing is waited for that can be hurried.
+        """
+        doing = asyncio.create_task(coroutine, name=f"lash_store monitor {self._body.task.id}")
+        while not doing.done():
+            try:
+                await asyncio.wait({doing})
+            except asyncio.CancelledError:
+                self._is_interrupted = True
+                if self._body.stop_reason is StopReason.STALE:
+                    self._hurry.set()
+        return doing.result()
+
+
+_MOST_WAITING = 1024 * 1024
+"""Bytes of one monitor's lines that wait to be stored."""
+
+
+async def _shielded(stored: asyncio.Future[T]) -> T:
+    """Wait for a commit that goes on without who waits: a batch is stored once, or known not to be."""
+    cancelled: asyncio.CancelledError | None = None
+    while not stored.done():
+        try:
+            await asyncio.wait({stored})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        _ = stored.cancelled() or stored.exception()
+        raise cancelled
+    return stored.result()
+
+
+def _status(launched: Launched) -> Exit | None:
+    try:
+        return launched.exit()
+    except ChildProcessError:
+        return None
+
+
+class _Output:
+    """Reads the pipes of a process into lines, no quicker than the loop can bear."""
+
+    def __init__(self, launched: Launched, lines: Lines, news: asyncio.Event) -> None:
+        self._launched = launched
+        self._lines = lines
+        self._news = news
+        self._loop = asyncio.get_running_loop()
+        self._read: dict[Stream, int] = {}
+        self._spent = self._spent_lines = 0
+        self._window: asyncio.TimerHandle | None = None
+        self._is_paused = False
+
+    @property
+    def has_news(self) -> bool:
+        return self._lines.has_news
+
+    def take(self, *, is_last: bool = False) -> Batch:
+        return self._lines.take(self._loop.time(), is_last=is_last)
+
+    def open(self) -> None:
+        """Begin to read."""
+        self._read = {Stream.STDOUT: self._launched.output, Stream.STDERR: self._launched.errors}
+        self._go_on()
+
+    def drain(self) -> None:
+        """Take what is in the pipes still; who has left the group may hold them open."""
+        self._pause()
+        for stream in list(self._read):
+            for _ in range(_MOST_DRAINED):
+                if not self._take_chunk(stream):
+                    break
+            self._lines.end(stream)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._pause()
+        self._read.clear()
+        if self._window is not None:
+            self._window.cancel()
+        self._launched.close()
+
+    def _go_on(self) -> None:
+        self._is_paused = False
+        for stream, descriptor in self._read.items():
+            self._loop.add_reader(descriptor, self._readable, stream)
+
+    def _pause(self) -> None:
+        self._is_paused = True
+        for descriptor in self._read.values():
+            self._loop.remove_reader(descriptor)
+
+    def _readable(self, stream: Stream) -> None:
+        self._take_chunk(stream)
+        if self._lines.has_news:
+            self._news.set()
+        if self._window is None:
+            self._window = self._loop.call_later(_WINDOW, self._next_window)
+        if self._spent > _BYTES_A_WINDOW or self._spent_lines > _LINES_A_WINDOW:
+            self._pause()
+
+    def _next_window(self) -> None:
+        self._window = None
+        self._spent = self._spent_lines = 0
+        if self._is_paused:
+            self._go_on()
+
+    def _take_chunk(self, stream: Stream) -> bool:
+        """Read once; say whether there may be more."""
+        descriptor = self._read[stream]
+        try:
+            chunk = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b""
+        if chunk:
+            self._spent += len(chunk)
+            self._spent_lines += self._lines.feed(stream, chunk)
+            return True
+        self._loop.remove_reader(descriptor)
+        del self._read[stream]
+        self._lines.end(stream)
+        return False
+
+
+_MOST_DRAINED = 32
+"""Chunks that are read of a pipe whose writers should all be gone."""
+
+
+@contextlib.contextmanager
+def _exit_watched(pid: int, exited: asyncio.Event) -> Any:
+    """Set an event once a child has ended, without reaping it."""
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        # no such thing on this system
+        waiting = asyncio.create_task(_wait_for(pid, exited), name="lash_store waitid")
+        try:
+            yield
+        finally:
+            waiting.cancel()
+        return
+    loop.add_reader(descriptor, exited.set)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def _wait_for(pid: int, exited: asyncio.Event) -> None:
+    with contextlib.suppress(ChildProcessError):
+        await in_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    exited.set()

@@ -1,0 +1,63 @@
+"""
+Owns how a monitor wakes its session: one note while that is unread, whatever happens meanwhile.
+
+Units over an open transaction, as in `transitions`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from . import monitor_queries, queries, session_queries
+from .database import Transaction
+from .lifecycle import Task
+from .models import EventType, TaskState
+from .monitor_models import WakePolicy
+from .monitor_queries import MonitorRow
+
+__all__ = ["wake", "wake_at_end"]
+
+
+def wake(tx: Transaction, task: Task, monitor: MonitorRow, lines: int) -> None:
+    """Tell a monitor's session that it wrote so many *lines* more."""
+    _post(tx, task, monitor, lines, _key(tx))
+
+
+def wake_at_end(tx: Transaction, task: Task) -> None:
+    """Tell a monitor's session that it has ended, unless that was asked for."""
+    monitor = monitor_queries.monitor(tx, task.task_seq)
+    if monitor is not None and monitor.wake_policy == WakePolicy.QUEUE_TURN and task.state != TaskState.CANCELLED:
+        _post(tx, task, monitor, 0, "monitor:end")
+
+
+def _key(tx: Transaction) -> str:
+    # any text that no earlier note of the task has: events are numbered, and this one gets one
+    return f"monitor:{tx.next_seq}"
+
+
+def _post(tx: Transaction, task: Task, monitor: MonitorRow, lines: int, key: str) -> None:
+    before = monitor_queries.note_to_add_to(tx, task.task_seq)
+    if before is not None:
+        lines += int(json.loads(before[1]).get("lines", 0))
+    what: dict[str, Any] = {"monitor": monitor.monitor_id, "state": task.state, "lines": lines}
+    said = f"monitor {monitor.monitor_id!r}"
+    if lines:
+        said += f" wrote {lines} {'line' if lines == 1 else 'lines'}"
+    if task.is_terminal:
+        said += f"{', and' if lines else ''} {_ended(task, what)}"
+        if monitor.exit_status is not None:
+            what["exit_status"] = monitor.exit_status
+    if before is not None:
+        monitor_queries.rewrite_note(tx, before[0], said, json.dumps(what))
+    elif session_queries.insert_note(tx, task, key, said, json.dumps(what)) is not None:
+        data = queries.event_data(EventType.NOTED, {}, {"note_key": key, "note": said})
+        queries.insert_event(tx, EventType.NOTED, scope=task.scope, task=task, data=data, is_last=False)
+
+
+def _ended(task: Task, what: dict[str, Any]) -> str:
+    if task.failure is None:
+        return "was abandoned" if task.state == TaskState.ABANDONED else str(task.state)
+    failure = json.loads(task.failure)
+    what |= {"type": failure["type"], "message": failure["message"]}
+    return f"{task.state}: {failure['message']}"
