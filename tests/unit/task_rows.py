@@ -57,5 +57,6 @@ def managed(state: str, **changed: Any) -> Task:
         not_before=None,
         last_error=None,
         waiting_for=None,
+        process=None,
     )
     return task._replace(**changed)
