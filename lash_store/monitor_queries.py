@@ -220,6 +220,11 @@ UNREAD_UPDATES = sql(
     _UPDATE.where(_IS_UNREAD, _OF_MONITOR).order_by(updates.c.update_seq).limit(bindparam("limit")).offset(ZERO)
 )
 ALL_UPDATES = sql(_UPDATE.where(_OF_MONITOR).order_by(updates.c.update_seq).limit(bindparam("limit")).offset(ZERO))
+UPDATES_OF_TASK = sql(
+    select(*(updates.c[name] for name in _UPDATE_COLUMNS))
+    .where(updates.c.task_seq == bindparam("task_seq"))
+    .order_by(updates.c.update_seq)
+)
 _INSERT_UPDATE = hot(
     insert(updates)
     .values(

@@ -14,7 +14,7 @@ from .database import Transaction
 from .errors import LimitExceeded
 from .lifecycle import Task
 from .lines import Batch
-from .models import Verdict
+from .models import TaskState, Verdict
 from .monitor_models import ArmOn, MonitorSpec, WakePolicy
 from .monitor_queries import UpdateRow
 from .transitions import Outcome
@@ -97,6 +97,9 @@ def store_lines(
     if status is not None:
         monitor_queries.set_exit(tx, task.task_seq, status)
     current = _tell_of_throttling(tx, current, fence, batch.is_throttled, row.throttled_at, is_over=status is not None)
+    if current.state == TaskState.CANCEL_REQUESTED:
+        # whoever asked for its end is awake
+        return Outcome(current, Verdict.APPLIED)
     if batch.lines and spec.wake_policy is WakePolicy.QUEUE_TURN:
         waking.wake(tx, current, row, len(batch.lines))
     elif is_news:

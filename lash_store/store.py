@@ -20,6 +20,7 @@ from . import (
     hidden,
     leftovers,
     migrate,
+    monitor_queries,
     monitors,
     queries,
     session_queries,
@@ -47,6 +48,7 @@ from .models import (
     check_id,
     check_text,
 )
+from .monitor_models import MonitorUpdate
 from .owners import OwnerLock, describe_process
 from .policies import Backoff, Errors, Limits
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
@@ -535,6 +537,11 @@ class TaskStore:
     async def steps(self, task_seq: int) -> Sequence[StepRecord]:
         """Return what one incarnation remembers, in the order it was first noted; see `TaskHandle.steps`."""
         return await self._open.steps(task_seq)
+
+    async def updates(self, task_seq: int) -> Sequence[MonitorUpdate]:
+        """Return the lines that are kept of what one incarnation of a monitor wrote, oldest first; read ones, too."""
+        rows = await self._open.reader.rows(monitor_queries.UPDATES_OF_TASK, {"task_seq": task_seq})
+        return [monitor_queries.update_record(row) for row in rows]
 
     def events(
         self,

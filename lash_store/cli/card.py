@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ..models import StepRecord, TaskRecord
+    from ..monitor_models import MonitorUpdate
 
-__all__ = ["card", "memory"]
+__all__ = ["card", "memory", "output"]
 
 
 def memory(steps: Sequence[StepRecord]) -> Table:
@@ -28,6 +29,24 @@ def memory(steps: Sequence[StepRecord]) -> Table:
     for step in steps:
         rows.add_row(f"  {moment(step.saved_at)}", step.kind, text(step.name), text(step.state), text(_came_to(step)))
     return rows
+
+
+def output(lines: Sequence[MonitorUpdate]) -> Table:
+    """Return the last of what a monitor wrote."""
+    from rich.table import Table
+
+    rows = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for style in ("dim", "dim", ""):
+        rows.add_column(style=style, overflow="fold")
+    rows.columns[1].justify = "right"
+    for line in lines[-_MOST_LINES:]:
+        said = text(line.text, "red" if line.stream == "stderr" else "")
+        rows.add_row(f"  {moment(line.at)}", str(line.line), said)
+    return rows
+
+
+_MOST_LINES = 20
+"""Lines of a monitor's output that are shown; ``--json`` has all that are kept."""
 
 
 def _came_to(step: StepRecord) -> str:
@@ -88,6 +107,7 @@ def _what(record: TaskRecord) -> list[tuple[str, Text | None]]:
         ("recovery", None if external else text(f"{record.recovery}; cancel {record.cancel_policy}")),
         ("callback", _if(_callback(record) if external else None)),
         ("owner", _if(record.owner_id)),
+        ("process", None if record.process is None else text(f"pid {record.process.pid}, and its group")),
         ("parent", None if record.parent_seq is None else text(f"#{record.parent_seq}")),
         ("works in", _if(record.child_session_id)),
         ("on close", None if record.close_policy == "keep" else text(record.close_policy)),
@@ -137,6 +157,8 @@ def _outcome(record: TaskRecord) -> list[tuple[str, Any]]:
         rows.append(
             ("evidence", text(f"owner {seen.owner_id}{process}: {seen.end}, found {moment(seen.found_at)}", "red"))
         )
+        if seen.process is not None:
+            rows.append(("its process", text(f"pid {seen.process.pid}: {seen.process.became}", "red")))
         if seen.reason is not None:
             rows.append(("given up", text(f"{seen.reason}, by {seen.by}", "red")))
     return rows

@@ -162,7 +162,7 @@ def _says(record: TaskRecord) -> str:
 @db_option
 @click.pass_context
 def show(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
-    """Show one task: its row, its times, its outcome, what it remembers, and its events.
+    """Show one task: its row, its times, its outcome, what it remembers or wrote, and its events.
 
     SCOPE is runtime:session. Without it, ID must be in one session only. An id names the live task, else the newest of
     that id; '#12' names the incarnation of that number.
@@ -187,11 +187,14 @@ async def _show(path: str, scope: Scope | None, name: str, as_json: bool) -> Non
         record = await find_task(store, name) if scope is None else await store.get(scope, name)
         history = await task_events(store, record)
         steps = await store.steps(record.task_seq)
+        lines = await store.updates(record.task_seq)
     if as_json:
         remembered = [step.model_dump(mode="json") for step in steps]
-        write_json({**task_json(record), "steps": remembered, "events": [event_json(event) for event in history]})
+        written = [{**line.model_dump(mode="json"), "scope": str(line.scope)} for line in lines]
+        told = [event_json(event) for event in history]
+        write_json({**task_json(record), "steps": remembered, "updates": written, "events": told})
         return
-    from .card import card, memory
+    from .card import card, memory, output
 
     out = console()
     out.print(card(record))
@@ -199,9 +202,12 @@ async def _show(path: str, scope: Scope | None, name: str, as_json: bool) -> Non
     if steps:
         out.print(memory(steps))
         out.print()
-    lines = EventLines(out, with_task=False)
+    if lines:
+        out.print(output(lines))
+        out.print()
+    events = EventLines(out, with_task=False)
     for event in history:
-        lines.print(event)
+        events.print(event)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "agent_session.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "agent_session.py"
 
 ENDS = [
     ("build", "ci-17", "completed"),
@@ -64,3 +66,30 @@ def test_killed_again_and_again_it_comes_to_the_same_end(tmp_path: Path) -> None
     live(tmp_path)
 
     assert ends(tmp_path) == ENDS
+
+
+def test_the_session_that_watches_a_test_run_is_woken_by_the_failure_and_leaves_no_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "watch_tests.py"), "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_that_two_and_two_are_four PASSED" in done.stdout
+    assert (
+        "stopped: monitor:tests is cancelled, reason 'seen: test_sample.py::test_that_the_answer_is_known'"
+        in done.stdout
+    )
+    with closing(sqlite3.connect(f"file:{tmp_path / 'agent.db'}?mode=ro", uri=True)) as connection:
+        [(state,)] = connection.execute("SELECT state FROM tasks").fetchall()
+        [(process,)] = connection.execute(
+            "SELECT json_extract(data, '$.process') FROM events WHERE json_extract(data, '$.process') IS NOT NULL"
+        ).fetchall()
+    assert state == "cancelled"
+    word = json.loads(process)["token"].encode()
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if word in environment(pid)]
+
+
+def environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
