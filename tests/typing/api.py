@@ -11,6 +11,7 @@ from typing import Any, assert_type
 from pydantic import BaseModel, JsonValue
 
 from lash_store import (
+    ArmOn,
     Backoff,
     CancelPolicy,
     CancelReport,
@@ -32,9 +33,15 @@ from lash_store import (
     InvalidId,
     LimitExceeded,
     Limits,
+    MonitorRecord,
+    MonitorSpec,
+    MonitorUpdate,
     NotAStore,
     Note,
     OwnerEnd,
+    ProcessEvidence,
+    ProcessFate,
+    ProcessIdentity,
     Recovery,
     RecoveryReport,
     ResultNotSerializable,
@@ -62,6 +69,7 @@ from lash_store import (
     StoreCopied,
     StoreError,
     StoreReadOnly,
+    Stream,
     Subscription,
     TaskAbandoned,
     TaskCancelled,
@@ -84,7 +92,9 @@ from lash_store import (
     Transition,
     UnknownFunction,
     UnknownSession,
+    Updates,
     Verdict,
+    WakePolicy,
 )
 
 store = TaskStore(
@@ -407,6 +417,46 @@ def use_note(note: Note) -> None:
 def use_words() -> None:
     """The words that are not met elsewhere."""
     assert_type((Verdict.APPLIED.value, OwnerEnd.DIED.value, HandleRole.OBSERVER.value), tuple[str, str, str])
+
+
+async def use_monitors(session: SessionTasks) -> None:
+    """Everything a session does with monitors."""
+    spec = MonitorSpec(
+        id="tests",
+        command=("pytest", "-x"),
+        label="the tests",
+        cwd="project",
+        env={"CI": "1"},
+        inherit_env=("TOKEN",),
+        timeout=600.0,
+        persistent=False,
+        arm_on=ArmOn.SESSION_START,
+        wake_policy=WakePolicy.NOTIFY,
+        restart_on_restore=True,
+        keep_lines=100,
+    )
+    assert_type(MonitorSpec(id="log", command="tail -f log | grep error", shell=True).arguments, tuple[str, ...])
+    assert_type(await session.start_monitor(spec), TaskHandle)
+    for monitor in await session.monitors():
+        assert_type(monitor, MonitorRecord)
+        assert_type(monitor.spec, MonitorSpec)
+        assert_type(monitor.state, TaskState)
+        assert_type(monitor.task, TaskRecord)
+        assert_type((monitor.exit_status, monitor.throttled_at), tuple[int | None, datetime | None])
+        assert_type((monitor.lines, monitor.bytes, monitor.dropped, monitor.unread), tuple[int, int, int, int])
+        if monitor.task.process is not None:
+            assert_type(monitor.task.process, ProcessIdentity)
+        if monitor.task.evidence is not None and monitor.task.evidence.process is not None:
+            assert_type(monitor.task.evidence.process, ProcessEvidence)
+            assert_type(monitor.task.evidence.process.became, ProcessFate)
+    assert_type(session.take_updates(10, monitor="tests"), Updates)
+    async with session.take_updates() as updates:
+        assert_type(updates, list[MonitorUpdate])
+        assert_type((updates[0].stream, updates[0].text), tuple[Stream, str])
+    assert_type(await session.take_updates(), list[MonitorUpdate])
+    assert_type(await session.updates(monitor="tests", unread=False, limit=5), Sequence[MonitorUpdate])
+    assert_type(await session.stop_monitor("tests", "seen enough", timeout=5.0), TaskRecord)
+    assert_type(Limits(monitors=4, line_bytes=100, lines_per_second=10.0, update_bytes=None), Limits)
 
 
 async def use_errors(session: SessionTasks) -> None:
