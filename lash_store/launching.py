@@ -11,6 +11,7 @@ import contextlib
 import marshal
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -88,13 +89,7 @@ class Exit(int):
         return f"killed by signal {-self}{_SIGNALS.get(-self, '')}"
 
 
-def _signal_names() -> dict[int, str]:
-    import signal
-
-    return {int(one): f" ({one.name})" for one in signal.Signals}
-
-
-_SIGNALS = _signal_names()
+_SIGNALS = {int(one): f" ({one.name})" for one in signal.Signals}
 
 
 def environment(env: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
@@ -178,6 +173,11 @@ class Launched:
         if said:
             number = int(said)
             raise OSError(number, os.strerror(number), program.path)
+
+    def kill(self) -> None:
+        """Kill it, and its group, at once; only before it is reaped."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.identity.group, signal.SIGKILL)
 
     def shut_gate(self) -> None:
         """Let it go away, if it has not become the program yet."""

@@ -71,6 +71,7 @@ class Supervisor:
         self._news = asyncio.Event()
         self._is_interrupted = False
         self._before = 0
+        self._unstored: Batch | None = None
 
     async def run(self, spec: MonitorSpec) -> dict[str, int]:
         """
@@ -155,12 +156,18 @@ class Supervisor:
     ) -> Exit | None:
         """End what is left of the group, store what it wrote last, and leave nothing open; return how it ended."""
         try:
-            if self._body.stop_reason is StopReason.STALE:
+            if self._body.stop_reason is StopReason.STALE or (self._is_interrupted and self._body.stop_reason is None):
                 self._hurry.set()
             launched.shut_gate()
             grace = self._core.cancel_grace if storing is not None else 0.0
             while True:
-                fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry)
+                try:
+                    fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry)
+                except asyncio.CancelledError:
+                    # the loop itself goes away, without a word
+                    self._hurry.set()
+                    launched.kill()
+                    raise
                 if fate is not ProcessFate.LEFT or self._hurry.is_set():
                     break
                 log.warning("process_left", extra={"pid": launched.pid, "task_seq": self._body.task_seq})
@@ -170,7 +177,8 @@ class Supervisor:
                 storing.cancel()
                 await asyncio.wait({storing})
                 output.drain()
-                await self._store_rest(output, spec, status)
+                if not self._hurry.is_set():
+                    await self._store_rest(output, spec, status)
             return status
         finally:
             output.close()
@@ -183,30 +191,35 @@ class Supervisor:
         while True:
             await self._news.wait()
             self._news.clear()
-            await self._commit(output.take(), spec, None)
+            self._unstored = output.take()
+            await self._commit(spec, None)
             await asyncio.sleep(_EVERY)
             if output.has_news:
                 self._news.set()
 
     async def _store_rest(self, output: _Output, spec: MonitorSpec, status: Exit | None) -> None:
         try:
-            await self._commit(output.take(is_last=True), spec, status)
+            await self._commit(spec, None)
+            self._unstored = output.take(is_last=True)
+            await self._commit(spec, status)
         except StoreError:
             # fenced out, or the file is out of reach: whose task it is now tells the rest
             log.warning("lines_lost", extra={"task_seq": self._body.task_seq}, exc_info=True)
 
-    async def _commit(self, batch: Batch, spec: MonitorSpec, status: Exit | None) -> None:
+    async def _commit(self, spec: MonitorSpec, status: Exit | None) -> None:
         """
-        Store a batch, trying again for as long as the store is open: a full disk must not end what is watched.
+        Store a batch that is not yet, trying again for as long as the store is open: a full disk must not end what is watched.
 
         Raises:
             StaleAttempt: the task is another attempt's.
         """
-        task, fence, before = self._body.task, self._body.fence, self._before
+        batch, task, fence, before = self._unstored, self._body.task, self._body.fence, self._before
+        if batch is None:
+            return
         pause = PAUSES[0]
         while True:
             try:
-                outcome = await _shielded(
+                outcome = await self._shielded(
                     self._core.writing.submit(
                         lambda tx: monitoring.store_lines(
                             tx, task, fence, spec, batch, before, None if status is None else int(status)
@@ -222,14 +235,31 @@ class Supervisor:
                 log.warning("lines_not_stored", extra={"task_seq": self._body.task_seq}, exc_info=True)
                 await asyncio.sleep(pause)
                 pause = min(PAUSES[1], pause * 2)
+        self._unstored = None
         if outcome.stale:
             raise transitions.stale(outcome.task, fence.attempt)
+
+    async def _shielded(self, stored: asyncio.Future[T]) -> T:
+        """Wait for a commit that goes on without who waits: what is in the file is not stored again."""
+        cancelled: asyncio.CancelledError | None = None
+        while not stored.done():
+            try:
+                await asyncio.wait({stored})
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if self._hurry.is_set():
+                    break
+        if cancelled is None:
+            return stored.result()
+        if stored.done() and not stored.cancelled() and stored.exception() is None:
+            self._unstored = None
+        raise cancelled
 
     async def _whole(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """
         Do something to its end, whoever wants to stop this body meanwhile, and remember that somebody did.
 
-        Once the task is another's, nothing is waited for that can be hurried.
+        Once the task is another's, or the loop goes away without a word, nothing is waited for that can be hurried.
         """
         doing = asyncio.create_task(coroutine, name=f"lash_store monitor {self._body.task.id}")
         while not doing.done():
@@ -237,27 +267,13 @@ class Supervisor:
                 await asyncio.wait({doing})
             except asyncio.CancelledError:
                 self._is_interrupted = True
-                if self._body.stop_reason is StopReason.STALE:
+                if self._body.stop_reason in {None, StopReason.STALE}:
                     self._hurry.set()
         return doing.result()
 
 
 _MOST_WAITING = 1024 * 1024
 """Bytes of one monitor's lines that wait to be stored."""
-
-
-async def _shielded(stored: asyncio.Future[T]) -> T:
-    """Wait for a commit that goes on without who waits: a batch is stored once, or known not to be."""
-    cancelled: asyncio.CancelledError | None = None
-    while not stored.done():
-        try:
-            await asyncio.wait({stored})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        _ = stored.cancelled() or stored.exception()
-        raise cancelled
-    return stored.result()
 
 
 def _status(launched: Launched) -> Exit | None:
