@@ -329,25 +329,28 @@ class Core:
 
     async def finish_for_the_dead(self, tasks: Iterable[Task | TaskRecord]) -> bool:
         """
-        End what was cancelled of the owners of some tasks, as far as they are dead, or have closed and left it.
+        End what was cancelled of the owners of some tasks, as far as they are dead, or have closed and left it, or of nobody.
 
         Return whether there was such an owner. One look an owner, one unit for all.
         """
-        owner_ids = {
-            task.owner_id for task in tasks if not task.is_terminal and task.owner_id not in {None, self.owner_id}
-        }
-        gone = [owner_id for owner_id in owner_ids if await self.is_gone(owner_id)]
-        if gone:
-            writer = self.to_request()
-            fates = await leftovers.end(await self._left_to_cancel(gone), self.cancel_grace)
-            await writer.run(
-                lambda tx: transitions.finish_cancels(tx, gone, lambda task: leftovers.is_settled(task, fates))
-            )
-        return bool(gone)
-
-    async def _left_to_cancel(self, gone: Sequence[int]) -> Sequence[Task]:
-        left = await leftovers.left_by(self.reader, gone, None)
-        return [task for task in left if task.owner_id in gone and task.state == TaskState.CANCEL_REQUESTED]
+        live = [task for task in tasks if not task.is_terminal]
+        owner_ids = {task.owner_id for task in live if task.owner_id not in {None, self.owner_id}}
+        gone = [owner_id for owner_id in owner_ids if owner_id is not None and await self.is_gone(owner_id)]
+        # given up by a person, with a process that may live
+        free = [task.task_seq for task in live if task.owner_id is None and task.process is not None]
+        if not gone and not free:
+            return False
+        writer = self.to_request()
+        left = [
+            task
+            for task in await leftovers.left_by(self.reader, gone, None)
+            if task.state == TaskState.CANCEL_REQUESTED and (task.owner_id in gone or task.task_seq in free)
+        ]
+        fates = await leftovers.end(left, self.cancel_grace)
+        await writer.run(
+            lambda tx: transitions.finish_cancels(tx, gone, free, lambda task: leftovers.is_settled(task, fates))
+        )
+        return True
 
     async def end_given_up(self, tasks: Iterable[Task]) -> None:
         """End what runs for tasks that somebody gave up, whose owners may never come to it; their rows tell of that already."""

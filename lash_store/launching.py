@@ -8,6 +8,7 @@ before it is written to, the pipe ends, and so does the program.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import marshal
 import os
 import shutil
@@ -105,6 +106,15 @@ def resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Progr
     Raises:
         InvalidArguments: there is no such program, or no such folder, or it may not be used.
     """
+    try:
+        return _resolve(command, cwd, env)
+    except OSError as error:
+        raise InvalidArguments(
+            f"{command[0]!r} in {cwd!r} cannot be run: {error.strerror}: give other paths"
+        ) from error
+
+
+def _resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Program:
     if not Path(cwd).is_dir():
         raise InvalidArguments(f"the folder {cwd!r} does not exist: give cwd= one that does")
     if not os.access(cwd, os.X_OK):
@@ -221,7 +231,7 @@ def launch(program: Program, token: str) -> Launched:
     pipes: list[int] = []
     try:
         for _ in range(4):
-            pipes += os.pipe()
+            pipes += _pipe()
         gate_read, gate, told, told_write, output, output_write, errors, errors_write = pipes
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GATE, str(gate_read), str(told_write)],
@@ -242,6 +252,17 @@ def launch(program: Program, token: str) -> Launched:
     for descriptor in (output, errors):
         os.set_blocking(descriptor, False)
     return Launched(identify(child.pid, token), output, errors, program, gate, told)
+
+
+def _pipe() -> tuple[int, int]:
+    """Make a pipe whose ends are no standard stream, even if this process has closed its own."""
+    made = os.pipe()
+    if min(made) > 2:
+        return made
+    read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in made)
+    for end in made:
+        os.close(end)
+    return read, write
 
 
 def reap(pid: int) -> None:

@@ -21,7 +21,7 @@ Fates = Mapping[tuple[int, str], ProcessFate]
 
 
 async def left_by(reader: Reader, dead: Collection[int], runtime: str | None) -> list[Task]:
-    """Return the live tasks with a recorded process whose owner is none, has ended, or is among the *dead*."""
+    """Return the tasks with a recorded process whose owner is none, has ended, or is among the *dead*."""
     rows = await reader.rows(LEFT_PROCESSES, {"dead": names(dead), "runtime": runtime})
     return [Task._make(row) for row in rows]
 

@@ -315,7 +315,7 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             )
         case RequestCancel() if requested:
             return _UNCHANGED
-        case RequestCancel() if task.state == TaskState.PENDING:
+        case RequestCancel() if task.state == TaskState.PENDING and task.process is None:
             return _never_begun(command, now)
         case RequestCancel():
             return _requested(command)

@@ -90,12 +90,15 @@ class Lines:
         self._dropped += beyond
         for number, line in enumerate(whole[beyond:], start=first + beyond):
             self._add(number, stream, line)
-        if len(rest) > self._line_bytes:
+        count = len(whole)
+        # a CR may be half of its end
+        if len(rest.removesuffix(b"\r")) > self._line_bytes:
+            count += 1
             self._lines += 1
             self._add(self._lines, stream, rest, goes_on=True)
             rest, self._skips[stream] = b"", True
         self._rest[stream] = rest
-        return len(whole)
+        return count
 
     def end(self, stream: Stream) -> None:
         """Take what a stream ended with, without an end of line."""

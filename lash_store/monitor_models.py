@@ -89,8 +89,10 @@ class MonitorSpec(_Record):
     @field_validator("command", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        if isinstance(value, str | bytes) or not isinstance(value, list | tuple):
+        if isinstance(value, str):
             return value
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"it is a list of arguments, not {type(value).__name__}")
         return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in value)
 
     @field_validator("cwd", mode="before")

@@ -62,7 +62,7 @@ class Limits(_Policy):
     total_tasks: int | None = Field(default=None, ge=1, le=_MOST, strict=True)
     monitors: int | None = Field(default=32, ge=1, le=_MOST, strict=True)
     line_bytes: int = Field(default=4096, ge=16, le=1024 * 1024, strict=True)
-    lines_per_second: float = Field(default=200.0, ge=0.1, le=1e6, allow_inf_nan=False)
+    lines_per_second: float = Field(default=200.0, ge=0.1, le=1e6, allow_inf_nan=False, strict=True)
     update_bytes: int | None = Field(default=16 * 1024 * 1024, ge=1, le=_MOST, strict=True)
 
     def check_payload(self, text: str, what: str) -> str:

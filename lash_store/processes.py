@@ -7,13 +7,12 @@ their number for as long as one process of theirs lives. Everything here blocks:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,17 +33,25 @@ _PROC = Path("/proc")
 
 
 class Stat(NamedTuple):
-    """One process, as the kernel has it. Its *state* is ``Z`` or ``X`` once it is dead."""
+    """One process, as the kernel has it. Its *state* is ``Z`` or ``X`` once its first thread has ended; others may go on."""
 
     pid: int
     state: str
     group: int
     session: int
+    threads: int
     started: str
 
     @property
     def is_alive(self) -> bool:
-        return self.state not in {"Z", "X"}
+        return self.state not in {"Z", "X"} or self.threads > 1
+
+
+class _Look(NamedTuple):
+    """What lives of a group at one look (None: it is not proven to be the same), and whether its leader is there, if only dead."""
+
+    alive: list[int] | None
+    has_leader: bool
 
 
 def boot_id() -> str:
@@ -81,57 +88,77 @@ def survivors(process: ProcessIdentity) -> list[int] | None:
 
     The leader proves it by its start time, dead or alive; once somebody has waited for it, a member does by its environment.
     """
+    return _look(process).alive
+
+
+def _look(process: ProcessIdentity, *, is_proven: bool = False) -> _Look:
+    """Look at a group; one that *is proven* to be the same stays so while anything of it lives."""
     if (process.boot_id, process.host, process.namespace) != (boot_id(), platform.node(), _namespace()):
-        return []
+        return _Look([], has_leader=False)
     if process.group <= 1 or process.group in {os.getpgrp(), os.getsid(0)}:
         # nothing that was ever started here; somebody's hand may have written it
-        return []
+        return _Look([], has_leader=False)
     if not _PROC.joinpath("self").exists():
-        return None if _answers(process.group) else []
+        alive = [process.group] if _answers(process.group) else []
+        return _Look(alive if is_proven or not alive else None, has_leader=False)
+    look = _look_once(process, is_proven=is_proven)
+    # who is started while one looks, by a member that has ended when it is looked at, is seen by the next
+    return look if look.alive != [] else _look_once(process, is_proven=is_proven)
+
+
+def _look_once(process: ProcessIdentity, *, is_proven: bool) -> _Look:
     members = [stat for stat in _all() if process.group in {stat.group, stat.session}]
-    leader = next((stat for stat in members if stat.pid == process.pid), None)
-    if leader is None:
-        leader = _stat(process.pid)
+    leader = next((stat for stat in members if stat.pid == process.pid), None) or _stat(process.pid)
     if leader is not None and leader.started != process.started:
         # the number is another's by now, so nothing of ours has it any more
-        return []
+        return _Look([], has_leader=False)
     alive = [stat.pid for stat in members if stat.is_alive]
-    if leader is not None or not alive:
-        return alive
-    return alive if any(_carries(pid, process.token) for pid in alive) else None
+    if leader is None and alive and not is_proven and not any(_carries(pid, process.token) for pid in alive):
+        return _Look(None, has_leader=False)
+    return _Look(alive, has_leader=leader is not None)
 
 
-def end_group(process: ProcessIdentity, grace: float, hurry: threading.Event | None = None) -> ProcessFate:
+def end_group(
+    process: ProcessIdentity, grace: float, hurry: threading.Event | None = None, *, is_ours: bool = False
+) -> ProcessFate:
     """
     End what is left of a recorded process: SIGTERM to the whole group, SIGKILL after *grace* seconds, or once told to *hurry*.
 
-    Nothing is signalled that is not provably the same. It returns when nothing of it lives, or some seconds after SIGKILL.
+    Nothing is signalled that is not provably the same; a child that *is ours*, and not waited for, is. It returns when nothing of
+    it lives, or some seconds after SIGKILL.
     """
     hurry = hurry or threading.Event()
-    left = survivors(process)
-    if left is None:
+    look = _look(process, is_proven=is_ours)
+    if look.alive is None:
         return ProcessFate.UNPROVEN
-    if not left:
-        return ProcessFate.GONE
-    if grace > 0 and not hurry.is_set():
-        _signal(process, left, signal.SIGTERM)
-        _signal(process, left, signal.SIGCONT)
-        deadline = time.monotonic() + grace
-        for pause in _pauses():
-            left = survivors(process)
-            if not left:
-                return ProcessFate.ENDED
-            if time.monotonic() >= deadline or hurry.wait(min(pause, deadline - time.monotonic())):
-                break
+    fate = ProcessFate.ENDED if look.alive else ProcessFate.GONE
+    if look.alive and grace > 0 and not hurry.is_set():
+        _signal(process, look.alive, signal.SIGTERM)
+        _signal(process, look.alive, signal.SIGCONT)
+        _wait_until_gone(process, grace, hurry)
     deadline = time.monotonic() + _PATIENCE
     for pause in _pauses():
-        left = survivors(process)
-        if not left:
-            return ProcessFate.ENDED
-        if time.monotonic() >= deadline or not _signal(process, left, signal.SIGKILL):
+        look = _look(process, is_proven=True)
+        if not look.alive:
+            if look.has_leader:
+                # its number is nobody else's yet: whoever was started since the look goes as well
+                _signal(process, [], signal.SIGKILL)
+                look = _look(process, is_proven=True)
+            if not look.alive:
+                return fate
+            fate = ProcessFate.ENDED
+        if time.monotonic() >= deadline or not _signal(process, look.alive, signal.SIGKILL):
             return ProcessFate.LEFT
         time.sleep(pause)
     raise AssertionError("unreachable")
+
+
+def _wait_until_gone(process: ProcessIdentity, grace: float, hurry: threading.Event) -> None:
+    deadline = time.monotonic() + grace
+    for pause in _pauses():
+        left = deadline - time.monotonic()
+        if left <= 0 or hurry.wait(min(pause, left)) or not _look(process, is_proven=True).alive:
+            return
 
 
 def _pauses() -> Iterator[float]:
@@ -142,27 +169,32 @@ def _pauses() -> Iterator[float]:
 
 
 def _signal(process: ProcessIdentity, members: list[int], what: signal.Signals) -> bool:
-    """Signal a group at once, and who left it for another of the session; say whether anybody may be."""
-    allowed = False
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.group, what)
-        allowed = True
+    """Signal a group at once, and who left it for another of the session; say whether that may be done."""
+    allowed = _may(os.killpg, process.group, what)
     for pid in members:
         stat = _stat(pid)
         if stat is not None and stat.group != process.group and stat.session == process.group:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, what)
-                allowed = True
+            allowed = _may(os.kill, pid, what) or allowed
     return allowed
+
+
+def _may(kill: Callable[[int, int], None], whom: int, what: signal.Signals) -> bool:
+    try:
+        kill(whom, what)
+    except ProcessLookupError:
+        # it has gone by itself
+        return True
+    except PermissionError:
+        return False
+    return True
 
 
 def _answers(group: int) -> bool:
     try:
         os.killpg(group, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
+        # where there is no /proc, a group of zombies answers with the second
         return False
-    except PermissionError:
-        return True
     return True
 
 
@@ -185,7 +217,7 @@ def _stat(pid: int) -> Stat | None:
         return None
     # the name of the program stands in brackets, and may have brackets and spaces of its own
     fields = text.rpartition(")")[2].split()
-    return Stat(pid, fields[0], int(fields[2]), int(fields[3]), fields[19])
+    return Stat(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[17]), fields[19])
 
 
 def _carries(pid: int, token: str) -> bool:

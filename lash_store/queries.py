@@ -84,7 +84,6 @@ LEFT_PROCESSES = sql(
     _TASK.select_from(tasks.outerjoin(owners, owners.c.owner_id == tasks.c.owner_id))
     .where(
         tasks.c.process.is_not(None),
-        LIVE,
         or_(
             tasks.c.owner_id.is_(None),
             owners.c.ended_at.is_not(None),
@@ -94,7 +93,10 @@ LEFT_PROCESSES = sql(
     )
     .order_by(tasks.c.task_seq)
 )
-"""Live rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all."""
+"""
+Rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all. A finished one was given up,
+and may have been left.
+"""
 
 NEXT_FREE_DEADLINE = sql(select(func.min(tasks.c.deadline)).where(LIVE, tasks.c.owner_id.is_(None), _OF_RUNTIME))
 

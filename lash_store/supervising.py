@@ -162,7 +162,7 @@ class Supervisor:
             grace = self._core.cancel_grace if storing is not None else 0.0
             while True:
                 try:
-                    fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry)
+                    fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry, is_ours=True)
                 except asyncio.CancelledError:
                     # the loop itself goes away, without a word
                     self._hurry.set()

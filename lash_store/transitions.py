@@ -205,12 +205,19 @@ def _request(tx: Transaction, task: Task, command: RequestCancel) -> Outcome:
     return outcome
 
 
-def finish_cancels(tx: Transaction, dead_owners: Iterable[int], is_gone: Callable[[Task], bool]) -> None:
-    """End the cancelled tasks of owners that are gone, but for those of which a process may live, as *is_gone* tells."""
-    for owner_id in dead_owners:
-        for task in queries.live_tasks_of_owner(tx, owner_id):
-            if task.state == TaskState.CANCEL_REQUESTED and is_gone(task):
-                end_cancelled(tx, task)
+def finish_cancels(
+    tx: Transaction, dead_owners: Iterable[int], free: Iterable[int], is_gone: Callable[[Task], bool]
+) -> None:
+    """
+    End the cancelled tasks of owners that are gone, and those of nobody that are *free*, by ``task_seq``.
+
+    Not so those of which a process may live, as *is_gone* tells.
+    """
+    left = [task for owner_id in dead_owners for task in queries.live_tasks_of_owner(tx, owner_id)]
+    left += [task for task in (by_seq(tx, task_seq) for task_seq in free) if task.owner_id is None]
+    for task in left:
+        if task.state == TaskState.CANCEL_REQUESTED and is_gone(task):
+            end_cancelled(tx, task)
 
 
 def end_cancelled(tx: Transaction, task: Task, why: str = "owner_died") -> Outcome:
