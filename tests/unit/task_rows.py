@@ -10,6 +10,7 @@ from lash_store.models import TaskState
 BEFORE, NOW, LATER = "2024-05-01T10:00:00.000Z", "2024-05-01T10:00:07.000Z", "2024-05-01T10:00:09.000Z"
 FAILURE = '{"type":"ValueError","message":"no","traceback":null}'
 EVIDENCE = '{"owner_id":1,"end":"died"}'
+PROCESS = '{"pid":41,"group":41,"started":"77","token":"t"}'
 NOTE = {"note_key": "k", "note": "look here"}
 
 

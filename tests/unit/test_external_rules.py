@@ -22,6 +22,7 @@ from lash_store.commands import (
     Flip,
     GiveUp,
     GoOn,
+    Launch,
     Move,
     Notify,
     Progress,
@@ -38,7 +39,7 @@ from lash_store.commands import (
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
-from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW, managed
+from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW, PROCESS, managed
 
 MINE, ANOTHERS = Fence(attempt=0, owner_id=1), Fence(attempt=0, owner_id=2)
 
@@ -91,6 +92,7 @@ COMMANDS: dict[str, Command] = {
     "wait": Wait(MINE, "signal 'go'"),
     "go on": GoOn(MINE),
     "signal": Signal({"signal": "go"}),
+    "launch": Launch(MINE, PROCESS),
 }
 
 # What each command does to each state. A change is `event > state owner`; owner - is NULL. `stale`: refused because the writer
@@ -132,6 +134,7 @@ expire                        | superseded                           | supersede
 wait                          | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
 go on                         | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
 signal                        | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
+launch                        | superseded                           | superseded                           | superseded                           | superseded              | superseded           | superseded              | superseded
 """  # noqa: E501  a table is read across
 
 

@@ -22,6 +22,7 @@ from lash_store.commands import (
     Flip,
     GiveUp,
     GoOn,
+    Launch,
     Move,
     Notify,
     Progress,
@@ -38,7 +39,7 @@ from lash_store.commands import (
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
-from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW
+from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW, PROCESS
 from tests.unit.task_rows import managed as row
 
 MINE = Fence(attempt=1, owner_id=1)
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "claim what was pending": Claim(owner_id=2, crashed=False),
     "claim after a crash": Claim(owner_id=2, crashed=True),
     "release": Release("closed"),
+    "release of what may live on": Release("closed", process_left=True),
     "release after a crash": Release("unknown_function", crashed=True),
     "request cancel": RequestCancel("enough", "a person"),
     "confirm cancel": ConfirmCancel(MINE),
@@ -67,6 +69,7 @@ COMMANDS: dict[str, Command] = {
     "give up": Fail(None, FAILURE),
     "give up after a crash": Fail(None, FAILURE, crashed=True),
     "abandon": Abandon(EVIDENCE),
+    "abandon what may live on": Abandon(EVIDENCE, process_left=True),
     "given up by a person": GiveUp("stuck", EVIDENCE),
     "progress": Progress(MINE, "half", 0.5),
     "progress told from outside": Progress(None, "half", None),
@@ -77,6 +80,7 @@ COMMANDS: dict[str, Command] = {
     "retry a step": RetryStep(MINE, STEP),
     "wait": Wait(MINE, "signal 'go'"),
     "go on": GoOn(MINE),
+    "launch": Launch(MINE, PROCESS),
     "signal": Signal(SIGNAL),
     "notify": Notify(MINE, NOTE),
     "notify of the store": Notify(None, NOTE),
@@ -103,6 +107,7 @@ reattach after a crash         | ?                           | reattached > runn
 claim what was pending         | claimed > pending 1/2/0     | ?                                         | ?                                         | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 claim after a crash            | ?                           | claimed > pending 1/2/1                   | claimed > pending 1/2/1                   | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 release                        | released > pending 1/-/0    | released > pending 1/-/0                  | released > pending 1/-/0                  | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+release of what may live on    | released > pending 1/-/0    | released > pending 1/-/0                  | released > pending 1/-/0                  | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 release after a crash          | ?                           | released > pending 1/-/1                  | released > pending 1/-/1                  | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 request cancel                 | cancelled > cancelled 1/1/0 | cancel_requested > cancel_requested 1/1/0 | cancel_requested > cancel_requested 1/1/0 | unchanged                            | superseded                    | superseded                 | unchanged                     | superseded
 confirm cancel                 | stale                       | superseded                                | superseded                                | cancelled > cancelled 1/1/0          | superseded                    | superseded                 | unchanged                     | superseded
@@ -112,6 +117,7 @@ fail                           | stale                       | failed > failed 1
 give up                        | failed > failed 1/1/0       | failed > failed 1/1/0                     | failed > failed 1/1/0                     | failed > failed 1/1/0                | superseded                    | unchanged                  | superseded                    | superseded
 give up after a crash          | ?                           | failed > failed 1/1/1                     | failed > failed 1/1/1                     | failed > failed 1/1/1                | superseded                    | unchanged                  | superseded                    | superseded
 abandon                        | abandoned > abandoned 1/1/0 | abandoned > abandoned 1/1/0               | abandoned > abandoned 1/1/0               | abandoned > abandoned 1/1/0          | superseded                    | superseded                 | superseded                    | unchanged
+abandon what may live on       | abandoned > abandoned 1/1/0 | abandoned > abandoned 1/1/0               | abandoned > abandoned 1/1/0               | abandoned > abandoned 1/1/0          | superseded                    | superseded                 | superseded                    | unchanged
 given up by a person           | released > pending 1/-/0    | released > pending 2/-/0                  | released > pending 2/-/0                  | abandoned > abandoned 2/1/0          | superseded                    | superseded                 | superseded                    | unchanged
 progress                       | stale                       | progress > running 1/1/0                  | progress > waiting 1/1/0                  | progress > cancel_requested 1/1/0    | superseded                    | superseded                 | superseded                    | superseded
 progress told from outside     | progress > pending 1/1/0    | progress > running 1/1/0                  | progress > waiting 1/1/0                  | progress > cancel_requested 1/1/0    | superseded                    | superseded                 | superseded                    | superseded
@@ -122,6 +128,7 @@ expire under another owner     | superseded                  | superseded       
 retry a step                   | stale                       | retry_scheduled > running 1/1/0           | retry_scheduled > waiting 1/1/0           | retry_scheduled > cancel_requested 1/1/0 | superseded                    | superseded                 | superseded                    | superseded
 wait                           | stale                       | state_changed > waiting 1/1/0             | state_changed > waiting 1/1/0             | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 go on                          | stale                       | unchanged                                 | state_changed > running 1/1/0             | superseded                           | superseded                    | superseded                 | superseded                    | superseded
+launch                         | stale                       | state_changed > running 1/1/0             | state_changed > waiting 1/1/0             | superseded                           | superseded                    | superseded                 | superseded                    | superseded
 signal                         | signalled > pending 1/1/0   | signalled > running 1/1/0                 | signalled > waiting 1/1/0                 | signalled > cancel_requested 1/1/0   | superseded                    | superseded                 | superseded                    | superseded
 notify                         | stale                       | noted > running 1/1/0                     | noted > waiting 1/1/0                     | noted > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
 notify of the store            | noted > pending 1/1/0       | noted > running 1/1/0                     | noted > waiting 1/1/0                     | noted > cancel_requested 1/1/0       | superseded                    | superseded                 | superseded                    | superseded
@@ -277,6 +284,20 @@ DETAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
     ("retry a step", "running", {"updated_at": NOW}, STEP),
     ("wait", "running", {"state": "waiting", "waiting_for": "signal 'go'", "updated_at": NOW}, None),
     ("go on", "waiting", {"state": "running", "updated_at": NOW}, None),
+    ("launch", "running", {"process": PROCESS, "updated_at": NOW}, None),
+    ("launch", "waiting", {"process": PROCESS, "updated_at": NOW}, None),
+    (
+        "release of what may live on",
+        "running",
+        {"state": "pending", "owner_id": None, "updated_at": NOW},
+        {"reason": "closed", "previous_owner_id": 1},
+    ),
+    (
+        "abandon what may live on",
+        "running",
+        {"state": "abandoned", "evidence": EVIDENCE, "updated_at": NOW, "completed_at": NOW},
+        None,
+    ),
     ("signal", "pending", {"updated_at": NOW}, SIGNAL),
     ("notify", "running", {"updated_at": NOW}, NOTE),
     ("move", "running", {"scope": "desktop:s2"}, None),
@@ -313,6 +334,7 @@ def fenced(attempt: int, owner_id: int) -> list[Command]:
         RetryStep(fence, STEP),
         Wait(fence, "signal 'go'"),
         GoOn(fence),
+        Launch(fence, PROCESS),
     ]
 
 
@@ -344,7 +366,7 @@ def test_a_body_cannot_write_once_its_row_is_only_claimed(command: Command) -> N
 
 
 @pytest.mark.parametrize("state", EXECUTING)
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1)[1:-2], ids=lambda command: type(command).__name__)
+@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1)[1:-3], ids=lambda command: type(command).__name__)
 def test_the_current_attempt_may_write(command: Command, state: str) -> None:
     assert isinstance(decide(row(state), command, NOW), Change)
 
@@ -380,6 +402,7 @@ def test_a_transfer_changes_the_scope_and_nothing_else_whatever_the_state(state:
         Release("unknown_function", crashed=True),
         Wait(MINE, "signal 'go'"),
         GoOn(MINE),
+        Launch(MINE, PROCESS),
         Expire(1, FAILURE),
     ],
     ids=repr,
@@ -566,8 +589,23 @@ def test_a_retry_that_comes_after_the_end_changes_nothing() -> None:
 
 # --- what is true of a state alone ----------------------------------------------------------------------------------
 
-LEAVES_PENDING = ["start", "reattach what was pending", "request cancel", "give up", "abandon", "expire"]
-STAYS_PENDING = ["claim what was pending", "release", "given up by a person", "progress told from outside", "signal"]
+LEAVES_PENDING = [
+    "start",
+    "reattach what was pending",
+    "request cancel",
+    "give up",
+    "abandon",
+    "abandon what may live on",
+    "expire",
+]
+STAYS_PENDING = [
+    "claim what was pending",
+    "release",
+    "release of what may live on",
+    "given up by a person",
+    "progress told from outside",
+    "signal",
+]
 
 
 @pytest.mark.parametrize("command", LEAVES_PENDING)
@@ -602,6 +640,7 @@ STAYS_WAITING = [
     "notify",
     "notify of the store",
     "signal",
+    "launch",
     "move",
 ]
 
@@ -650,6 +689,150 @@ def test_no_change_makes_a_row_the_file_would_refuse(command: str, state: str, e
 
     assert after.not_before is None or after.state == "pending"
     assert after.waiting_for is None or after.state == "waiting"
+
+
+# --- which process runs ---------------------------------------------------------------------------------------------
+
+OVER = [
+    "start",
+    "reattach what was pending",
+    "reattach after a crash",
+    "claim what was pending",
+    "claim after a crash",
+    "release",
+    "release after a crash",
+    "confirm cancel",
+    "confirm cancel of a dead owner",
+    "complete",
+    "fail",
+    "give up",
+    "give up after a crash",
+    "abandon",
+    "expire",
+]
+GOES_ON = [
+    "release of what may live on",
+    "abandon what may live on",
+    "given up by a person",
+    "request cancel",
+    "progress",
+    "progress told from outside",
+    "save",
+    "retry a step",
+    "wait",
+    "go on",
+    "signal",
+    "notify",
+    "notify of the store",
+    "move",
+]
+CLEARED = [(name, state) for name, state, _ in CHANGES if name in OVER]
+KEPT = [
+    (name, state) for name, state, _ in WRITES if name in GOES_ON and (name, state) != ("request cancel", "pending")
+]
+
+
+def launched(state: str, **changed: Any) -> Task:
+    return row(state, process=PROCESS, **changed)
+
+
+@pytest.mark.parametrize(("command", "state"), CLEARED)
+def test_nobody_ends_frees_or_takes_a_task_before_its_process_is_gone(command: str, state: str) -> None:
+    change = decided(launched(state), COMMANDS[command])
+
+    assert ("process", None) in change.columns.items()
+
+
+@pytest.mark.parametrize(("command", "state"), CLEARED)
+def test_a_task_without_a_process_forgets_none(command: str, state: str) -> None:
+    assert "process" not in decided(row(state), COMMANDS[command]).columns
+
+
+@pytest.mark.parametrize(("command", "state"), KEPT)
+def test_a_process_that_may_live_on_stays_recorded(command: str, state: str) -> None:
+    assert "process" not in decided(launched(state), COMMANDS[command]).columns
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_process_goes_with_its_task_into_another_session(state: str) -> None:
+    assert decide(launched(state), Move("desktop:s2"), NOW) == Change(EventType.TRANSFERRED, {"scope": "desktop:s2"})
+
+
+def test_every_change_says_whether_the_process_is_gone() -> None:
+    # a monitor is not tried again after a failure
+    assert {name for name, *_ in CHANGES} == {*OVER, *GOES_ON, "retry", "launch"}
+
+
+@pytest.mark.parametrize("recovery", ["rerun", "owner_bound"])
+@pytest.mark.parametrize("state", LIVE)
+def test_a_task_that_was_given_up_still_names_the_process_that_nobody_ended(state: str, recovery: str) -> None:
+    assert given_up(launched(state, recovery=recovery)).process == PROCESS
+
+
+@pytest.mark.parametrize("state", ["running", "waiting"])
+def test_a_cancel_that_was_only_asked_for_keeps_the_process_until_it_is_confirmed(state: str) -> None:
+    asked = launched(state)._replace(**decided(launched(state), RequestCancel("enough", "a person")).columns)
+    confirmed = asked._replace(**decided(asked, ConfirmCancel(MINE)).columns)
+
+    assert (asked.state, asked.process) == ("cancel_requested", PROCESS)
+    assert (confirmed.state, confirmed.process) == ("cancelled", None)
+
+
+@pytest.mark.parametrize(
+    "freed",
+    [Release("closed", process_left=True), GiveUp("stuck", EVIDENCE)],
+    ids=["by its owner's close", "by a person"],
+)
+# fails: it is cancelled at once, and nobody knows of the process any more
+def test_what_was_freed_while_its_process_lives_is_not_cancelled_before_that_is_gone(freed: Command) -> None:
+    task = launched("running")._replace(**decided(launched("running"), freed).columns)
+    assert (task.state, task.owner_id, task.process) == ("pending", None, PROCESS)
+
+    after = task._replace(**decided(task, RequestCancel("enough", "a person")).columns)
+
+    assert after.process == PROCESS
+
+
+def test_the_process_of_another_start_takes_the_place_of_the_first() -> None:
+    change = decided(launched("running"), Launch(MINE, '{"pid":42}'))
+
+    assert change.columns["process"] == '{"pid":42}'
+
+
+def test_a_task_whose_cancel_was_requested_starts_no_process() -> None:
+    assert decide(row("cancel_requested"), Launch(MINE, PROCESS), NOW) == Refused(Verdict.SUPERSEDED)
+
+
+@pytest.mark.parametrize(
+    ("command", "state"), [*CLEARED, *KEPT, ("launch", "running"), ("launch", "waiting"), ("move", "completed")]
+)
+def test_the_event_of_a_change_folds_to_the_row_with_its_process_or_without(command: str, state: str) -> None:
+    before = launched(state)
+    change = decided(before, COMMANDS[command])
+    after = before._replace(**change.columns)
+
+    data = json.loads(queries.event_data(change.type, change.columns, change.detail))
+    first = {**_event(1, "saved", before.attempt, _plain(before)), "at": BEFORE}
+    told = {**_event(2, str(change.type), after.attempt, data, after.scope), "at": NOW}
+
+    assert fold([first, told]) == _plain(after)
+
+
+def _plain(task: Task) -> dict[str, Any]:
+    """A row with its JSON columns as values, as events tell them."""
+    return {
+        name: json.loads(value) if name in lifecycle.JSON_COLUMNS and value is not None else value
+        for name, value in task._asdict().items()
+    }
+
+
+@pytest.mark.parametrize("state", EXECUTING)
+def test_recovery_chooses_the_same_whether_a_process_is_recorded_or_not(state: str) -> None:
+    for recovery in ("rerun", "owner_bound"):
+        bare, left = row(state, recovery=recovery), launched(state, recovery=recovery)
+
+        assert recovered(left) == recovered(bare)
+        assert decided(left, recovered(left)).columns["process"] is None
 
 
 # --- what an event tells of an end ----------------------------------------------------------------------------------
@@ -930,6 +1113,7 @@ def test_folding_a_history_gives_the_row() -> None:
         "not_before": None,
         "last_error": None,
         "waiting_for": None,
+        "process": None,
     }
 
 
@@ -984,6 +1168,21 @@ def test_folding_a_retry_gives_what_it_waits_for_and_its_start_takes_that_away()
         error,
         1,
     )
+
+
+def test_folding_a_launch_gives_the_process_as_a_value_and_its_end_takes_that_away() -> None:
+    process = json.loads(PROCESS)
+    begun = [*HISTORY[:2], _event(3, "state_changed", 1, {"process": process})]
+    moved = [*begun, _event(4, "progress", 1, {"progress": "half"}), _event(5, "transferred", 1, {}, "desktop:s2")]
+    ended = [*moved, _event(6, "failed", 1, {"state": "failed", "failure": {}, "process": None})]
+
+    assert [fold(history)["process"] for history in (HISTORY[:2], begun, moved, ended)] == [
+        None,
+        process,
+        process,
+        None,
+    ]
+    assert fold(begun) == {**fold(HISTORY[:2]), "process": process, "updated_at": begun[-1]["at"]}
 
 
 def test_folding_a_step_or_a_signal_changes_the_time_and_nothing_else() -> None:
