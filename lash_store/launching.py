@@ -67,7 +67,7 @@ os._exit(127)
 """
 """What waits at the gate. Python ignores signals that a program of any other language expects to have: they are given back."""
 
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_children: dict[int, tuple[subprocess.Popen[bytes], Launched]] = {}
 """The processes of this one that nobody has waited for yet, by pid; they may outlive the loop that started them."""
 
 
@@ -246,12 +246,13 @@ def launch(program: Program, token: str) -> Launched:
         for descriptor in pipes:
             os.close(descriptor)
         raise
-    _children[child.pid] = child
     for descriptor in (gate_read, told_write, output_write, errors_write):
         os.close(descriptor)
     for descriptor in (output, errors):
         os.set_blocking(descriptor, False)
-    return Launched(identify(child.pid, token), output, errors, program, gate, told)
+    launched = Launched(identify(child.pid, token), output, errors, program, gate, told)
+    _children[child.pid] = child, launched
+    return launched
 
 
 def _pipe() -> tuple[int, int]:
@@ -266,9 +267,10 @@ def _pipe() -> tuple[int, int]:
 
 
 def reap(pid: int) -> None:
-    """Wait for a process of ours that has ended, so that nothing is left of it; another's is let be."""
-    child = _children.get(pid)
-    if child is not None and child.poll() is not None:
+    """Wait for a process of ours that has ended, so that nothing is left of it, nor open here; another's is let be."""
+    child, launched = _children.get(pid, (None, None))
+    if child is not None and launched is not None and child.poll() is not None:
+        launched.close()
         _children.pop(pid, None)
 
 

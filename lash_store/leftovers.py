@@ -14,7 +14,7 @@ from .queries import LEFT_PROCESSES
 from .statements import names
 from .threads import in_thread
 
-__all__ = ["Fates", "end", "evidence_of_process", "is_settled", "left_by", "look"]
+__all__ = ["Fates", "end", "evidence_of_process", "fate_of", "is_settled", "left_by", "look"]
 
 Fates = Mapping[tuple[int, str], ProcessFate]
 """What became of recorded processes, by ``task_seq`` and what was recorded."""
@@ -49,15 +49,20 @@ async def end(tasks: Collection[Task], grace: float) -> Fates:
 
 def is_settled(task: Task, fates: Fates) -> bool:
     """Say whether nothing runs for a task any more that could be ended."""
-    return task.process is None or fates.get(_key(task), ProcessFate.LEFT) is not ProcessFate.LEFT
+    return task.process is None or fate_of(task, fates) is not ProcessFate.LEFT
 
 
-def evidence_of_process(task: Task, fates: Fates) -> ProcessEvidence | None:
-    """Return what is known of a task's process, if one was recorded."""
+def fate_of(task: Task, fates: Fates) -> ProcessFate:
+    """Return what became of a task's recorded process; what nobody looked at is left."""
+    return fates.get(_key(task), ProcessFate.LEFT)
+
+
+def evidence_of_process(task: Task, became: ProcessFate) -> ProcessEvidence | None:
+    """Write down what became of a task's process, if one was recorded."""
     if task.process is None:
         return None
     known = _identity(task)
-    return ProcessEvidence(pid=known.pid, started=known.started, became=fates.get(_key(task), ProcessFate.LEFT))
+    return ProcessEvidence(pid=known.pid, started=known.started, became=became)
 
 
 def _key(task: Task) -> tuple[int, str]:

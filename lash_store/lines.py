@@ -15,6 +15,10 @@ _BURST = 5.0
 """Seconds' worth of lines that may be stored at once."""
 
 
+_MUCH = 1024 * 1024
+"""Bytes of a line without an end that are worth telling of."""
+
+
 class Line(NamedTuple):
     """One line, numbered within its attempt from 1."""
 
@@ -69,8 +73,8 @@ class Lines:
 
     @property
     def has_news(self) -> bool:
-        """Whether a line waits to be stored, or something was dropped that is to be told."""
-        return bool(self._waiting) or self._lines > self._told_lines
+        """Whether a line waits to be stored, or something was dropped, or much of an endless line was read, that is to be told."""
+        return bool(self._waiting) or self._lines > self._told_lines or self._bytes - self._told_bytes >= _MUCH
 
     def feed(self, stream: Stream, chunk: bytes) -> int:
         """Take what was read of a stream, and say how many lines that were."""
@@ -107,8 +111,12 @@ class Lines:
             self._lines += 1
             self._add(self._lines, stream, rest)
 
-    def take(self, now: float, *, is_last: bool = False) -> Batch:
-        """Return what may be stored at *now* (seconds of any clock); all that waits, if it is the *last*."""
+    def take(self, now: float, *, is_last: bool = False, was_held_up: bool = False) -> Batch:
+        """
+        Return what may be stored at *now* (seconds of any clock); all that waits, if it is the *last*.
+
+        *was_held_up*: who writes it had to wait meanwhile.
+        """
         self._allowed = min(self._most_allowed, self._allowed + (now - self._refilled) * self._rate)
         self._refilled = now
         count = len(self._waiting) if is_last else min(len(self._waiting), int(self._allowed))
@@ -120,7 +128,7 @@ class Lines:
             self._lines - self._told_lines,
             self._bytes - self._told_bytes,
             self._dropped - self._told_dropped,
-            bool(self._waiting) or self._dropped > self._told_dropped,
+            was_held_up or bool(self._waiting) or self._dropped > self._told_dropped,
         )
         self._told_lines, self._told_bytes, self._told_dropped = self._lines, self._bytes, self._dropped
         return batch

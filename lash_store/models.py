@@ -312,13 +312,15 @@ class Failure(_Record):
 class ProcessFate(StrEnum):
     """
     What became of a process whose supervisor went away: it was `ended` now, it was `gone` by then, it could not be ended and
-    is `left`, or is `unproven` to be the same one, and was let be.
+    is `left`, or is `unproven` to be the same one, and was let be. `given_up`: it ran when a person gave its task up, and is ended
+    after that.
     """
 
     ENDED = "ended"
     GONE = "gone"
     LEFT = "left"
     UNPROVEN = "unproven"
+    GIVEN_UP = "given_up"
 
 
 class ProcessIdentity(_Record):
@@ -375,7 +377,7 @@ class TaskRecord(_Record):
     ``version`` is that of the code the task was last started by; ``timeout`` the seconds an attempt may take, ``deadline`` when
     the task must have ended, ``not_before`` when a retry is due. ``last_error`` is what the last retried attempt raised;
     ``waiting_for`` what a body in state ``waiting`` gave as its reason. ``process`` is what runs for a monitor, until it is
-    known to be gone.
+    known to be gone; a row that was given up keeps it.
     """
 
     task_seq: int

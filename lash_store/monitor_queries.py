@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, insert, null, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, insert, null, or_, select, update
 
 from .database import Transaction
 from .lifecycle import MONITOR, Task
@@ -52,6 +52,7 @@ _DISARM = sql(
     .where(monitors.c.armed == ONE, monitors.c.task_seq != bindparam("but"))
     .values(armed=ZERO)
 )
+_DISARM_ONE = sql(update(monitors).where(_OF_TASK, monitors.c.armed == ONE).values(armed=ZERO))
 _COUNT_UP = sql(
     update(monitors)
     .where(_OF_TASK)
@@ -71,13 +72,23 @@ _COUNT_LIVE = sql(
     .select_from(tasks)
     .where(tasks.c.scope == bindparam("scope"), LIVE, tasks.c.function == word(MONITOR))
 )
+_OF_ID = and_(monitors.c.scope == bindparam("scope"), monitors.c.monitor_id == bindparam("monitor_id"))
+_KEPT_LINES = sql(
+    select(func.coalesce(func.sum(monitors.c.kept_lines), ZERO)).where(_OF_ID, monitors.c.kept_bytes > ZERO)
+)
 _KEPT_BYTES = sql(
     select(func.coalesce(func.sum(monitors.c.kept_bytes), ZERO)).where(
         monitors.c.scope == bindparam("scope"), monitors.c.kept_bytes > ZERO
     )
 )
 _NEWEST = (
-    select(func.max(monitors.c.task_seq))
+    select(
+        func.coalesce(
+            func.max(case((LIVE, monitors.c.task_seq), else_=null())),
+            func.max(monitors.c.task_seq),
+        )
+    )
+    .select_from(monitors.join(tasks, tasks.c.task_seq == monitors.c.task_seq))
     .where(monitors.c.scope == bindparam("scope"))
     .group_by(monitors.c.monitor_id)
     .correlate(None)
@@ -95,7 +106,7 @@ MONITORS = sql(
     .where(monitors.c.task_seq.in_(_NEWEST))
     .order_by(monitors.c.task_seq)
 )
-"""The newest monitor of each id in a session: the columns of its task, its own, and how many of its updates are unread."""
+"""The live monitor of each id in a session, else the newest: the columns of its task, its own, and how many of its updates are unread."""
 
 _TO_START = sql(
     select(tasks.c.arguments)
@@ -117,9 +128,14 @@ def insert_monitor(tx: Transaction, task: Task, spec: MonitorSpec, *, armed: boo
     tx.one(_INSERT_MONITOR, {**columns, "armed": int(armed)})
 
 
-def disarm(tx: Transaction, scope: str, monitor_id: str, *, but: int = 0) -> None:
+def disarm(tx: Transaction, scope: str, monitor_id: str, *, but: int) -> None:
     """Let none of a session's monitors of an id start with the session any more, *but* one."""
     tx.one(_DISARM, {"key_scope": scope, "key_monitor_id": monitor_id, "but": but})
+
+
+def disarm_one(tx: Transaction, task_seq: int) -> None:
+    """Let a monitor not start with its session any more."""
+    tx.one(_DISARM_ONE, {"key_task_seq": task_seq})
 
 
 def count_up(
@@ -149,6 +165,11 @@ def move_monitor(tx: Transaction, task_seq: int, destination: str) -> None:
 def count_live(tx: Transaction, scope: str) -> int:
     """Return how many live monitors a session has."""
     return int((tx.one(_COUNT_LIVE, {"scope": scope}) or (0,))[0])
+
+
+def kept_lines(tx: Transaction, scope: str, monitor_id: str) -> int:
+    """Return how many lines are kept of a session's monitors of an id."""
+    return int((tx.one(_KEPT_LINES, {"scope": scope, "monitor_id": monitor_id}) or (0,))[0])
 
 
 def kept_bytes(tx: Transaction, scope: str) -> int:
@@ -189,12 +210,12 @@ def monitor_record(row: Sequence[Any]) -> MonitorRecord:
 
 
 class UpdateRow(NamedTuple):
-    """One kept line, as far as it matters for its keeping."""
+    """One kept line, as far as it matters for its keeping; without a *claim*, nobody was ever handed it."""
 
     update_seq: int
     task_seq: int
     bytes: int
-    acknowledged_at: str | None
+    claim: str | None
 
 
 _UPDATE_COLUMNS = (
@@ -254,7 +275,11 @@ _HAS_UNREAD = sql(
     .offset(ZERO)
 )
 _KEPT = select(*(updates.c[name] for name in UpdateRow._fields)).order_by(updates.c.update_seq)
-_OLDEST_OF_TASK = sql(_KEPT.where(updates.c.task_seq == bindparam("task_seq")).limit(bindparam("limit")).offset(ZERO))
+_OLDEST_OF_MONITOR = sql(
+    _KEPT.where(updates.c.task_seq.in_(select(monitors.c.task_seq).where(_OF_ID, monitors.c.kept_bytes > ZERO)))
+    .limit(bindparam("limit"))
+    .offset(ZERO)
+)
 _OLDEST_OF_SESSION = sql(_KEPT.where(updates.c.scope == bindparam("scope")).limit(bindparam("limit")).offset(ZERO))
 _READ_OF_MONITOR = sql(
     _KEPT.where(
@@ -300,9 +325,10 @@ def has_unread(tx: Transaction, task_seq: int) -> bool:
     return tx.one(_HAS_UNREAD, {"task_seq": task_seq}) is not None
 
 
-def oldest_of_task(tx: Transaction, task_seq: int, limit: int) -> list[UpdateRow]:
-    """Return the oldest lines that are kept of a monitor's task."""
-    return [UpdateRow._make(row) for row in tx.all(_OLDEST_OF_TASK, {"task_seq": task_seq, "limit": limit})]
+def oldest_of_monitor(tx: Transaction, scope: str, monitor_id: str, limit: int) -> list[UpdateRow]:
+    """Return the oldest lines that are kept of a session's monitors of an id."""
+    wanted = {"scope": scope, "monitor_id": monitor_id, "limit": limit}
+    return [UpdateRow._make(row) for row in tx.all(_OLDEST_OF_MONITOR, wanted)]
 
 
 def oldest_of_session(tx: Transaction, scope: str, limit: int) -> list[UpdateRow]:

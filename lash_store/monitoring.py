@@ -45,9 +45,7 @@ def bear(tx: Transaction, task: Task, spec: MonitorSpec) -> None:
 
 def stop(tx: Transaction, task: Task) -> None:
     """Let a monitor not start with its session any more."""
-    row = monitor_queries.monitor(tx, task.task_seq)
-    if row is not None:
-        monitor_queries.disarm(tx, row.scope, row.monitor_id)
+    monitor_queries.disarm_one(tx, task.task_seq)
 
 
 def move(tx: Transaction, task: Task, destination: str) -> None:
@@ -61,6 +59,7 @@ def move(tx: Transaction, task: Task, destination: str) -> None:
 def launch(tx: Transaction, task: Task, fence: Fence, process: str) -> tuple[Outcome, int]:
     """Record the process that is about to run, and return how many lines the task has written before."""
     outcome = transitions.transition(tx, task, Launch(fence, process), fresh=False)
+    monitor_queries.set_exit(tx, task.task_seq, None)
     row = monitor_queries.monitor(tx, task.task_seq)
     return outcome, 0 if row is None else row.lines
 
@@ -78,7 +77,8 @@ def store_lines(
     if row is None or not current.has_body(fence):
         return Outcome(current, Verdict.SUPERSEDED, stale=True)
     is_news = bool(batch.lines) and not monitor_queries.has_unread(tx, task.task_seq)
-    sizes = [len(line.text.encode()) for line in batch.lines]
+    # its end counts, too: else empty lines would be for nothing
+    sizes = [len(line.text.encode()) + 1 for line in batch.lines]
     for line, size in zip(batch.lines, sizes, strict=True):
         monitor_queries.insert_line(tx, current, spec.id, line, before + line.number, size)
     monitor_queries.count_up(
@@ -90,9 +90,9 @@ def store_lines(
         kept=len(sizes),
         kept_bytes=sum(sizes),
     )
-    beyond = row.kept_lines + len(sizes) - spec.keep_lines
+    beyond = monitor_queries.kept_lines(tx, current.scope, spec.id) - spec.keep_lines
     if beyond > 0:
-        _forget(tx, monitor_queries.oldest_of_task(tx, task.task_seq, beyond))
+        _forget(tx, monitor_queries.oldest_of_monitor(tx, current.scope, spec.id, beyond))
     _keep_within(tx, current.scope)
     if status is not None:
         monitor_queries.set_exit(tx, task.task_seq, status)
@@ -151,7 +151,7 @@ def _forget(tx: Transaction, going: Sequence[UpdateRow]) -> None:
             task_seq,
             lines=0,
             size=0,
-            dropped=sum(row.acknowledged_at is None for row in rows),
+            dropped=sum(row.claim is None for row in rows),
             kept=-len(rows),
             kept_bytes=-sum(row.bytes for row in rows),
         )

@@ -10,7 +10,7 @@ from . import handover, monitor_queries, monitoring, session_queries, spawning, 
 from .core import Core
 from .database import Transaction
 from .errors import InvalidArguments, LimitExceeded, SessionClosed, TaskExists, TaskNotFound
-from .handles import TaskHandle
+from .handles import TaskHandle, refuse_observer
 from .lifecycle import Task
 from .models import CancelPolicy, ClosePolicy, Recovery, Scope, TaskKind, TaskRecord, check_id
 from .monitor_models import MONITOR_PREFIX, MonitorRecord, MonitorSpec
@@ -78,18 +78,21 @@ async def stop(
     core: Core, scope: Scope, monitor: str | TaskHandle, reason: str | None, timeout: float | None
 ) -> TaskRecord:
     """Stop a monitor, and let it not start with its session any more; see `SessionTasks.stop_monitor`."""
-    given = monitor.id if isinstance(monitor, TaskHandle) else check_id("monitor id", monitor)
-    name = given.removeprefix(MONITOR_PREFIX)
+    if isinstance(monitor, TaskHandle):
+        task_id, named = monitor.id, monitor.handle_id
+    else:
+        task_id = named = f"{MONITOR_PREFIX}{check_id('monitor id', monitor).removeprefix(MONITOR_PREFIX)}"
 
     def find(tx: Transaction) -> Task:
-        seen = handover.look_up(tx, scope, f"{MONITOR_PREFIX}{name}")
+        seen = handover.look_up(tx, scope, named)
         if seen is None or not seen.task.is_monitor:
             if session_queries.session(tx, str(scope)) is None:
                 raise transitions.unknown_session(scope)
             raise TaskNotFound(
-                f"monitor {name!r} is not in session {str(scope)!r}: monitors() shows what is",
-                task_id=f"{MONITOR_PREFIX}{name}",
+                f"monitor {task_id.removeprefix(MONITOR_PREFIX)!r} is not in session {str(scope)!r}: monitors() shows what is",
+                task_id=task_id,
             )
+        refuse_observer(seen.handle.handle_id, seen.handle.role)
         monitoring.stop(tx, seen.task)
         return seen.task
 

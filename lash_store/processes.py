@@ -48,7 +48,7 @@ class Stat(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What lives of a group at one look (None: it is not proven to be the same), and whether its leader is there, if only dead."""
+    """What lives of a group at one look (None: it is not proven to be the same); whether its leader is there, if only dead."""
 
     alive: list[int] | None
     has_leader: bool

@@ -94,8 +94,8 @@ LEFT_PROCESSES = sql(
     .order_by(tasks.c.task_seq)
 )
 """
-Rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all. A finished one was given up,
-and may have been left.
+Rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all. What ran for a finished
+one that was given up may have been left.
 """
 
 NEXT_FREE_DEADLINE = sql(select(func.min(tasks.c.deadline)).where(LIVE, tasks.c.owner_id.is_(None), _OF_RUNTIME))

@@ -16,14 +16,24 @@ from .database import Committed, Reader, Transaction, utc_text
 from .errors import StoreError
 from .leftovers import Fates
 from .lifecycle import Task
-from .models import EventType, Evidence, OwnerEnd, ProcessEvidence, RecoveryReport, TaskRecord, TaskState, Verdict
+from .models import (
+    EventType,
+    Evidence,
+    OwnerEnd,
+    ProcessEvidence,
+    ProcessFate,
+    RecoveryReport,
+    TaskRecord,
+    TaskState,
+    Verdict,
+)
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
 from .registry import Registry
 from .step_queries import StepRow
 from .writer import Writer
 
-__all__ = ["Recoverer", "evidence_of", "give_up_owner", "report_of"]
+__all__ = ["Recoverer", "evidence_of", "evidence_of_given_up", "give_up_owner", "report_of"]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +72,12 @@ def evidence_of(
         by=by,
         process=process,
     ).model_dump_json()
+
+
+def evidence_of_given_up(tx: Transaction, task: Task, owner: OwnerRow | None, reason: str, by: str) -> str:
+    """Write what is known of a task that a person gives up, and of what runs for it."""
+    process = leftovers.evidence_of_process(task, ProcessFate.GIVEN_UP)
+    return evidence_of(owner, OwnerEnd.ABANDONED, tx.now, reason, by, process)
 
 
 def report_of(events: Sequence[Committed]) -> RecoveryReport:
@@ -126,7 +142,9 @@ def give_up_owner(tx: Transaction, owner_id: int, reason: str, by: str) -> list[
     evidence = evidence_of(owner, OwnerEnd.ABANDONED, tx.now, reason, by)
     if owner.ended_at is None:
         for task in queries.live_tasks_of_owner(tx, owner_id):
-            if not task.is_external:
+            if task.process is not None:
+                transitions.give_up(tx, task, reason, evidence_of_given_up(tx, task, owner, reason, by))
+            elif not task.is_external:
                 transitions.give_up(tx, task, reason, evidence)
             elif task.state == TaskState.CANCEL_REQUESTED:
                 transitions.end_cancelled(tx, task, "owner_abandoned")
@@ -241,7 +259,7 @@ class Recoverer:
             if task.owner_id is not None and task.owner_id not in owners_by_id:
                 owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
             owner = None if task.owner_id is None else owners_by_id[task.owner_id]
-            process = leftovers.evidence_of_process(task, fates)
+            process = leftovers.evidence_of_process(task, leftovers.fate_of(task, fates))
             started = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)
             slots -= started and not task.is_monitor
         begun = step_queries.steps_in_flight(tx, cut_off) if cut_off else []

@@ -28,7 +28,6 @@ from .models import (
     HandleRole,
     Handoff,
     Note,
-    OwnerEnd,
     Recovery,
     Scope,
     TaskFilter,
@@ -42,7 +41,7 @@ from .models import (
     check_text,
 )
 from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
-from .recovery import evidence_of
+from .recovery import evidence_of_given_up
 from .transitions import Outcome
 
 __all__ = ["SessionTasks", "as_scope"]
@@ -347,12 +346,13 @@ class SessionTasks:
         self, monitor: str | TaskHandle, reason: str | None = None, *, timeout: float | None = None
     ) -> TaskRecord:
         """
-        Stop a monitor, named by its id, and return its task's row once nothing of its process lives; see `cancel`.
+        Stop a monitor, named by its id or by its task's handle, and return its task's row once nothing of its process lives.
 
-        It does not start with its session any more. One that has ended comes back unchanged.
+        It does not start with its session any more. One that has ended comes back unchanged. See `cancel`.
 
         Raises:
-            TaskNotFound: the session never had such a monitor.
+            TaskNotFound: the session never had such a monitor, or gave it away.
+            HandleNotVisible: an observer's handle.
         """
         return await monitors.stop(self._core, self._scope, monitor, reason, timeout)
 
@@ -492,9 +492,7 @@ class SessionTasks:
         def unit(tx: Transaction) -> Outcome:
             task = self._find(tx, name)
             owner = None if task.owner_id is None else queries.owner_by_id(tx, task.owner_id)
-            return transitions.give_up(
-                tx, task, reason, evidence_of(owner, OwnerEnd.ABANDONED, tx.now, reason=reason, by=by)
-            )
+            return transitions.give_up(tx, task, reason, evidence_of_given_up(tx, task, owner, reason, by))
 
         given_up = (await self._run(unit)).task
         await self._core.end_given_up([given_up])

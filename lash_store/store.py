@@ -472,9 +472,12 @@ class TaskStore:
             raise SessionError(f"session {str(above)!r} is of another runtime: a parent is of {scope.runtime!r}")
         if self._access == "own":
             begins = await core.to_request().run(lambda tx: handover.open_session(tx, scope, above, reopen=reopen))
-            if begins or scope not in core.begun:
-                core.begun.add(scope)
+            if begins:
+                core.begun.discard(scope)
+            if scope not in core.begun:
                 await monitors.start_armed(core, scope)
+                # last: who is cancelled before leaves it to whoever asks next
+                core.begun.add(scope)
         elif parent is not None or reopen:
             core.to_create()
         else:
@@ -648,8 +651,7 @@ def _end_owner(tx: Transaction, owner_id: int, alive: Collection[int]) -> None:
 
     def evidence(task: Task) -> str:
         fate = ProcessFate.LEFT if task.task_seq in alive else ProcessFate.ENDED
-        process = leftovers.evidence_of_process(task, {(task.task_seq, task.process or ""): fate})
-        return evidence_of(owner, OwnerEnd.CLOSED, tx.now, process=process)
+        return evidence_of(owner, OwnerEnd.CLOSED, tx.now, process=leftovers.evidence_of_process(task, fate))
 
     transitions.end_owner(tx, owner_id, evidence, alive)
 

@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 from . import launching, monitoring, processes, transitions
 from .bodies import PAUSES, Body, FailedWith
 from .core import Core
-from .errors import CommitInDoubt, StorageMoved, StoreClosed, StoreError
+from .database import may_pass
+from .errors import StoreError
 from .launching import Exit, Launched, Program
 from .lines import Batch, Lines
 from .models import Failure, ProcessFate, StopReason, Verdict
 from .monitor_models import MonitorSpec, Stream
 from .threads import in_thread
+from .writer import Unit
 
 __all__ = ["Supervisor", "program_of", "supervise"]
 
@@ -97,8 +99,8 @@ class Supervisor:
                 await self._until_exit(launched, storing)
         except BaseException as raised:
             error = raised
-        was_asked = error is not None or self._is_interrupted
-        status = await self._whole(self._finish(launched, output, storing, spec, is_over=not was_asked))
+        was_asked = self._is_interrupted
+        status = await self._whole(self._finish(launched, output, storing, spec))
         if error is not None:
             raise error
         if was_asked:
@@ -126,7 +128,7 @@ class Supervisor:
         """Commit which process it is; only then does it begin."""
         text = launched.identity.model_dump_json()
         task, fence = self._body.task, self._body.fence
-        outcome, self._before = await self._core.writing.run(lambda tx: monitoring.launch(tx, task, fence, text))
+        outcome, self._before = await self._stored(lambda tx: monitoring.launch(tx, task, fence, text))
         if outcome.stale:
             raise transitions.stale(outcome.task, fence.attempt)
         if outcome.verdict is not Verdict.APPLIED:
@@ -151,8 +153,6 @@ class Supervisor:
         output: _Output,
         storing: asyncio.Task[None] | None,
         spec: MonitorSpec,
-        *,
-        is_over: bool,
     ) -> Exit | None:
         """End what is left of the group, store what it wrote last, and leave nothing open; return how it ended."""
         try:
@@ -208,7 +208,7 @@ class Supervisor:
 
     async def _commit(self, spec: MonitorSpec, status: Exit | None) -> None:
         """
-        Store a batch that is not yet, trying again for as long as the store is open: a full disk must not end what is watched.
+        Store the batch that is not yet, if there is one.
 
         Raises:
             StaleAttempt: the task is another attempt's.
@@ -216,28 +216,24 @@ class Supervisor:
         batch, task, fence, before = self._unstored, self._body.task, self._body.fence, self._before
         if batch is None:
             return
-        pause = PAUSES[0]
-        while True:
-            try:
-                outcome = await self._shielded(
-                    self._core.writing.submit(
-                        lambda tx: monitoring.store_lines(
-                            tx, task, fence, spec, batch, before, None if status is None else int(status)
-                        )
-                    )
-                )
-                break
-            except (CommitInDoubt, StorageMoved, StoreClosed):
-                raise
-            except StoreError:
-                if self._hurry.is_set():
-                    raise
-                log.warning("lines_not_stored", extra={"task_seq": self._body.task_seq}, exc_info=True)
-                await asyncio.sleep(pause)
-                pause = min(PAUSES[1], pause * 2)
+        ended = None if status is None else int(status)
+        outcome = await self._stored(lambda tx: monitoring.store_lines(tx, task, fence, spec, batch, before, ended))
         self._unstored = None
         if outcome.stale:
             raise transitions.stale(outcome.task, fence.attempt)
+
+    async def _stored(self, unit: Unit[T]) -> T:
+        """Commit, trying again for as long as the store is open: a full disk must not end what is watched."""
+        pause = PAUSES[0]
+        while True:
+            try:
+                return await self._shielded(self._core.writing.submit(unit))
+            except StoreError as error:
+                if self._hurry.is_set() or not may_pass(error):
+                    raise
+                log.warning("monitor_not_stored", extra={"task_seq": self._body.task_seq}, exc_info=True)
+                await asyncio.sleep(pause)
+                pause = min(PAUSES[1], pause * 2)
 
     async def _shielded(self, stored: asyncio.Future[T]) -> T:
         """Wait for a commit that goes on without who waits: what is in the file is not stored again."""
@@ -294,14 +290,15 @@ class _Output:
         self._read: dict[Stream, int] = {}
         self._spent = self._spent_lines = 0
         self._window: asyncio.TimerHandle | None = None
-        self._is_paused = False
+        self._is_paused = self._was_held_up = False
 
     @property
     def has_news(self) -> bool:
         return self._lines.has_news
 
     def take(self, *, is_last: bool = False) -> Batch:
-        return self._lines.take(self._loop.time(), is_last=is_last)
+        held_up, self._was_held_up = self._was_held_up, self._is_paused
+        return self._lines.take(self._loop.time(), is_last=is_last, was_held_up=held_up and not is_last)
 
     def open(self) -> None:
         """Begin to read."""
@@ -310,7 +307,7 @@ class _Output:
 
     def drain(self) -> None:
         """Take what is in the pipes still; who has left the group may hold them open."""
-        self._pause()
+        self._stop()
         for stream in list(self._read):
             for _ in range(_MOST_DRAINED):
                 if not self._take_chunk(stream):
@@ -319,11 +316,14 @@ class _Output:
 
     def close(self) -> None:
         """Read no more."""
-        self._pause()
+        self._stop()
         self._read.clear()
+        self._launched.close()
+
+    def _stop(self) -> None:
+        self._pause()
         if self._window is not None:
             self._window.cancel()
-        self._launched.close()
 
     def _go_on(self) -> None:
         self._is_paused = False
@@ -343,6 +343,7 @@ class _Output:
             self._window = self._loop.call_later(_WINDOW, self._next_window)
         if self._spent > _BYTES_A_WINDOW or self._spent_lines > _LINES_A_WINDOW:
             self._pause()
+            self._was_held_up = True
 
     def _next_window(self) -> None:
         self._window = None
@@ -391,7 +392,8 @@ def _exit_watched(pid: int, exited: asyncio.Event) -> Any:
     try:
         yield
     finally:
-        loop.remove_reader(descriptor)
+        if not loop.is_closed():
+            loop.remove_reader(descriptor)
         os.close(descriptor)
 
 
