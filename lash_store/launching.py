@@ -7,14 +7,17 @@ before it is written to, the pipe ends, and so does the program.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import marshal
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +26,7 @@ from .errors import InvalidArguments, StoreError
 from .models import ProcessIdentity
 from .processes import TOKEN, identify
 
-__all__ = ["INHERITED", "Exit", "Launched", "Program", "launch", "reap", "resolve"]
+__all__ = ["INHERITED", "Exit", "Launched", "Program", "environment", "launch", "reap", "resolve", "sweep"]
 
 INHERITED = (
     "PATH",
@@ -67,7 +70,7 @@ os._exit(127)
 """
 """What waits at the gate. Python ignores signals that a program of any other language expects to have: they are given back."""
 
-_children: dict[int, tuple[subprocess.Popen[bytes], Launched]] = {}
+_children: dict[int, tuple[subprocess.Popen[bytes], Launched, asyncio.AbstractEventLoop]] = {}
 """The processes of this one that nobody has waited for yet, by pid; they may outlive the loop that started them."""
 
 
@@ -153,14 +156,15 @@ class Launched:
     _gate: int
     _told: int
     _closed: list[int] = field(default_factory=list)
+    _using: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def pid(self) -> int:
         return self.identity.pid
 
-    def open_gate(self) -> None:
+    def open_gate(self, give_up: threading.Event) -> None:
         """
-        Let it become the program.
+        Let it become the program; it waits for that, until it is told to *give up*.
 
         Raises:
             OSError: it could not.
@@ -175,14 +179,30 @@ class Launched:
             )
         )
         try:
-            _write(self._gate, len(what).to_bytes(8, "big") + what)
+            self._write(len(what).to_bytes(8, "big") + what, give_up)
             self._close(self._gate)
-            said = os.read(self._told, 16)
+            said = self._read_told(give_up)
         finally:
             self.shut_gate()
         if said:
             number = int(said)
             raise OSError(number, os.strerror(number), program.path)
+
+    def _write(self, data: bytes, give_up: threading.Event) -> None:
+        view = memoryview(data)
+        with contextlib.suppress(BrokenPipeError):
+            # it is gone: how, its exit tells
+            while view and _ready(self._gate, select.POLLOUT, give_up):
+                with self._using:
+                    if self._gate in self._closed:
+                        return
+                    view = view[os.write(self._gate, view) :]
+
+    def _read_told(self, give_up: threading.Event) -> bytes:
+        if not _ready(self._told, select.POLLIN, give_up):
+            return b""
+        with self._using:
+            return b"" if self._told in self._closed else os.read(self._told, 16)
 
     def kill(self) -> None:
         """Kill it, and its group, at once; only before it is reaped."""
@@ -201,9 +221,16 @@ class Launched:
         self._close(self.errors)
 
     def _close(self, descriptor: int) -> None:
-        if descriptor not in self._closed:
-            self._closed.append(descriptor)
-            os.close(descriptor)
+        # a thread may be waiting at the gate, and must not meet what has its number next
+        with self._using:
+            if descriptor not in self._closed:
+                self._closed.append(descriptor)
+                os.close(descriptor)
+
+    def forget_in_child(self) -> None:
+        """Close it in a child that a fork has made, whose parent may have been doing something with it."""
+        self._using = threading.Lock()
+        self.close()
 
     def exit(self) -> Exit | None:
         """
@@ -212,15 +239,20 @@ class Launched:
         Raises:
             ChildProcessError: somebody else has waited for it.
         """
+        if not hasattr(os, "waitid"):
+            status = _children[self.pid][0].poll() if self.pid in _children else None
+            return None if status is None else Exit(status)
         ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if ended is None:
             return None
         return Exit(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
 
-def launch(program: Program, token: str) -> Launched:
+def launch(program: Program, token: str, loop: asyncio.AbstractEventLoop) -> Launched:
     """
     Start what will become a program once its gate is opened: in a session and a group of its own, without standard input.
+
+    *loop* is where it is supervised.
 
     Raises:
         StoreError: this process has no Python interpreter to wait at the gate.
@@ -228,30 +260,42 @@ def launch(program: Program, token: str) -> Launched:
     """
     if not sys.executable or getattr(sys, "frozen", False):
         raise StoreError("monitors are started by a Python interpreter, and sys.executable names none")
+    sweep()
     pipes: list[int] = []
     try:
-        for _ in range(4):
-            pipes += _pipe()
-        gate_read, gate, told, told_write, output, output_write, errors, errors_write = pipes
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _GATE, str(gate_read), str(told_write)],
-            stdin=subprocess.DEVNULL,
-            stdout=output_write,
-            stderr=errors_write,
-            pass_fds=(gate_read, told_write),
-            cwd=program.cwd,
-            start_new_session=True,
-        )
+        # a fork in another thread would keep the ends that are the child's open, and so its gate
+        with _forks:
+            for _ in range(4):
+                pipes += _pipe()
+            gate_read, gate, told, told_write, output, output_write, errors, errors_write = pipes
+            child = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _GATE, str(gate_read), str(told_write)],
+                stdin=subprocess.DEVNULL,
+                stdout=output_write,
+                stderr=errors_write,
+                pass_fds=(gate_read, told_write),
+                cwd=program.cwd,
+                start_new_session=True,
+            )
+            for descriptor in (gate_read, told_write, output_write, errors_write):
+                os.close(descriptor)
+                pipes.remove(descriptor)
     except BaseException:
         for descriptor in pipes:
             os.close(descriptor)
         raise
-    for descriptor in (gate_read, told_write, output_write, errors_write):
-        os.close(descriptor)
-    for descriptor in (output, errors):
+    try:
+        identity = identify(child.pid, token)
+    except OSError:
+        # who cannot be named must not run; its gate ends with the pipe
+        for descriptor in pipes:
+            os.close(descriptor)
+        child.wait()
+        raise
+    for descriptor in (gate, told, output, errors):
         os.set_blocking(descriptor, False)
-    launched = Launched(identify(child.pid, token), output, errors, program, gate, told)
-    _children[child.pid] = child, launched
+    launched = Launched(identity, output, errors, program, gate, told)
+    _children[child.pid] = child, launched, loop
     return launched
 
 
@@ -268,15 +312,38 @@ def _pipe() -> tuple[int, int]:
 
 def reap(pid: int) -> None:
     """Wait for a process of ours that has ended, so that nothing is left of it, nor open here; another's is let be."""
-    child, launched = _children.get(pid, (None, None))
-    if child is not None and launched is not None and child.poll() is not None:
-        launched.close()
-        _children.pop(pid, None)
+    if pid in _children:
+        child, launched, _ = _children[pid]
+        if child.poll() is not None:
+            launched.close()
+            _children.pop(pid, None)
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    with contextlib.suppress(BrokenPipeError):
-        # it is gone: how, its exit tells
-        while view:
-            view = view[os.write(descriptor, view) :]
+def sweep() -> None:
+    """Let go of what loops that are closed have left: nobody opens those gates any more, nor reads those pipes."""
+    for pid, (_, launched, loop) in list(_children.items()):
+        if loop.is_closed():
+            launched.close()
+            reap(pid)
+
+
+def _ready(descriptor: int, event: int, give_up: threading.Event) -> bool:
+    """Wait until a pipe can be written or read, and say so; not once it is given up."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    while not give_up.is_set():
+        if poll.poll(50):
+            return True
+    return False
+
+
+def _forget_in_child() -> None:
+    # a copy of a gate's end would keep it from falling when its owner dies
+    for _, launched, _ in _children.values():
+        launched.forget_in_child()
+    _children.clear()
+    _forks.release()
+
+
+_forks = threading.Lock()
+os.register_at_fork(before=_forks.acquire, after_in_parent=_forks.release, after_in_child=_forget_in_child)

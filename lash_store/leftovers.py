@@ -62,6 +62,8 @@ def evidence_of_process(task: Task, became: ProcessFate) -> ProcessEvidence | No
     if task.process is None:
         return None
     known = _identity(task)
+    if known is None:
+        return ProcessEvidence(pid=0, started="", became=ProcessFate.UNPROVEN)
     return ProcessEvidence(pid=known.pid, started=known.started, became=became)
 
 
@@ -69,18 +71,17 @@ def _key(task: Task) -> tuple[int, str]:
     return task.task_seq, task.process or ""
 
 
-def _identity(task: Task) -> ProcessIdentity:
+def _identity(task: Task) -> ProcessIdentity | None:
+    """Return what was recorded; None if somebody's hand made it unreadable."""
     try:
         return ProcessIdentity.model_validate_json(task.process or "")
     except ValueError:
-        # somebody's hand wrote it: it names nothing that runs
-        return _NOBODY
+        return None
 
 
-_NOBODY = ProcessIdentity(pid=0, group=0, started="", boot_id="unreadable", host="", namespace="", token="")
-
-
-def _look(process: ProcessIdentity) -> ProcessFate | None:
+def _look(process: ProcessIdentity | None) -> ProcessFate | None:
+    if process is None:
+        return ProcessFate.UNPROVEN
     launching.reap(process.pid)
     left = processes.survivors(process)
     if left is None:
@@ -88,7 +89,9 @@ def _look(process: ProcessIdentity) -> ProcessFate | None:
     return None if left else ProcessFate.GONE
 
 
-def _end(process: ProcessIdentity, grace: float, hurry: threading.Event) -> ProcessFate:
+def _end(process: ProcessIdentity | None, grace: float, hurry: threading.Event) -> ProcessFate:
+    if process is None:
+        return ProcessFate.UNPROVEN
     fate = processes.end_group(process, grace, hurry)
     # of a loop that is closed it may be our own child still
     launching.reap(process.pid)

@@ -42,6 +42,11 @@ class Batch:
     dropped: int
     is_throttled: bool
 
+    @property
+    def says_something(self) -> bool:
+        """Whether it tells more than that lines still wait."""
+        return bool(self.lines) or self.written_bytes > 0 or self.written_lines > 0
+
 
 class _Raw(NamedTuple):
     number: int
@@ -73,7 +78,7 @@ class Lines:
 
     @property
     def has_news(self) -> bool:
-        """Whether a line waits to be stored, or something was dropped, or much of an endless line was read, that is to be told."""
+        """Whether a line waits to be stored, or what was dropped, or much of a line without an end, is to be told."""
         return bool(self._waiting) or self._lines > self._told_lines or self._bytes - self._told_bytes >= _MUCH
 
     def feed(self, stream: Stream, chunk: bytes) -> int:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 from unicodedata import category
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, field_validator, model_validator
 
 from .errors import InvalidId
 
@@ -312,8 +312,8 @@ class Failure(_Record):
 class ProcessFate(StrEnum):
     """
     What became of a process whose supervisor went away: it was `ended` now, it was `gone` by then, it could not be ended and
-    is `left`, or is `unproven` to be the same one, and was let be. `given_up`: it ran when a person gave its task up, and is ended
-    after that.
+    is `left`, or is `unproven` to be the same one, and was let be. `given_up`: it ran when a person gave its task up, and is
+    ended after that.
     """
 
     ENDED = "ended"
@@ -338,6 +338,12 @@ class ProcessIdentity(_Record):
     host: str
     namespace: str
     token: str
+
+    @model_validator(mode="after")
+    def _check_group(self) -> Self:
+        if self.pid != self.group or self.pid <= 1:
+            raise ValueError("a monitor's process leads its group")
+        return self
 
 
 class ProcessEvidence(_Record):

@@ -43,7 +43,8 @@ class Stream(StrEnum):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # what was given may hold keys and tokens: errors do not repeat it
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class MonitorSpec(_Record):
@@ -70,7 +71,7 @@ class MonitorSpec(_Record):
     cwd: str | None = None
     env: Mapping[str, str] = Field(default_factory=dict)
     inherit_env: tuple[str, ...] = ()
-    timeout: float | None = Field(default=300.0, gt=0, le=LONGEST_TIMEOUT, allow_inf_nan=False, strict=True)
+    timeout: float | None = Field(default=300.0, ge=0.001, le=LONGEST_TIMEOUT, allow_inf_nan=False, strict=True)
     persistent: bool = False
     arm_on: ArmOn = ArmOn.MANUAL
     wake_policy: WakePolicy = WakePolicy.QUEUE_TURN

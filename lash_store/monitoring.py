@@ -94,9 +94,10 @@ def store_lines(
     if beyond > 0:
         _forget(tx, monitor_queries.oldest_of_monitor(tx, current.scope, spec.id, beyond))
     _keep_within(tx, current.scope)
+    is_throttled = batch.is_throttled and status is None
+    current = _tell_of_throttling(tx, current, fence, is_throttled, row.throttled_at)
     if status is not None:
         monitor_queries.set_exit(tx, task.task_seq, status)
-    current = _tell_of_throttling(tx, current, fence, batch.is_throttled, row.throttled_at, is_over=status is not None)
     if current.state == TaskState.CANCEL_REQUESTED:
         # whoever asked for its end is awake
         return Outcome(current, Verdict.APPLIED)
@@ -108,11 +109,9 @@ def store_lines(
     return Outcome(current, Verdict.APPLIED)
 
 
-def _tell_of_throttling(
-    tx: Transaction, task: Task, fence: Fence, is_throttled: bool, since: str | None, *, is_over: bool
-) -> Task:
+def _tell_of_throttling(tx: Transaction, task: Task, fence: Fence, is_throttled: bool, since: str | None) -> Task:
     """Say in the row that a monitor writes more than is stored, once, and once that it does not any more."""
-    if is_throttled == (since is not None) or is_over:
+    if is_throttled == (since is not None):
         return task
     monitor_queries.set_throttled(tx, task.task_seq, tx.now if is_throttled else None)
     said = "throttled: it writes more than is stored" if is_throttled else "no longer throttled"

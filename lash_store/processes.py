@@ -7,6 +7,7 @@ their number for as long as one process of theirs lives. Everything here blocks:
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
@@ -64,7 +65,10 @@ def boot_id() -> str:
 
 def started(pid: int) -> str | None:
     """Return the start time of a live process in clock ticks since boot; None for a zombie, and where nobody tells."""
-    stat = _stat(pid)
+    try:
+        stat = _stat(pid)
+    except OSError:
+        return None
     return stat.started if stat is not None and stat.is_alive else None
 
 
@@ -93,11 +97,15 @@ def survivors(process: ProcessIdentity) -> list[int] | None:
 
 def _look(process: ProcessIdentity, *, is_proven: bool = False) -> _Look:
     """Look at a group; one that *is proven* to be the same stays so while anything of it lives."""
-    if (process.boot_id, process.host, process.namespace) != (boot_id(), platform.node(), _namespace()):
+    here = boot_id()
+    if process.boot_id != here or (not here and process.host != platform.node()):
         return _Look([], has_leader=False)
-    if process.group <= 1 or process.group in {os.getpgrp(), os.getsid(0)}:
+    if process.group in {os.getpgrp(), os.getsid(0)}:
         # nothing that was ever started here; somebody's hand may have written it
         return _Look([], has_leader=False)
+    if process.namespace != _namespace():
+        # its pid says nothing here: it may live where we cannot see it
+        return _Look(None, has_leader=False)
     if not _PROC.joinpath("self").exists():
         alive = [process.group] if _answers(process.group) else []
         return _Look(alive if is_proven or not alive else None, has_leader=False)
@@ -107,7 +115,7 @@ def _look(process: ProcessIdentity, *, is_proven: bool = False) -> _Look:
 
 
 def _look_once(process: ProcessIdentity, *, is_proven: bool) -> _Look:
-    members = [stat for stat in _all() if process.group in {stat.group, stat.session}]
+    members = [stat for stat in _scan.all() if process.group in {stat.group, stat.session}]
     leader = next((stat for stat in members if stat.pid == process.pid), None) or _stat(process.pid)
     if leader is not None and leader.started != process.started:
         # the number is another's by now, so nothing of ours has it any more
@@ -157,7 +165,13 @@ def _wait_until_gone(process: ProcessIdentity, grace: float, hurry: threading.Ev
     deadline = time.monotonic() + grace
     for pause in _pauses():
         left = deadline - time.monotonic()
-        if left <= 0 or hurry.wait(min(pause, left)) or not _look(process, is_proven=True).alive:
+        if left <= 0 or hurry.wait(min(pause, left)):
+            return
+        leader = _stat(process.pid)
+        if leader is not None and leader.is_alive and leader.started == process.started:
+            # as long as it lives, nobody need look at every process of the machine
+            continue
+        if not _look(process, is_proven=True).alive:
             return
 
 
@@ -198,23 +212,50 @@ def _answers(group: int) -> bool:
     return True
 
 
-def _all() -> Iterator[Stat]:
-    for name in os.listdir(_PROC):  # noqa: PTH208, a path object a process is what this costs otherwise
-        if name.isdecimal():
-            stat = _stat(int(name))
-            if stat is not None:
-                yield stat
+class _Scan:
+    """Looks at every process of the machine, once for all threads that ask at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._found: list[Stat] = []
+
+    def all(self) -> list[Stat]:
+        """Return every process, as it was at some time after this was called."""
+        asked = time.monotonic()
+        with self._lock:
+            if self._began <= asked:
+                began = time.monotonic()
+                self._found = _all()
+                self._began = began
+            return self._found
+
+    def forget_in_child(self) -> None:
+        """Learn that another thread, which a fork has left behind, may have been looking."""
+        self._lock = threading.Lock()
+
+
+_scan = _Scan()
+os.register_at_fork(after_in_child=_scan.forget_in_child)
+
+
+def _all() -> list[Stat]:
+    stats = (_stat(int(name)) for name in os.listdir(_PROC) if name.isdecimal())  # noqa: PTH208, a path a process costs too much
+    return [stat for stat in stats if stat is not None]
 
 
 def _stat(pid: int) -> Stat | None:
+    """Read one process; None if there is none. That it cannot be read is no answer, and is raised."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             text = os.read(descriptor, 4096).decode(errors="replace")
         finally:
             os.close(descriptor)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ESRCH, errno.ENOTDIR}:
+            return None
+        raise
     # the name of the program stands in brackets, and may have brackets and spaces of its own
     fields = text.rpartition(")")[2].split()
     return Stat(pid, fields[0], int(fields[2]), int(fields[3]), int(fields[17]), fields[19])

@@ -83,7 +83,8 @@ _LIVE_TASKS_LEFT = sql(
 LEFT_PROCESSES = sql(
     _TASK.select_from(tasks.outerjoin(owners, owners.c.owner_id == tasks.c.owner_id))
     .where(
-        tasks.c.process.is_not(None),
+        # its own index first: of a long history, few rows have one
+        tasks.c.task_seq.in_(select(tasks.c.task_seq).where(tasks.c.process.is_not(None)).correlate(None)),
         or_(
             tasks.c.owner_id.is_(None),
             owners.c.ended_at.is_not(None),
@@ -94,8 +95,8 @@ LEFT_PROCESSES = sql(
     .order_by(tasks.c.task_seq)
 )
 """
-Rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all. What ran for a finished
-one that was given up may have been left.
+Rows with a recorded process that no owner has, one that has ended, or a dead one; of a runtime, or of all. What ran for a
+finished one that was given up may have been left.
 """
 
 NEXT_FREE_DEADLINE = sql(select(func.min(tasks.c.deadline)).where(LIVE, tasks.c.owner_id.is_(None), _OF_RUNTIME))

@@ -18,6 +18,7 @@ from . import (
     guards,
     handover,
     hidden,
+    launching,
     leftovers,
     migrate,
     monitor_queries,
@@ -231,6 +232,7 @@ class TaskStore:
             StorageError: the folder or the file may not be used.
         """
         self._forget_dead_loop()
+        launching.sweep()
         if self._closing is not None:
             await asyncio.wait({self._closing})
         if self._core is not None or self._is_opening:

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 from . import launching, monitoring, processes, transitions
@@ -41,8 +41,14 @@ _BYTES_A_WINDOW = 512 * 1024
 _LINES_A_WINDOW = 10_000
 """A process that writes more than so much in so many seconds waits on its pipe: reading it would cost the loop too much."""
 
-_LOOK_AGAIN = 1.0
-"""Seconds between tries to end a group that hangs in the kernel."""
+_MOST_WAITING = 1024 * 1024
+"""Bytes of one monitor's lines that wait to be stored."""
+
+_MOST_DRAINED = 32
+"""Chunks that are read of a pipe whose writers should all be gone."""
+
+_LOOK_AGAIN = 0.5
+"""Seconds between tries to end a group that hangs in the kernel, or to see how it stands."""
 
 
 async def supervise(supervisor: Supervisor, spec: MonitorSpec) -> dict[str, int]:
@@ -68,10 +74,10 @@ class Supervisor:
     def __init__(self, body: Body, core: Core) -> None:
         self._body = body
         self._core = core
+        self._asked = threading.Event()
         self._hurry = threading.Event()
         self._exited = asyncio.Event()
         self._news = asyncio.Event()
-        self._is_interrupted = False
         self._before = 0
         self._unstored: Batch | None = None
 
@@ -84,22 +90,28 @@ class Supervisor:
             InvalidArguments, OSError: it could not be started.
         """
         program = await in_thread(program_of, spec)
-        launched = await self._whole(in_thread(launching.launch, program, secrets.token_hex(16)))
+        loop = asyncio.get_running_loop()
+        launched = await self._whole(in_thread(launching.launch, program, secrets.token_hex(16), loop))
         output = _Output(launched, self._lines(spec), self._news)
         storing: asyncio.Task[None] | None = None
         error: BaseException | None = None
         try:
-            if self._is_interrupted:
+            if self._asked.is_set():
                 raise asyncio.CancelledError("the monitor was stopped while it was being started")
             await self._record(launched)
-            await self._whole(in_thread(launched.open_gate))
+            await self._whole(in_thread(launched.open_gate, self._asked))
             storing = asyncio.create_task(self._store(output, spec), name=f"lash_store lines {spec.id}")
             output.open()
-            if not self._is_interrupted:
+            if not self._asked.is_set():
                 await self._until_exit(launched, storing)
+        except GeneratorExit:
+            # the loop has gone, and nothing can be waited for
+            launched.kill()
+            output.close()
+            raise
         except BaseException as raised:
             error = raised
-        was_asked = self._is_interrupted
+        was_asked = self._asked.is_set()
         status = await self._whole(self._finish(launched, output, storing, spec))
         if error is not None:
             raise error
@@ -138,7 +150,7 @@ class Supervisor:
 
     async def _until_exit(self, launched: Launched, storing: asyncio.Task[None]) -> None:
         """Wait until the process has ended, or what it writes cannot be stored any more."""
-        with _exit_watched(launched.pid, self._exited):
+        with _exit_watched(launched, self._exited):
             exited = asyncio.create_task(self._exited.wait(), name="lash_store exit")
             try:
                 await asyncio.wait({exited, storing}, return_when=asyncio.FIRST_COMPLETED)
@@ -156,26 +168,16 @@ class Supervisor:
     ) -> Exit | None:
         """End what is left of the group, store what it wrote last, and leave nothing open; return how it ended."""
         try:
-            if self._body.stop_reason is StopReason.STALE or (self._is_interrupted and self._body.stop_reason is None):
+            if self._body.stop_reason is StopReason.STALE or (self._asked.is_set() and self._body.stop_reason is None):
                 self._hurry.set()
             launched.shut_gate()
-            grace = self._core.cancel_grace if storing is not None else 0.0
-            while True:
-                try:
-                    fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry, is_ours=True)
-                except asyncio.CancelledError:
-                    # the loop itself goes away, without a word
-                    self._hurry.set()
-                    launched.kill()
-                    raise
-                if fate is not ProcessFate.LEFT or self._hurry.is_set():
-                    break
-                log.warning("process_left", extra={"pid": launched.pid, "task_seq": self._body.task_seq})
-                await asyncio.sleep(_LOOK_AGAIN)
+            await self._end_group(launched, self._core.cancel_grace if storing is not None else 0.0)
             status = _status(launched)
             if storing is not None:
                 storing.cancel()
                 await asyncio.wait({storing})
+                if not storing.cancelled() and storing.exception() is not None:
+                    log.warning("lines_lost", extra={"task_seq": self._body.task_seq}, exc_info=storing.exception())
                 output.drain()
                 if not self._hurry.is_set():
                     await self._store_rest(output, spec, status)
@@ -183,6 +185,26 @@ class Supervisor:
         finally:
             output.close()
             launching.reap(launched.pid)
+
+    async def _end_group(self, launched: Launched, grace: float) -> None:
+        """End the whole group, however long that takes, unless it is somebody else's to wait for it."""
+        while True:
+            try:
+                fate = await in_thread(processes.end_group, launched.identity, grace, self._hurry, is_ours=True)
+                if fate is not ProcessFate.LEFT or self._hurry.is_set():
+                    return
+            except asyncio.CancelledError:
+                # the loop itself goes away, without a word
+                self._hurry.set()
+                launched.kill()
+                raise
+            except (OSError, RuntimeError):
+                # no descriptor or no thread to be had: as long as it is not waited for, its number is its own
+                log.warning("process_unseen", extra={"pid": launched.pid}, exc_info=True)
+                if self._asked.is_set():
+                    launched.kill()
+            log.warning("process_left", extra={"pid": launched.pid, "task_seq": self._body.task_seq})
+            await asyncio.sleep(_LOOK_AGAIN)
 
     # --- storing what it writes ---
 
@@ -192,7 +214,8 @@ class Supervisor:
             await self._news.wait()
             self._news.clear()
             self._unstored = output.take()
-            await self._commit(spec, None)
+            if self._unstored.says_something:
+                await self._commit(spec, None)
             await asyncio.sleep(_EVERY)
             if output.has_news:
                 self._news.set()
@@ -262,14 +285,10 @@ class Supervisor:
             try:
                 await asyncio.wait({doing})
             except asyncio.CancelledError:
-                self._is_interrupted = True
+                self._asked.set()
                 if self._body.stop_reason in {None, StopReason.STALE}:
                     self._hurry.set()
         return doing.result()
-
-
-_MOST_WAITING = 1024 * 1024
-"""Bytes of one monitor's lines that wait to be stored."""
 
 
 def _status(launched: Launched) -> Exit | None:
@@ -370,23 +389,19 @@ class _Output:
         return False
 
 
-_MOST_DRAINED = 32
-"""Chunks that are read of a pipe whose writers should all be gone."""
-
-
 @contextlib.contextmanager
-def _exit_watched(pid: int, exited: asyncio.Event) -> Any:
+def _exit_watched(launched: Launched, exited: asyncio.Event) -> Iterator[None]:
     """Set an event once a child has ended, without reaping it."""
     loop = asyncio.get_running_loop()
     try:
-        descriptor = os.pidfd_open(pid)
+        descriptor = os.pidfd_open(launched.pid)
     except (AttributeError, OSError):
-        # no such thing on this system
-        waiting = asyncio.create_task(_wait_for(pid, exited), name="lash_store waitid")
+        # no such thing on this system, or none to be had
+        looking = asyncio.create_task(_look_for_exit(launched, exited), name="lash_store exit")
         try:
             yield
         finally:
-            waiting.cancel()
+            looking.cancel()
         return
     loop.add_reader(descriptor, exited.set)
     try:
@@ -397,7 +412,8 @@ def _exit_watched(pid: int, exited: asyncio.Event) -> Any:
         os.close(descriptor)
 
 
-async def _wait_for(pid: int, exited: asyncio.Event) -> None:
+async def _look_for_exit(launched: Launched, exited: asyncio.Event) -> None:
     with contextlib.suppress(ChildProcessError):
-        await in_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        while launched.exit() is None:
+            await asyncio.sleep(0.05)
     exited.set()
