@@ -73,13 +73,13 @@ _COUNT_LIVE = sql(
     .where(tasks.c.scope == bindparam("scope"), LIVE, tasks.c.function == word(MONITOR))
 )
 _OF_ID = and_(monitors.c.scope == bindparam("scope"), monitors.c.monitor_id == bindparam("monitor_id"))
-_KEPT_LINES = sql(
-    select(func.coalesce(func.sum(monitors.c.kept_lines), ZERO)).where(_OF_ID, monitors.c.kept_bytes > ZERO)
-)
-_KEPT_BYTES = sql(
-    select(func.coalesce(func.sum(monitors.c.kept_bytes), ZERO)).where(
-        monitors.c.scope == bindparam("scope"), monitors.c.kept_bytes > ZERO
-    )
+_HAS_KEPT = monitors.c.kept_lines > ZERO
+_KEPT_LINES = sql(select(func.coalesce(func.sum(monitors.c.kept_lines), ZERO)).where(_OF_ID, _HAS_KEPT))
+_KEPT_BYTES = sql(select(sessions.c.update_bytes).where(sessions.c.scope == bindparam("scope")))
+_ADD_BYTES = sql(
+    update(sessions)
+    .where(sessions.c.scope == bindparam("key_scope"))
+    .values(update_bytes=sessions.c.update_bytes + bindparam("more"))
 )
 _NEWEST = (
     select(
@@ -106,10 +106,19 @@ MONITORS = sql(
     .where(monitors.c.task_seq.in_(_NEWEST))
     .order_by(monitors.c.task_seq)
 )
-"""The live monitor of each id in a session, else the newest: the columns of its task, its own, and how many of its updates are unread."""
+"""
+The live monitor of each id in a session, else the newest: the columns of its task, its own, and how many of its updates are unread.
+"""
 
+_IS_ARMED = sql(
+    select(monitors.c.task_seq)
+    .where(monitors.c.scope == bindparam("scope"), monitors.c.monitor_id == bindparam("monitor_id"))
+    .where(monitors.c.armed == ONE)
+    .limit(ONE)
+    .offset(ZERO)
+)
 _TO_START = sql(
-    select(tasks.c.arguments)
+    select(monitors.c.monitor_id, tasks.c.arguments)
     .select_from(monitors.join(tasks, tasks.c.task_seq == monitors.c.task_seq))
     .where(monitors.c.scope == bindparam("scope"), monitors.c.armed == ONE, tasks.c.completed_at.is_not(None))
     .order_by(monitors.c.task_seq)
@@ -177,14 +186,28 @@ def kept_bytes(tx: Transaction, scope: str) -> int:
     return int((tx.one(_KEPT_BYTES, {"scope": scope}) or (0,))[0])
 
 
-def to_start(tx: Transaction, scope: str) -> list[MonitorSpec]:
-    """Return a session's armed monitors that do not run."""
-    return [spec_of(row[0]) for row in tx.all(_TO_START, {"scope": scope})]
+def add_bytes(tx: Transaction, scope: str, more: int) -> None:
+    """Count how many bytes more are kept of a session's monitors, or less."""
+    tx.one(_ADD_BYTES, {"key_scope": scope, "more": more})
 
 
-def spec_of(arguments: str | None) -> MonitorSpec:
-    """Read what a monitor's task was given."""
-    return MonitorSpec.model_validate(json.loads(arguments or "{}").get("spec"))
+def is_armed(tx: Transaction, scope: str, monitor_id: str) -> bool:
+    """Say whether a session's monitor of an id is to start with it."""
+    return tx.one(_IS_ARMED, {"scope": scope, "monitor_id": monitor_id}) is not None
+
+
+def to_start(tx: Transaction, scope: str) -> list[tuple[str, MonitorSpec | None]]:
+    """Return a session's armed monitors that do not run, by their ids; None for one whose spec cannot be read."""
+    return [(monitor_id, spec_of(arguments)) for monitor_id, arguments in tx.all(_TO_START, {"scope": scope})]
+
+
+def spec_of(arguments: str | None) -> MonitorSpec | None:
+    """Read what a monitor's task was given, as far as this version knows its words; None if it cannot be read."""
+    try:
+        said = json.loads(arguments or "{}")["spec"]
+        return MonitorSpec.model_validate({name: said[name] for name in MonitorSpec.model_fields if name in said})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def monitor_record(row: Sequence[Any]) -> MonitorRecord:
@@ -194,7 +217,8 @@ def monitor_record(row: Sequence[Any]) -> MonitorRecord:
     return MonitorRecord(
         id=own.monitor_id,
         scope=Scope.parse(own.scope),
-        spec=spec_of(task.arguments),
+        # of a row that somebody's hand made unreadable, only the id is known
+        spec=spec_of(task.arguments) or MonitorSpec.model_construct(id=own.monitor_id, command=()),
         task=task_record(task),
         armed=bool(own.armed),
         lines=own.lines,
@@ -213,6 +237,7 @@ class UpdateRow(NamedTuple):
     """One kept line, as far as it matters for its keeping; without a *claim*, nobody was ever handed it."""
 
     update_seq: int
+    scope: str
     task_seq: int
     bytes: int
     claim: str | None
@@ -276,15 +301,14 @@ _HAS_UNREAD = sql(
 )
 _KEPT = select(*(updates.c[name] for name in UpdateRow._fields)).order_by(updates.c.update_seq)
 _OLDEST_OF_MONITOR = sql(
-    _KEPT.where(updates.c.task_seq.in_(select(monitors.c.task_seq).where(_OF_ID, monitors.c.kept_bytes > ZERO)))
+    _KEPT.where(updates.c.task_seq.in_(select(monitors.c.task_seq).where(_OF_ID, _HAS_KEPT)))
     .limit(bindparam("limit"))
     .offset(ZERO)
 )
 _OLDEST_OF_SESSION = sql(_KEPT.where(updates.c.scope == bindparam("scope")).limit(bindparam("limit")).offset(ZERO))
 _READ_OF_MONITOR = sql(
     _KEPT.where(
-        updates.c.scope == bindparam("scope"),
-        updates.c.monitor_id == bindparam("monitor_id"),
+        updates.c.task_seq.in_(select(monitors.c.task_seq).where(_OF_ID, _HAS_KEPT)),
         updates.c.acknowledged_at.is_not(None),
     )
 )

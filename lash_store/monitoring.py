@@ -19,7 +19,7 @@ from .monitor_models import ArmOn, MonitorSpec, WakePolicy
 from .monitor_queries import UpdateRow
 from .transitions import Outcome
 
-__all__ = ["bear", "check_room", "launch", "move", "stop", "store_lines"]
+__all__ = ["bear", "check_room", "move", "record_process", "stop", "store_lines"]
 
 
 def check_room(tx: Transaction, scope: str, *, adding: int = 0) -> None:
@@ -53,15 +53,22 @@ def move(tx: Transaction, task: Task, destination: str) -> None:
     row = monitor_queries.monitor(tx, task.task_seq)
     if row is not None:
         monitor_queries.move_monitor(tx, task.task_seq, destination)
+        monitor_queries.add_bytes(tx, row.scope, -row.kept_bytes)
+        monitor_queries.add_bytes(tx, destination, row.kept_bytes)
         monitor_queries.disarm(tx, destination, row.monitor_id, but=task.task_seq)
 
 
-def launch(tx: Transaction, task: Task, fence: Fence, process: str) -> tuple[Outcome, int]:
-    """Record the process that is about to run, and return how many lines the task has written before."""
+def record_process(tx: Transaction, task: Task, fence: Fence, spec: MonitorSpec, process: str) -> tuple[Outcome, int]:
+    """Record the process that is about to run, JSON text, and return how many lines the task has written before."""
     outcome = transitions.transition(tx, task, Launch(fence, process), fresh=False)
-    monitor_queries.set_exit(tx, task.task_seq, None)
     row = monitor_queries.monitor(tx, task.task_seq)
-    return outcome, 0 if row is None else row.lines
+    if row is None:
+        # the file was taken back to a revision without monitors, and up again
+        monitor_queries.insert_monitor(tx, outcome.task, spec, armed=False)
+        return outcome, 0
+    if outcome.verdict is Verdict.APPLIED:
+        monitor_queries.set_exit(tx, task.task_seq, None)
+    return outcome, row.lines
 
 
 def store_lines(
@@ -90,6 +97,8 @@ def store_lines(
         kept=len(sizes),
         kept_bytes=sum(sizes),
     )
+    if sizes:
+        monitor_queries.add_bytes(tx, current.scope, sum(sizes))
     beyond = monitor_queries.kept_lines(tx, current.scope, spec.id) - spec.keep_lines
     if beyond > 0:
         _forget(tx, monitor_queries.oldest_of_monitor(tx, current.scope, spec.id, beyond))
@@ -144,6 +153,8 @@ def _forget(tx: Transaction, going: Sequence[UpdateRow]) -> None:
     if not going:
         return
     monitor_queries.delete_updates(tx, (row.update_seq for row in going))
+    for scope in {row.scope for row in going}:
+        monitor_queries.add_bytes(tx, scope, -sum(row.bytes for row in going if row.scope == scope))
     for task_seq, rows in _by_task(going):
         monitor_queries.count_up(
             tx,

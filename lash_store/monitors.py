@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from . import handover, monitor_queries, monitoring, session_queries, spawning, transitions
+from .births import NewTask
 from .core import Core
 from .database import Transaction
 from .errors import InvalidArguments, LimitExceeded, SessionClosed, TaskExists, TaskNotFound
@@ -22,12 +23,16 @@ __all__ = ["look", "start", "start_armed", "stop"]
 log = logging.getLogger(__name__)
 
 
-async def start(core: Core, scope: Scope, spec: MonitorSpec, *, is_checked: bool = False) -> TaskHandle:
-    """Start a monitor, and return its task's handle once that is durable; see `SessionTasks.start_monitor`."""
+async def start(core: Core, scope: Scope, spec: MonitorSpec, *, is_armed: bool = False) -> TaskHandle:
+    """
+    Start a monitor, and return its task's handle once that is durable; see `SessionTasks.start_monitor`.
+
+    One that *is armed* was checked before, and is not started if it is armed no more.
+    """
     core.to_create()
     if not isinstance(spec, MonitorSpec):
         raise InvalidArguments(f"start_monitor() is given a MonitorSpec, not {type(spec).__name__}")
-    if not is_checked:
+    if not is_armed:
         spec = spec.model_copy(update={"cwd": str(Path(_here(), spec.cwd or ""))})
         await in_thread(program_of, spec)
     columns = {
@@ -48,8 +53,14 @@ async def start(core: Core, scope: Scope, spec: MonitorSpec, *, is_checked: bool
         cancel_policy=CancelPolicy.ABORT_LOCAL,
         timeout=spec.seconds,
         takes_slot=False,
-        prepare=lambda tx, new: new,
+        prepare=_still_armed if is_armed else lambda tx, new: new,
     )
+
+
+def _still_armed(tx: Transaction, new: NewTask) -> NewTask:
+    if new.monitor is None or not monitor_queries.is_armed(tx, str(new.scope), new.monitor.id):
+        raise TaskNotFound(f"{new.id!r} was stopped meanwhile", task_id=new.id)
+    return new
 
 
 def _here() -> str:
@@ -61,15 +72,16 @@ def _here() -> str:
 
 async def start_armed(core: Core, scope: Scope) -> None:
     """Start what is to be started with a session and does not run; what cannot be is told to the log, and by its row."""
-    specs = await core.look(lambda tx: _to_start(tx, scope))
-    for spec in specs:
+    for monitor_id, spec in await core.look(lambda tx: _to_start(tx, scope)):
         try:
-            await start(core, scope, spec, is_checked=True)
-        except (TaskExists, LimitExceeded, SessionClosed):
-            log.warning("monitor_not_started", extra={"scope": str(scope), "monitor": spec.id}, exc_info=True)
+            if spec is None:
+                raise InvalidArguments(f"the spec of monitor {monitor_id!r} cannot be read")
+            await start(core, scope, spec, is_armed=True)
+        except (TaskExists, TaskNotFound, InvalidArguments, LimitExceeded, SessionClosed):
+            log.warning("monitor_not_started", extra={"scope": str(scope), "monitor": monitor_id}, exc_info=True)
 
 
-def _to_start(tx: Transaction, scope: Scope) -> list[MonitorSpec]:
+def _to_start(tx: Transaction, scope: Scope) -> list[tuple[str, MonitorSpec | None]]:
     row = session_queries.session(tx, str(scope))
     return [] if row is None or row.closed_at is not None else monitor_queries.to_start(tx, str(scope))
 

@@ -81,6 +81,7 @@ sessions = Table(
     Column("reopened_after", Integer, nullable=False, server_default=text("0")),
     Column("reopened_amid", Text, _json("reopened_amid")),
     Column("updates_claim", Text, _json("updates_claim")),
+    Column("update_bytes", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("scope", name="sessions_scope"),
     CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
     CheckConstraint("instr(runtime, ':') = 0", name="runtime"),
@@ -90,7 +91,7 @@ sessions = Table(
 
 """
 ``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives, ``updates_claim`` that of its
-monitors' updates; ``reopened_after`` is the newest
+monitors' updates, of which ``update_bytes`` are kept; ``reopened_after`` is the newest
 ``task_seq`` when the session was last opened again, and ``reopened_amid`` a JSON array of the sub-agents that worked in it then.
 """
 
@@ -338,6 +339,7 @@ inbox = Table(
 )
 Index("inbox_scope", inbox.c.scope)
 Index("inbox_unread", inbox.c.scope, sqlite_where=text("acknowledged_at IS NULL"))
+Index("inbox_unread_of_task", inbox.c.task_seq, sqlite_where=text("acknowledged_at IS NULL"))
 
 handoffs = Table(
     "handoffs",
@@ -390,7 +392,8 @@ monitors = Table(
     sqlite_strict=True,
 )
 Index("monitors_id", monitors.c.scope, monitors.c.monitor_id)
-Index("monitors_kept", monitors.c.scope, sqlite_where=text("kept_bytes > 0"))
+Index("monitors_kept", monitors.c.scope, monitors.c.monitor_id, sqlite_where=text("kept_lines > 0"))
+Index("monitors_armed", monitors.c.scope, sqlite_where=text("armed = 1"))
 """
 One row a monitor's task. *lines* and *bytes* are what it has written, *kept_lines* and *kept_bytes* what of that is in `updates`,
 *dropped* the lines that are not and that nobody was handed. An *armed* one is started again when its session starts.
@@ -419,6 +422,7 @@ updates = Table(
 Index("updates_task", updates.c.task_seq)
 Index("updates_scope", updates.c.scope)
 Index("updates_unread", updates.c.scope, sqlite_where=text("acknowledged_at IS NULL"))
+Index("updates_unread_of_task", updates.c.task_seq, sqlite_where=text("acknowledged_at IS NULL"))
 """One row a line that a monitor wrote; *line* counts what its task wrote, so a hole in it tells of lines that were dropped."""
 
 # every column but the one that a transfer changes

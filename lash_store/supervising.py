@@ -98,7 +98,7 @@ class Supervisor:
         try:
             if self._asked.is_set():
                 raise asyncio.CancelledError("the monitor was stopped while it was being started")
-            await self._record(launched)
+            await self._record(launched, spec)
             await self._whole(in_thread(launched.open_gate, self._asked))
             storing = asyncio.create_task(self._store(output, spec), name=f"lash_store lines {spec.id}")
             output.open()
@@ -136,11 +136,11 @@ class Supervisor:
             now=asyncio.get_running_loop().time(),
         )
 
-    async def _record(self, launched: Launched) -> None:
+    async def _record(self, launched: Launched, spec: MonitorSpec) -> None:
         """Commit which process it is; only then does it begin."""
         text = launched.identity.model_dump_json()
         task, fence = self._body.task, self._body.fence
-        outcome, self._before = await self._stored(lambda tx: monitoring.launch(tx, task, fence, text))
+        outcome, self._before = await self._stored(lambda tx: monitoring.record_process(tx, task, fence, spec, text))
         if outcome.stale:
             raise transitions.stale(outcome.task, fence.attempt)
         if outcome.verdict is not Verdict.APPLIED:

@@ -39,7 +39,7 @@ def _key(tx: Transaction) -> str:
 def _post(tx: Transaction, task: Task, monitor: MonitorRow, lines: int, key: str) -> None:
     before = monitor_queries.note_to_add_to(tx, task.task_seq)
     if before is not None:
-        lines += int(json.loads(before[1]).get("lines", 0))
+        lines += _lines_told(before[1])
     what: dict[str, Any] = {"monitor": monitor.monitor_id, "state": task.state, "lines": lines}
     said = f"monitor {monitor.monitor_id!r}"
     if lines:
@@ -53,6 +53,13 @@ def _post(tx: Transaction, task: Task, monitor: MonitorRow, lines: int, key: str
     elif session_queries.insert_note(tx, task, key, said, json.dumps(what)) is not None:
         data = queries.event_data(EventType.NOTED, {}, {"note_key": key, "note": said})
         queries.insert_event(tx, EventType.NOTED, scope=task.scope, task=task, data=data, is_last=False)
+
+
+def _lines_told(data: str) -> int:
+    """Return how many lines a note tells of; none, if somebody's hand has written it."""
+    told = json.loads(data)
+    lines = told.get("lines") if isinstance(told, dict) else None
+    return lines if isinstance(lines, int) else 0
 
 
 def _ended(task: Task, what: dict[str, Any]) -> str:

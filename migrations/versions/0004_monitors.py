@@ -13,6 +13,8 @@ STATEMENTS = (
     """
 ALTER TABLE sessions ADD COLUMN updates_claim TEXT CONSTRAINT sessions_updates_claim_json CHECK (updates_claim IS NULL OR json_valid(updates_claim))
     """,
+    "ALTER TABLE sessions ADD COLUMN update_bytes INTEGER DEFAULT 0 NOT NULL",
+    "CREATE INDEX inbox_unread_of_task ON inbox (task_seq) WHERE acknowledged_at IS NULL",
     "ALTER TABLE tasks ADD COLUMN process TEXT CONSTRAINT tasks_process_json CHECK (process IS NULL OR json_valid(process))",
     "CREATE INDEX tasks_process ON tasks (owner_id) WHERE process IS NOT NULL",
     """
@@ -40,7 +42,8 @@ CREATE TABLE monitors (
  STRICT
     """,
     "CREATE INDEX monitors_id ON monitors (scope, monitor_id)",
-    "CREATE INDEX monitors_kept ON monitors (scope) WHERE kept_bytes > 0",
+    "CREATE INDEX monitors_kept ON monitors (scope, monitor_id) WHERE kept_lines > 0",
+    "CREATE INDEX monitors_armed ON monitors (scope) WHERE armed = 1",
     """
 CREATE TABLE updates (
     update_seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -65,6 +68,7 @@ CREATE TABLE updates (
     "CREATE INDEX updates_scope ON updates (scope)",
     "CREATE INDEX updates_task ON updates (task_seq)",
     "CREATE INDEX updates_unread ON updates (scope) WHERE acknowledged_at IS NULL",
+    "CREATE INDEX updates_unread_of_task ON updates (task_seq) WHERE acknowledged_at IS NULL",
     """
 CREATE TRIGGER tasks_terminal_is_final
 BEFORE UPDATE ON tasks
@@ -134,8 +138,10 @@ UNDO = (
     "DROP TRIGGER tasks_terminal_is_final",
     "DROP TABLE updates",
     "DROP TABLE monitors",
+    "DROP INDEX inbox_unread_of_task",
     "DROP INDEX tasks_process",
     "ALTER TABLE tasks DROP COLUMN process",
+    "ALTER TABLE sessions DROP COLUMN update_bytes",
     "ALTER TABLE sessions DROP COLUMN updates_claim",
     """
 CREATE TRIGGER tasks_terminal_is_final
