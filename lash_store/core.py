@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from .database import Reader, Transaction
 from .errors import StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed
 from .gathering import Gathering
+from .leftovers import Fates
 from .lifecycle import Task
 from .models import Scope, StepRecord, TaskFilter, TaskRecord, TaskState, Verdict, check_id, check_text
 from .owners import Life, OwnerLock
@@ -80,6 +81,7 @@ class Core:
     threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_THREADS))
     readings: dict[str, _Reading] = field(default_factory=dict)
     begun: set[Scope] = field(default_factory=set)
+    endings: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     is_closing: bool = False
 
     def to_request(self) -> Writer:
@@ -346,17 +348,54 @@ class Core:
             for task in await leftovers.left_by(self.reader, gone, None)
             if task.state == TaskState.CANCEL_REQUESTED and (task.owner_id in gone or task.task_seq in free)
         ]
-        fates = await leftovers.end(left, self.cancel_grace)
-        await writer.run(
-            lambda tx: transitions.finish_cancels(tx, gone, free, lambda task: leftovers.is_settled(task, fates))
-        )
+
+        async def finish(fates: Fates) -> None:
+            await writer.run(
+                lambda tx: transitions.finish_cancels(tx, gone, free, lambda task: leftovers.is_settled(task, fates))
+            )
+
+        fates = await leftovers.look(left)
+        await finish(fates)
+        self._end_processes([task for task in left if not leftovers.is_settled(task, fates)], finish)
         return True
+
+    def _end_processes(
+        self, living: Sequence[Task], then: Callable[[Fates], Awaitable[None]]
+    ) -> Sequence[asyncio.Task[None]]:
+        """Begin to end what runs for tasks, each once, and return what can be waited for; who waits may be cancelled."""
+
+        async def end(task: Task) -> None:
+            try:
+                await then(await leftovers.end([task], self.cancel_grace))
+            except (StoreError, OSError, RuntimeError):
+                log.warning("process_left", extra={"task_seq": task.task_seq}, exc_info=True)
+            finally:
+                del self.endings[task.task_seq]
+
+        for task in living:
+            if task.task_seq not in self.endings:
+                ending = asyncio.create_task(end(task), name=f"lash_store leftover {task.id}")
+                self.endings[task.task_seq] = ending
+        return [self.endings[task.task_seq] for task in living]
 
     async def end_given_up(self, tasks: Iterable[Task]) -> None:
         """End what runs for tasks that somebody gave up, whose owners may never come to it; their rows tell of that already."""
-        left = [task for task in tasks if task.process is not None]
-        if left:
-            await leftovers.end(left, self.cancel_grace)
+
+        async def nothing(fates: Fates) -> None:
+            pass
+
+        endings = self._end_processes([task for task in tasks if task.process is not None], nothing)
+        if endings:
+            await asyncio.wait(endings)
+
+    async def end_endings(self, timeout: float | None) -> None:
+        """Wait up to *timeout* seconds for what is being ended, then kill it."""
+        endings = set(self.endings.values())
+        if endings:
+            _, late = await asyncio.wait(endings, timeout=timeout)
+            for ending in late:
+                ending.cancel()
+            await asyncio.wait(endings)
 
     async def tidy_up_for_the_dead(self, tasks: Iterable[Task | TaskRecord]) -> None:
         """Do the same if it can be done: what was asked for is in the file by now, whatever comes of this."""

@@ -14,10 +14,13 @@ from .queries import LEFT_PROCESSES
 from .statements import names
 from .threads import in_thread
 
-__all__ = ["Fates", "end", "evidence_of_process", "fate_of", "is_settled", "left_by", "look"]
+__all__ = ["NOBODY", "Fates", "end", "evidence_of_process", "fate_of", "is_settled", "left_by", "look"]
 
 Fates = Mapping[tuple[int, str], ProcessFate]
 """What became of recorded processes, by ``task_seq`` and what was recorded."""
+
+NOBODY: Fates = {}
+"""Nobody has looked."""
 
 
 async def left_by(reader: Reader, dead: Collection[int], runtime: str | None) -> list[Task]:

@@ -107,7 +107,7 @@ MONITORS = sql(
     .order_by(monitors.c.task_seq)
 )
 """
-The live monitor of each id in a session, else the newest: the columns of its task, its own, and how many of its updates are unread.
+The live monitor of each id in a session, else the newest: the columns of its task, its own, and how much of it is unread.
 """
 
 _IS_ARMED = sql(

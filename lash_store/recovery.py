@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 _LOOK = 0.1
 """Seconds between looks at the locks of live peers; asking one costs about 15 microseconds."""
 
-_AGAIN = 1.0
-"""Seconds before a process that could not be ended is looked at again."""
+_AGAIN = (0.5, 30.0)
+"""Seconds before a process that could not be ended is looked at again: first, and at most."""
 
 _LISTS = {
     EventType.REATTACHED: "reattached",
@@ -193,18 +193,27 @@ class Recoverer:
         self._closed = False
         self._deadline: str | None = None
         self._may_have_freed = True
+        self._ending: asyncio.Task[Recovered] | None = None
         self._try_again_at: float | None = None
+        self._pause = _AGAIN[0]
         self.latest = Recovered()
 
-    async def recover(self) -> Recovered:
-        """Take over what dead owners left, in one transaction; see `TaskStore.recover`."""
+    async def recover(self, *, wait: bool = True) -> Recovered:
+        """
+        Take over what dead owners left, in one transaction; see `TaskStore.recover`.
+
+        What a process must be ended for first follows in another, which is *waited* for, or comes by itself.
+        """
         async with self._one_at_a_time:
             if self._closed:
                 return Recovered()
             await self.look_for_peers()
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
-            found = await self._take_over(dead)
+            left = await leftovers.left_by(self._reader, [owner.owner_id for owner in dead], self._runtime)
+            fates = await leftovers.look(left)
+            found = await self._in_one(dead, fates)
+            self._end_processes([task for task in left if not leftovers.is_settled(task, fates)])
             self._may_have_freed = True
             self._someone_left = False
             if dead:
@@ -212,23 +221,41 @@ class Recoverer:
                 await self.look_for_peers()
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
             found = found._replace(unreachable=unreachable)
-            if any(found):
-                self.latest = found
-            return found
+            ending = self._ending
+        if wait and ending is not None:
+            found = found.and_then(await asyncio.shield(ending))
+        if any(found):
+            self.latest = found
+        return found
 
-    async def _take_over(self, dead: list[OwnerRow]) -> Recovered:
-        """Recover what waits for nothing, then what waits for a process to be ended."""
-        left = await leftovers.left_by(self._reader, [owner.owner_id for owner in dead], self._runtime)
-        fates = await leftovers.look(left)
-        found = await self._in_one(dead, fates)
-        living = [task for task in left if not leftovers.is_settled(task, fates)]
+    def _end_processes(self, living: list[Task]) -> None:
+        """Begin to end what runs for tasks that are to be recovered; one such ending goes on at a time."""
         self._try_again_at = None
-        if living:
+        if living and self._ending is None:
+            self._ending = asyncio.create_task(self._recover_ended(living), name="lash_store leftovers")
+        elif living:
+            self._try_again_at = time.monotonic() + _AGAIN[0]
+
+    async def _recover_ended(self, living: list[Task]) -> Recovered:
+        """End what runs for tasks, then recover them."""
+        found, fates = Recovered(), leftovers.NOBODY
+        try:
             fates = await leftovers.end(living, self._grace)
-            found = found.and_then(await self._in_one([], fates))
-            if not all(leftovers.is_settled(task, fates) for task in living):
-                log.warning("processes_left", extra={"task_seqs": [task.task_seq for task in living]})
-                self._try_again_at = time.monotonic() + _AGAIN
+            async with self._one_at_a_time:
+                if not self._closed:
+                    found = await self._in_one([], fates)
+                    if any(found):
+                        self.latest = found
+        except (StoreError, OSError, RuntimeError):
+            log.warning("recovery_failed", exc_info=True)
+        finally:
+            self._ending = None
+        if all(leftovers.is_settled(task, fates) for task in living):
+            self._pause = _AGAIN[0]
+        else:
+            log.warning("processes_left", extra={"task_seqs": [task.task_seq for task in living]})
+            self._try_again_at = time.monotonic() + self._pause
+            self._pause = min(_AGAIN[1], self._pause * 2)
         return found
 
     async def _in_one(self, dead: list[OwnerRow], fates: Fates) -> Recovered:
@@ -316,7 +343,7 @@ class Recoverer:
             self._deadline = await self._next_deadline()
         passed = self._deadline
         if passed is not None and passed <= utc_text(time.time()):
-            await self.recover()
+            await self.recover(wait=False)
             self._deadline = await self._next_deadline()
             if self._deadline == passed:
                 # not ours to end: once is enough
@@ -342,7 +369,7 @@ class Recoverer:
         """Recover if an owner has closed since the last time: it released work, or could not finish a cancel."""
         await self.look_for_peers()
         if self._someone_left:
-            await self.recover()
+            await self.recover(wait=False)
 
     def watch(self) -> None:
         """Begin to look at the peers' locks; no table is read while none is free."""
@@ -356,6 +383,10 @@ class Recoverer:
             self._watch.cancel()
             await asyncio.wait({self._watch})
             self._watch = None
+        if self._ending is not None:
+            # what it ends is killed at once; whose it is, the next owner tells
+            self._ending.cancel()
+            await asyncio.wait({self._ending})
 
     async def _look(self) -> None:
         while True:
@@ -365,7 +396,7 @@ class Recoverer:
                 await self._look_at_deadlines()
                 is_due = self._try_again_at is not None and time.monotonic() >= self._try_again_at
                 if is_due or any(owners.life_of(self._path, peer) is Life.DEAD for peer in self._peers):
-                    await self.recover()
+                    await self.recover(wait=False)
             except (StoreError, OSError):
                 log.warning("recovery_failed", exc_info=True)
                 await asyncio.sleep(1.0)

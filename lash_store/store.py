@@ -287,6 +287,7 @@ class TaskStore:
                 # at once: a body that is refused something because of this must know why
                 core.runner.close()
             hidden.acknowledge_all(core)
+            await core.end_endings(self._close_timeout)
             if core.writer is not None and self._close_timeout is not None:
                 core.writer.limit_patience(max(1.0, self._close_timeout))
             await self._lives.aclose()
@@ -438,7 +439,7 @@ class TaskStore:
             core.callbacks.compare(tasks)
         await self._recoverer.take_what_was_left()
         if any(event.type == EventType.RELEASED and event.scope.startswith(f"{self._runtime}:") for event in events):
-            await self._recoverer.recover()
+            await self._recoverer.recover(wait=False)
 
     # --- sessions ---
 
