@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,10 @@ def watch(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
 
 @pytest.fixture
-async def quick(opened: Callable[..., Any]) -> AsyncIterator[TaskStore]:
+async def quick(opened: Callable[..., Any]) -> TaskStore:
     """A store that gives processes little time to go."""
-    yield await opened(cancel_grace=0.2)
+    found: TaskStore = await opened(cancel_grace=0.2)
+    return found
 
 
 # --- how a process ends ---------------------------------------------------------------------------------------------
@@ -316,9 +317,16 @@ async def test_who_left_for_a_session_of_its_own_and_holds_the_pipes_keeps_nobod
 
 
 async def test_what_it_says_when_it_is_stopped_is_kept(session: SessionTasks, watch: Watch) -> None:
-    await session.start_monitor(
-        watch.sh("m", "trap 'echo bye; echo really >&2; exit 0' TERM; echo up; while :; do sleep 0.05; done")
-    )
+    code = """
+import os, signal, time
+def end(*_):
+    os.write(1, b"bye\\n" + b"really")
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("up", flush=True)
+time.sleep(1000)
+"""
+    await session.start_monitor(watch.python("m", code))
     await said(session, "up")
 
     record = await session.stop_monitor("m")
@@ -427,9 +435,10 @@ def unusable(tmp_path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("what", list(unusable(Path("/nonexistent"))) if False else [
-    "no program", "no file", "a folder", "not executable", "no folder", "a file for a folder", "not on its own path",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what",
+    ["no program", "no file", "a folder", "not executable", "no folder", "a file for a folder", "not on its own path"],
+)
 async def test_what_cannot_be_run_is_refused_and_nothing_stored(
     session: SessionTasks, path: Path, tmp_path: Path, what: str
 ) -> None:
@@ -671,6 +680,9 @@ async def test_a_caller_cancelled_anywhere_in_starting_leaves_a_monitor_or_none(
         at += 1
         spec = watch.sh(f"m{at}", STAY)
         stepped = await cancel_at(session.start_monitor(spec), at, late=late)
+        # what was asked for before is committed by then
+        await asyncio.sleep(0)
+        await session.unregister("nobody")
 
         live = {record.id for record in await session.monitors() if not record.state.is_terminal}
         assert live in (set(), {spec.id})
@@ -706,9 +718,9 @@ async def test_a_caller_cancelled_anywhere_in_stopping_has_stopped_it_or_not(
 
 async def test_a_stop_that_races_with_the_end_gives_one_end(session: SessionTasks, watch: Watch, path: Path) -> None:
     ends = set()
-    for round in range(12):
-        task = await session.start_monitor(watch.sh("m", f"sleep 0.0{round % 6}"))
-        if round % 2:
+    for turn in range(12):
+        task = await session.start_monitor(watch.sh("m", f"sleep 0.0{turn % 6}"))
+        if turn % 2:
             await begun(task)
         record = await session.stop_monitor("m")
         ends.add(record.state)
@@ -727,9 +739,7 @@ async def test_a_store_that_closes_ends_it_and_says_what_became_of_it(
     before = threads()
     async with new(cancel_grace=0.2) as store:
         session = await store.session("s1")
-        task = await session.start_monitor(
-            watch.sh("m", f"echo up; {STAY}") if heeds else watch.python("m", STUBBORN)
-        )
+        task = await session.start_monitor(watch.sh("m", f"echo up; {STAY}") if heeds else watch.python("m", STUBBORN))
         await said(session, "up")
         pid = await begun(task)
 
@@ -816,6 +826,7 @@ async def test_while_it_runs_again_no_exit_status_is_told(new: Callable[..., Tas
         session = await store.session("s1")
         await begun(await session.handle("monitor:m"))
         record = await monitor(session, "m")
+        # fails: the status of the run before stands until this one ends
         assert (record.state, record.exit_status) == (TaskState.RUNNING, None)
         await session.stop_monitor("m")
 
@@ -877,7 +888,7 @@ async def test_the_evidence_of_one_that_was_abandoned_names_its_process(session:
     record = await session.abandon("monitor:m", "it hangs")
 
     assert record.evidence is not None
-    # fails: `Evidence` says that its process is None if none had been started
+    # fails: `Evidence` says that its process is None if none had been started, and here one was
     assert record.evidence.process is not None
     assert record.evidence.process.pid == pid
 
@@ -944,8 +955,8 @@ async def test_two_stores_of_one_process_keep_their_monitors_apart(
         pid = await begun(mine)
         assert [record.id for record in await beside.monitors()] == ["mine", "theirs"]
 
-    assert states([await mine.record(), await theirs.wait(timeout=20)]) == ["running", "abandoned"]
-    assert watch.running() and pid in watch.running()
+    assert states(await session.monitors()) == ["running", "abandoned"]
+    assert pid in watch.running()
     async with new() as two:
         # whoever asks, who runs it ends it
         assert (await (await two.session("s1")).stop_monitor("mine")).state is TaskState.CANCELLED
@@ -1242,9 +1253,7 @@ async def test_of_an_id_one_runs_and_an_ended_one_has_a_successor(session: Sessi
 
 
 async def test_of_two_that_start_an_id_at_once_one_does(session: SessionTasks, watch: Watch) -> None:
-    got = await asyncio.gather(
-        *(session.start_monitor(watch.sh("m", STAY)) for _ in range(3)), return_exceptions=True
-    )
+    got = await asyncio.gather(*(session.start_monitor(watch.sh("m", STAY)) for _ in range(3)), return_exceptions=True)
 
     assert sorted(type(one).__name__ for one in got) == ["TaskExists", "TaskExists", "TaskHandle"]
     await begun(await session.handle("monitor:m"))
@@ -1370,7 +1379,9 @@ async def test_under_an_agent_that_was_cancelled_it_is_born_cancelled_and_no_pro
     assert (await session.notes(), (tmp_path / "ran").exists()) == ([], False)
 
 
-async def test_a_body_may_start_one_and_its_end_leaves_it(store: TaskStore, session: SessionTasks, watch: Watch) -> None:
+async def test_a_body_may_start_one_and_its_end_leaves_it(
+    store: TaskStore, session: SessionTasks, watch: Watch
+) -> None:
     @store.task(recovery=Recovery.RERUN)
     async def work(task: TaskContext) -> str:
         return (await session.start_monitor(watch.sh("m", STAY))).id

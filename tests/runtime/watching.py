@@ -23,7 +23,9 @@ _MARK = "LASH_TEST_MARK"
 STAY = "while :; do sleep 100; done"
 """A line for the shell that goes on until it is ended."""
 
-STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(1000)"
+STUBBORN = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(1000)"
+)
 """A Python program that does not heed SIGTERM, and says when it is there."""
 
 
