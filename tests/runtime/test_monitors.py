@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,6 @@ from lash_store import (
     ArmOn,
     CancelPolicy,
     DuplicateFunction,
-    EventType,
     FunctionError,
     HandleNotVisible,
     InvalidArguments,
@@ -32,10 +32,12 @@ from lash_store import (
     Recovery,
     SessionClosed,
     SessionTasks,
+    StorageFull,
     StoreClosed,
     StoreError,
     StoreReadOnly,
     TaskContext,
+    TaskError,
     TaskExists,
     TaskFailed,
     TaskHandle,
@@ -43,8 +45,8 @@ from lash_store import (
     TaskNotFound,
     TaskState,
     TaskStore,
-    WakePolicy,
     launching,
+    processes,
     supervising,
 )
 from lash_store.launching import Launched
@@ -521,7 +523,7 @@ async def test_a_file_that_is_no_program_fails_and_leaves_nothing(
 
 
 async def test_arguments_too_long_for_the_system_fail_and_leave_nothing(session: SessionTasks, watch: Watch) -> None:
-    task = await session.start_monitor(watch.python("m", "#" * 5_000_000))
+    task = await session.start_monitor(watch.python("m", "#" * 200_000))
 
     record = await task.wait(timeout=20)
 
@@ -539,6 +541,49 @@ async def test_arguments_come_as_they_were_given(session: SessionTasks, watch: W
     assert await taken(session) == [ascii(given)]
 
 
+async def test_where_no_process_can_be_started_it_fails_and_leaves_nothing(
+    session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise OSError(11, "no more processes")
+
+    monkeypatch.setattr(launching.subprocess, "Popen", refuse)
+    record = await (await session.start_monitor(watch.sh("m", "exit 0"))).wait(timeout=20)
+
+    assert record.failure is not None
+    assert (record.state, record.process) == (TaskState.FAILED, None)
+    assert "no more processes" in record.failure.message
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+async def test_where_no_descriptor_is_left_it_fails_and_leaves_none(
+    session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    made, pipe = iter(range(1, 100)), os.pipe
+
+    def scarce() -> tuple[int, int]:
+        if next(made) == count:
+            raise OSError(24, "too many open files")
+        return pipe()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(launching.os, "pipe", scarce)
+        record = await (await session.start_monitor(watch.sh("m", "exit 0"))).wait(timeout=20)
+
+    assert record.failure is not None
+    assert (record.state, record.failure.type) == (TaskState.FAILED, "OSError")
+
+
+async def test_a_program_without_an_interpreter_of_its_own_is_told_so(
+    session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = watch.sh("m", "exit 0")
+    monkeypatch.setattr(sys, "executable", "")
+
+    with pytest.raises(TaskFailed, match=r"sys\.executable"):
+        await (await session.start_monitor(spec))
+
+
 # --- at each phase --------------------------------------------------------------------------------------------------
 
 PHASES = ["before it is launched", "at the gate", "recorded", "begun"]
@@ -546,6 +591,8 @@ PHASES = ["before it is launched", "at the gate", "recorded", "begun"]
 
 class Held:
     """A monitor that is held in one phase of its start."""
+
+    phase = ""
 
     def __init__(self) -> None:
         self._at = threading.Event()
@@ -584,11 +631,11 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hel
 
     monkeypatch.setattr(launching, "launch", hold_launch)
     monkeypatch.setattr(Launched, "open_gate", hold_gate)
-    held.phase = request.param  # type: ignore[attr-defined]
+    held.phase = request.param
     return held
 
 
-def ran(held: Any, tmp_path: Path) -> bool:
+def ran(held: Held, tmp_path: Path) -> bool:
     """Say whether the program began though nobody wanted it any more."""
     return held.phase in PHASES[:2] and (tmp_path / "ran").exists()
 
@@ -729,6 +776,47 @@ async def test_a_stop_that_races_with_the_end_gives_one_end(session: SessionTask
     check_file(path)
 
 
+async def test_all_who_stop_it_at_once_are_given_one_end(session: SessionTasks, watch: Watch, path: Path) -> None:
+    task = await session.start_monitor(watch.sh("m", f"echo up; {STAY}"))
+    await said(session, "up")
+
+    records = await asyncio.gather(*(session.stop_monitor("m", str(n)) for n in range(5)), session.close())
+
+    assert {record.state for record in records[:-1]} == {TaskState.CANCELLED}  # type: ignore[union-attr]
+    assert event_types(path, task.task_seq).count("cancelled") == 1
+
+
+async def test_nobody_else_may_end_it(session: SessionTasks, watch: Watch) -> None:
+    task = await session.start_monitor(watch.sh("m", STAY))
+
+    for ending in (session.complete(task, TaskState.COMPLETED), session.unregister(task)):
+        with pytest.raises(TaskError):
+            await ending
+    assert (await task.record()).state is TaskState.RUNNING
+
+
+async def test_a_full_disk_before_it_is_recorded_is_no_failure_of_its_own(
+    store: TaskStore, session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store._core is not None
+    submit, refused = store._core.writer.run, []  # type: ignore[union-attr]
+
+    async def refuse_once(unit: Any) -> Any:
+        if not refused and "_record" in unit.__qualname__:
+            refused.append(unit)
+            raise StorageFull("the disk is full")
+        return await submit(unit)
+
+    monkeypatch.setattr(store._core.writer, "run", refuse_once)
+    task = await session.start_monitor(watch.sh("m", "exit 0"))
+
+    record = await task.wait(timeout=20)
+
+    assert refused
+    # fails: lines and outcomes are stored again once there is room, and what starts it is not
+    assert (record.state, record.failure) == (TaskState.COMPLETED, None)
+
+
 # --- when its store closes ------------------------------------------------------------------------------------------
 
 
@@ -842,27 +930,20 @@ async def test_without_it_the_next_store_starts_nothing(new: Callable[..., TaskS
         assert watch.running() == []
 
 
-async def test_a_loop_that_ends_without_closing_its_store_leaves_nothing_to_the_next(
+async def test_a_store_on_a_loop_of_another_thread_supervises_like_any(
     new: Callable[..., TaskStore], watch: Watch, path: Path
 ) -> None:
-    """Its tasks are cancelled by the loop's end, and nobody asked the store to close."""
-    store = new(cancel_grace=0.2)
-
     async def begin() -> None:
-        await store.open()
-        session = await store.session("s1")
-        await session.start_monitor(watch.sh("m", f"echo up; {STAY}"))
-        await said(session, "up")
-        await store.close()
+        async with new() as store:
+            session = await store.session("s1")
+            assert await (await session.start_monitor(watch.sh("one", "exit 0"))) == {"exit_status": 0}
+            await session.start_monitor(watch.sh("two", f"echo up; {STAY}"))
+            await said(session, "up")
 
-    def run() -> None:
-        asyncio.run(begin())
-
-    await asyncio.to_thread(run)
+    await asyncio.to_thread(lambda: asyncio.run(begin()))
 
     assert watch.running() == []
-    [row] = rows(path, "SELECT * FROM tasks")
-    assert row["state"] == "abandoned"
+    assert [row["state"] for row in rows(path, "SELECT state FROM tasks")] == ["completed", "abandoned"]
 
 
 # --- given up -------------------------------------------------------------------------------------------------------
@@ -1507,10 +1588,6 @@ async def test_a_program_that_does_not_know_of_it_lists_it_like_any_task(
     assert [one.id for one in await store.list()] == ["monitor:m"]
 
 
-async def test_what_a_wake_policy_is_named_is_a_word(watch: Watch) -> None:
-    assert watch.sh("m", "true", wake_policy="notify").wake_policy is WakePolicy.NOTIFY
-
-
 async def test_waiting_for_one_gives_its_slot_back(opened: Callable[..., Any], watch: Watch, tmp_path: Path) -> None:
     store = await opened(max_running=1)
     session = await store.session("s1")
@@ -1527,24 +1604,34 @@ async def test_waiting_for_one_gives_its_slot_back(opened: Callable[..., Any], w
     assert await waiting == {"exit_status": 0}
 
 
-async def test_a_file_that_is_written_by_hand_names_no_process_that_is_not_ours(
-    new: Callable[..., TaskStore], watch: Watch, path: Path
+@pytest.mark.parametrize("whose", ["another's", "our own group", "unreadable"])
+async def test_nothing_is_signalled_that_is_not_provably_the_process_that_was_recorded(
+    new: Callable[..., TaskStore], watch: Watch, path: Path, whose: str
 ) -> None:
-    """A recorded group that is this very process's is let be."""
+    """The number may be somebody else's by now; a hand may have written anything."""
     async with new() as store:
         await begun(await (await store.session("s1")).start_monitor(watch.sh("m", STAY, restart_on_restore=True)))
-    assert EventType.RELEASED in [event["type"] for event in rows(path, "SELECT type FROM events")]
-    connection = sqlite3.connect(path)
-    with connection:
-        pid = os.getpid()
-        connection.execute(
-            "UPDATE tasks SET process = json_object('pid', ?1, 'group', ?2, 'started', '1', 'boot_id', '', 'host', '',"
-            " 'namespace', '', 'token', '')",
-            (pid, os.getpgrp()),
-        )
-    connection.close()
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as bystander:
+        pid, group, started = bystander.pid, bystander.pid, "1"
+        if whose == "our own group":
+            pid, group, started = os.getpid(), os.getpgrp(), processes.started(os.getpid()) or ""
+        identity = processes.identify(pid, "token").model_copy(update={"group": group, "started": started})
+        hand = sqlite3.connect(path)
+        with hand:
+            hand.execute(
+                "UPDATE tasks SET process = ?", ["{}" if whose == "unreadable" else identity.model_dump_json()]
+            )
+        hand.close()
 
-    async with new() as store:
-        await (await store.session("s1")).stop_monitor("m")
-    # what a hand wrote is in no event
-    path.unlink()
+        async with new() as store:
+            session = await store.session("s1")
+            task = await session.handle("monitor:m")
+
+            async def runs_again() -> bool:
+                record = await task.record()
+                return record.process is not None and record.process.token not in {"token", ""}
+
+            await until_so(runs_again)
+            await session.stop_monitor("m")
+        assert bystander.poll() is None
+        bystander.kill()

@@ -982,14 +982,14 @@ async def refused(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_on_a_full_disk_it_runs_on_and_its_lines_are_stored_once_there_is_room(
-    store: TaskStore, session: SessionTasks, fed: Fed, caplog: pytest.LogCaptureFixture
+    store: TaskStore, session: SessionTasks, fed: Fed, watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk, pid = Disk(store), await begun(fed.task)
     await fed.say("before")
     await disk.fill()
     fed.tell("\n".join(f"{n} {WIDE}" for n in range(20)))
     await refused(caplog)
-    assert pid in (await until(lambda: [pid]))
+    assert pid in watch.running()
     assert (await fed.task.record()).state is TaskState.RUNNING
 
     await disk.free()
