@@ -602,6 +602,10 @@ class Held:
         self._at.set()
         assert self._go.wait(20)
 
+    @property
+    def is_reached(self) -> bool:
+        return self._at.is_set()
+
     async def reached(self) -> None:
         await until(self._at.is_set)
 
@@ -704,9 +708,11 @@ async def test_abandoned_in_any_phase_of_its_start_it_is_gone(
 async def test_one_whose_time_is_up_in_any_phase_of_its_start_is_failed_and_gone(
     session: SessionTasks, watch: Watch, held: Held, tmp_path: Path
 ) -> None:
-    task = await session.start_monitor(watch.sh("m", f"touch {tmp_path}/ran; {STAY}", timeout=0.05))
-    await held.reached()
-    body = session._core.runner._bodies[task.task_seq]
+    task = await session.start_monitor(watch.sh("m", f"touch {tmp_path}/ran; {STAY}", timeout=0.2))
+    bodies = session._core.runner._bodies  # type: ignore[union-attr]
+    body = await until(lambda: bodies.get(task.task_seq))
+    # on a busy machine it may be up before
+    await until(lambda: held.is_reached or body.timed_out)
     await until(lambda: body.timed_out)
 
     held.go_on()
