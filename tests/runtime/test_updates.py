@@ -26,6 +26,7 @@ from lash_store import (
     MonitorUpdate,
     Note,
     SessionTasks,
+    StorageFull,
     StoreClosed,
     StoreReadOnly,
     Stream,
@@ -33,6 +34,7 @@ from lash_store import (
     TaskStore,
     UnknownSession,
     WakePolicy,
+    monitoring,
 )
 from tests.runtime.support import RUNTIME, cancel_at, event_types, rows
 from tests.runtime.watching import (
@@ -1002,29 +1004,32 @@ async def test_on_a_full_disk_it_runs_on_and_its_lines_are_stored_once_there_is_
 
 @pytest.mark.parametrize("how", ["exits", "stopped"])
 async def test_what_it_wrote_on_a_full_disk_is_stored_though_it_ended_before_there_was_room(
-    store: TaskStore, session: SessionTasks, fed: Fed, watch: Watch, caplog: pytest.LogCaptureFixture, how: str
+    session: SessionTasks,
+    fed: Fed,
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
-    disk = Disk(store)
-    await fed.say("before")
-    await disk.fill()
-    fed.tell("\n".join(f"{n} {WIDE}" for n in range(20)))
-    await refused(caplog)
-    if how == "exits":
-        fed.tell("END")
-    else:
-        # the request is no larger than what is there
-        await disk.free()
-        await session.cancel(fed.task, timeout=0)
-        await disk.fill()
-    await until(lambda: not watch.running())
+    def refuse(*_: Any) -> Any:
+        raise StorageFull("the disk is full")
 
-    await disk.free()
+    await fed.say("before")
+    with monkeypatch.context() as full:
+        full.setattr(monitoring, "store_lines", refuse)
+        fed.tell("one\ntwo")
+        await refused(caplog)
+        if how == "exits":
+            fed.tell("END")
+        else:
+            await session.cancel(fed.task, timeout=0)
+        await until(lambda: not watch.running())
     record = await fed.task.wait(timeout=20)
 
     assert record.state is (TaskState.COMPLETED if how == "exits" else TaskState.CANCELLED)
     # fails: the batch that waits to be tried again is lost when the process ends
-    assert lines(await session.updates()) == ["before", *(f"{n} {WIDE}" for n in range(20))]
-    check_counts(await monitor(session, "fed"), 21)
+    assert lines(await session.updates()) == ["before", "one", "two"]
+    check_counts(await monitor(session, "fed"), 3)
 
 
 async def test_a_store_that_closes_on_a_full_disk_leaves_no_process(
