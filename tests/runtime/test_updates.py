@@ -978,9 +978,10 @@ class Disk:
 WIDE = "w" * 3000
 
 
-async def refused(caplog: pytest.LogCaptureFixture) -> None:
-    """Wait until lines could not be stored."""
-    await until(lambda: any(record.message == "lines_not_stored" for record in caplog.records))
+async def refused(caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
+    """Wait until lines could not be stored, so many *times* from now on, or at all."""
+    before = 0 if times == 1 else len(caplog.records)
+    await until(lambda: [one.message for one in caplog.records[before:]].count("lines_not_stored") >= times)
 
 
 async def test_on_a_full_disk_it_runs_on_and_its_lines_are_stored_once_there_is_room(
@@ -1024,6 +1025,8 @@ async def test_what_it_wrote_on_a_full_disk_is_stored_though_it_ended_before_the
         else:
             await session.cancel(fed.task, timeout=0)
         await until(lambda: not watch.running())
+        # by then its end is known here, too
+        await refused(caplog, 3)
     record = await fed.task.wait(timeout=20)
 
     assert record.state is (TaskState.COMPLETED if how == "exits" else TaskState.CANCELLED)
