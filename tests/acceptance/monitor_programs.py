@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ flock -n 9 || echo $$ >> "$1.overlap"
 """
 
 _BODIES = {
-    "lines": 'n=0; while :; do n=$((n+1)); echo "$$ $n"; sleep 0.03; done',
+    # if it does not end of SIGPIPE, it has nobody to tell that nobody reads
+    "lines": 'n=0; while :; do n=$((n+1)); echo "$$ $n" 2> /dev/null || :; sleep 0.03; done',
     "short": 'echo "$$ 1"; echo "$$ 2"; exit 0',
     "fails": 'echo "$$ 1"; exit 3',
     "tree": '(echo member; while :; do sleep 1000; done) & echo "$! member" >> "$1.members"; wait',
@@ -62,7 +64,7 @@ def spec(path: str, monitor_id: str, does: str = "lines", *, stubborn: bool = Fa
 
     A *stubborn* one, and all it starts, does not mind SIGTERM.
     """
-    script = _BEGIN.format(ignore="trap '' TERM" if stubborn else "") + _BODIES[does]
+    script = _BEGIN.format(ignore="trap '' TERM PIPE" if stubborn else "") + _BODIES[does]
     mark = columns.pop("mark", path)
     columns = {"wake_policy": "notify", **columns}
     return MonitorSpec(id=monitor_id, command=["/bin/sh", "-c", script, mark, path], env={MARK: mark}, **columns)
@@ -141,11 +143,33 @@ class Fate:
         self.may_die(place)
 
     async def reaches(self, place: str) -> None:
-        """Pass a place in the loop."""
+        """Pass a place in the loop, and be cancelled there at most once it has been passed."""
+        cancelled: asyncio.CancelledError | None = None
         if self._cancels_at == place:
             self._cancels_at = None
-            await self._cancel()
+            asking = asyncio.create_task(self._cancel())
+            while not asking.done():
+                try:
+                    await asyncio.wait({asking})
+                except asyncio.CancelledError as error:
+                    cancelled = error
+            asking.result()
         self.may_die(place)
+        if cancelled is not None:
+            raise cancelled
+
+    def cancels_unnoticed(self, path: str) -> None:
+        """Pass a place in the loop at which another store requests the cancel, of which this one hears later."""
+
+        async def from_outside() -> None:
+            async with TaskStore.connect(path, runtime=RUNTIME) as store:
+                await (await store.session("s1")).cancel("monitor:m", "unnoticed", timeout=0)
+
+        if self._cancels_at == "unnoticed":
+            self._cancels_at = None
+            outside = threading.Thread(target=lambda: asyncio.run(from_outside()))
+            outside.start()
+            outside.join()
 
     def may_die(self, place: str) -> None:
         """Die, if it is here, and what was to be requested before was."""
@@ -179,8 +203,9 @@ class Fate:
             self.may_die("recording")
             return found
 
-        async def recorded(*arguments: Any) -> None:
-            await record(*arguments)
+        async def recorded(supervisor: Any, launched: Any) -> None:
+            self.cancels_unnoticed(str(supervisor._core.path))
+            await record(supervisor, launched)
             await self.reaches("recorded")
 
         def writing(descriptor: int, data: bytes) -> None:

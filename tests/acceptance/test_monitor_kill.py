@@ -8,15 +8,19 @@ What is supervised appends its pid to a file before anything else, and notes whe
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import platform
+import random
+import secrets
 import shutil
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -239,12 +243,13 @@ CANCELS = [
     ("launching", "launched"),
     ("launching", "exited"),
     ("launching", "ending"),
-    ("launched", "recording"),
     ("launched", "launched"),
     ("launched", "ending"),
     ("recorded", "recorded"),
-    ("recorded", "told"),
-    ("recorded", "opened"),
+    ("recorded", "ending"),
+    ("unnoticed", "recording"),
+    ("unnoticed", "exited"),
+    ("unnoticed", "ending"),
     ("told", "told"),
     ("told", "SIGTERM sent"),
     ("opened", "opened"),
@@ -354,7 +359,8 @@ async def test_who_is_killed_while_it_recovers_a_killed_owner_leaves_as_much_to_
             assert row["state"] == ("cancelled" if cancels else "abandoned")
         story.check_known()
         check_file(path)
-        await settle(path, GONE if place in {"left-over ended", "taking over"} else ENDED)
+        gone = place in {"left-over ended", "taking over"}
+        await settle(path, GONE if gone else ANY if place == "SIGKILL sent" else ENDED)
         assert len(story.began()) <= 1 + 2 * rerun
 
     await asyncio.gather(one(False), one(True))
@@ -393,14 +399,14 @@ class Innocent:
         """Return what would name it, were it a monitor's."""
         return json.loads(processes.identify(self.process.pid, "").model_dump_json())
 
-    async def is_unharmed(self) -> None:
+    async def is_unharmed(self, by: str) -> None:
         """Hold that it was sent nothing: a signal of ours is the first it writes down."""
-        assert self.process.poll() is None, "it was killed"
+        assert self.process.poll() is None, f"it was killed by {by}"
         os.kill(self.process.pid, signal.SIGUSR1)
         async with asyncio.timeout(10):
             while "USR1" not in self.log.read_text():
                 await asyncio.sleep(0.002)
-        assert self.log.read_text().split() == ["ready", "USR1"]
+        assert self.log.read_text().split() == ["ready", "USR1"], by
         assert self.before[0] in self.children()
         self.log.write_text("ready\n")
         self.before = self.children()
@@ -444,7 +450,7 @@ def _forgeries(innocent: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
         "started later": {**innocent, "started": str(int(innocent["started"]) + 1)},
         "started earlier": {**innocent, "started": str(int(innocent["started"]) - 1)},
         "no start time": {**innocent, "started": ""},
-        "a member of it": {**innocent, "pid": int(child)},
+        "a member of it": {**innocent, "pid": int(child), "started": str(int(innocent["started"]) + 9)},
         "other boot": {**innocent, "boot_id": "00000000-0000-0000-0000-000000000000"},
         "no boot": {**innocent, "boot_id": ""},
         "other host": {**innocent, "host": f"not-{platform.node()}"},
@@ -467,12 +473,11 @@ def _forgeries(innocent: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
         "nothing in it": "{}",
         "a text": '"17"',
         "texts for numbers": {**innocent, "pid": str(innocent["pid"]), "group": "many"},
-        "more in it": {**innocent, "nonsense": 1},
         "a float": {**innocent, "pid": innocent["pid"] + 0.5},
     }
 
 
-NAMES_NOTHING = {"null", "a number", "a list", "nothing in it", "a text", "texts for numbers", "more in it", "a float"}
+NAMES_NOTHING = {"null", "a number", "a list", "nothing in it", "a text", "texts for numbers", "a float"}
 UNPROVEN = {"unknown leader"}
 """Its leader is nobody any more, and the members of its group carry no token."""
 
@@ -497,14 +502,14 @@ async def killed(start: Start, fresh: Path, tmp_path: Path) -> Callable[[bool], 
     return make
 
 
-async def _recover_forged(file: Path, path: Path, forged: Any, innocents: list[Innocent]) -> dict[str, Any]:
+async def _recover_forged(file: Path, path: Path, name: str, forged: Any, innocents: list[Innocent]) -> dict[str, Any]:
     copy(file, path)
     forge(path, forged)
     story = Story(path)
     store = TaskStore(path, runtime=RUNTIME, cancel_grace=0.05)
     async with store, asyncio.timeout(20):
         for one in innocents:
-            await one.is_unharmed()
+            await one.is_unharmed(name)
         row = story.row()
         # whoever looks is told, not stopped
         await store.list()
@@ -526,7 +531,7 @@ async def test_what_is_not_provably_what_was_recorded_is_not_signalled(
     assert forgeries.keys() >= NAMES_NOTHING | UNPROVEN | NAMES_TWO
 
     for number, name in enumerate(sorted(forgeries.keys() - NAMES_TWO)):
-        row = await _recover_forged(file, tmp_path / f"forged {number}.db", forgeries[name], [innocent, other])
+        row = await _recover_forged(file, tmp_path / f"forged {number}.db", name, forgeries[name], [innocent, other])
         if not rerun:
             evidence = json.loads(row["evidence"])["process"]
             assert evidence["became"] == ("unproven" if name in UNPROVEN else "gone"), name
@@ -539,7 +544,7 @@ async def test_a_leader_does_not_prove_the_group_of_another_to_be_its_own(
     file = await killed(False)
     forged = _forgeries(innocent.identity(), other.identity())[name]
 
-    await _recover_forged(file, tmp_path / "forged.db", forged, [innocent, other])
+    await _recover_forged(file, tmp_path / "forged.db", name, forged, [innocent, other])
 
 
 @pytest.mark.parametrize("forged", ["null", "17", "{}", '{"pid": 0}'])
@@ -552,8 +557,18 @@ async def test_a_row_whose_process_is_unreadable_can_be_read_beside_its_dead_own
     async with TaskStore.open_readonly(path) as looking:
         [record] = await looking.list()
         assert record.id == MONITOR
+
+
+@pytest.mark.parametrize("forged", ["null", "17", "{}", '{"pid": 0}'])
+async def test_a_row_of_a_dead_owner_whose_process_is_unreadable_can_be_cancelled_by_who_connects(
+    killed: Callable[[bool], Any], forged: str
+) -> None:
+    path = await killed(True)
+    forge(path, forged)
+
     async with TaskStore.connect(path, runtime=RUNTIME) as asking, asyncio.timeout(20):
         record = await (await asking.session("s1")).cancel(MONITOR, timeout=10)
+
     assert record.state is TaskState.CANCELLED
     check_file(path)
 
@@ -768,16 +783,20 @@ async def test_of_stores_that_recover_the_same_stubborn_monitor_at_once_one_star
 # --- many in one process --------------------------------------------------------------------------------------------
 
 
-def _held() -> dict[str, Any]:
+def _held() -> dict[str, Counter[Any]]:
     """Count what this process has: descriptors, threads, and children, dead ones too."""
-    folder = Path("/proc/self/task")
-    children = [pid for thread in folder.iterdir() for pid in (thread / "children").read_text().split()]
+    files = Counter[Any]()
+    for link in Path("/proc/self/fd").iterdir():
+        # the folder itself is open while it is listed
+        with suppress(OSError):
+            files[link.name, str(link.readlink())] += 1
+    threads = Path("/proc/self/task").iterdir()
     return {
-        "descriptors": sorted(str(link.name) for link in Path("/proc/self/fd").iterdir()),
-        "threads": sorted(thread.name for thread in threading.enumerate()),
-        "children": sorted(children),
-        "tasks": sorted(task.get_name() for task in asyncio.all_tasks()),
-        "unreaped": sorted(launching._children),
+        "descriptors": files,
+        "threads": Counter(thread.name for thread in threading.enumerate()),
+        "children": Counter(pid for thread in threads for pid in (thread / "children").read_text().split()),
+        "tasks": Counter(task.get_name() for task in asyncio.all_tasks()),
+        "unreaped": Counter(iter(launching._children)),
     }
 
 
@@ -799,14 +818,191 @@ async def test_200_starts_and_stops_leave_nothing_in_the_process(fresh: Path, tm
             assert (record.state, record.task_seq) == (TaskState.CANCELLED, handle.task_seq)
 
         await cycle(0)
+        gc.collect()
         before = _held()
         for first in range(1, 201, 4):
             await asyncio.gather(*(cycle(number) for number in range(first, first + 4)))
-        async with asyncio.timeout(10):
+        deadline = time.monotonic() + 10
+        while _held() != before and time.monotonic() < deadline:
             # a thread that has answered may not have ended yet
-            while _held() != before:
-                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)
+        after = _held()
+        assert {what: (after[what] - before[what]) + (before[what] - after[what]) for what in before} == {
+            what: Counter() for what in before
+        }
         assert living(mark) == []
     print(f"200 cycles in {time.monotonic() - began:.1f} s")
     assert [row["n"] for row in rows(path, "SELECT count(*) AS n FROM tasks WHERE state = 'cancelled'")] == [201]
+    check_file(path)
+
+
+# --- at random ------------------------------------------------------------------------------------------------------
+
+
+class Lives:
+    """What the owners of a campaign said over all their lives, held against the file and against what runs."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+        self.acknowledged: set[int] = set()
+        self.in_doubt: set[int] = set()
+        self.stopped: dict[int, str] = {}
+        self.begun: dict[int, str] = {}
+        self.counts = Counter[str]()
+
+    def add(self, said: list[list[Any]]) -> None:
+        """Take in one life, in the order in which it was told."""
+        given: list[int] = []
+        for kind, *words in said:
+            self.counts[kind] += 1
+            match kind, words:
+                case "given", [taken]:
+                    # what was acknowledged once is never handed out again, by whatever store
+                    assert set(taken) & self.acknowledged == set(), "an acknowledged update was handed out again"
+                    assert taken == sorted(set(taken))
+                    given = taken
+                case "acknowledged", [taken]:
+                    assert taken == given
+                    self.acknowledged |= set(taken)
+                    self.counts["updates"] += len(taken)
+                    given = []
+                case "stopped", [task_seq, state]:
+                    self.stopped[task_seq] = state
+                case "begun", [task_seq, name]:
+                    self.begun[task_seq] = name
+                case "refused", [name]:
+                    self.counts[f"refused {name}"] += 1
+        self.in_doubt |= set(given)
+
+    def check_running(self) -> str | None:
+        """Say what runs that should not: of each live monitor one process group at most, of all others none."""
+        alive = living(str(self.folder))
+        live = {
+            json.loads(row["process"])["token"]: row["task_seq"]
+            for row in rows(
+                self.path, "SELECT task_seq, process FROM tasks WHERE completed_at IS NULL AND process NOT NULL"
+            )
+        }
+        known = {process["token"]: process for process in told(self.path)}
+        odd = [process for process in alive if process.token not in live]
+        if odd:
+            return f"{[(process, known.get(process.token)) for process in odd]} should not run"
+        groups = defaultdict(set)
+        for process in alive:
+            groups[live[process.token]].add(process.group)
+        several = {task_seq: found for task_seq, found in groups.items() if len(found) > 1}
+        return f"of {several} several run" if several else None
+
+    def check_lines(self) -> int:
+        """Hold that the lines kept of each task are in order, and that of each process, too; return how many there are."""
+        last: dict[int, int] = {}
+        written: dict[tuple[int, str], int] = {}
+        found = rows(self.path, "SELECT * FROM updates ORDER BY update_seq")
+        for row in found:
+            assert row["line"] > last.get(row["task_seq"], 0), row
+            last[row["task_seq"]] = row["line"]
+            pid, number = row["text"].split()
+            assert int(number) > written.get((row["task_seq"], pid), 0), row
+            written[row["task_seq"], pid] = int(number)
+        counted = {row["task_seq"]: row for row in rows(self.path, "SELECT * FROM monitors")}
+        kept = Counter(row["task_seq"] for row in found)
+        for task_seq, row in counted.items():
+            assert (row["kept_lines"], row["lines"] >= last.get(task_seq, 0)) == (kept[task_seq], True), row
+        read = {row["update_seq"] for row in found if row["acknowledged_at"] is not None}
+        # what was told to be acknowledged is; what is beside that was in doubt when its reader was killed
+        assert self.acknowledged & {row["update_seq"] for row in found} <= read
+        assert read <= self.acknowledged | self.in_doubt
+        return len(found)
+
+    def check_known(self) -> int:
+        """Hold that whatever began was recorded for its task, and ran alone; return how many that were."""
+        names = {
+            row["task_seq"]: row["monitor_id"] for row in rows(self.path, "SELECT task_seq, monitor_id FROM monitors")
+        }
+        recorded = {(names[process["task_seq"]], process["pid"]) for process in told(self.path)}
+        began = [
+            (file.name.removesuffix(".pids"), int(pid))
+            for file in self.folder.glob("*.pids")
+            for pid in file.read_text().split()
+        ]
+        assert set(began) <= recorded
+        assert list(self.folder.glob("*.overlap")) == []
+        return len(began)
+
+
+KILLS = int(os.environ.get("LASH_STORE_KILLS", "100"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_over_random_kills_of_an_owner_no_process_is_unknown_doubled_or_left_and_no_update_is_given_twice(
+    start: Start, tmp_path: Path
+) -> None:
+    """
+    Kill an owner that starts, stops, hands over and reads monitors at random, a hundred times (``LASH_STORE_KILLS``).
+
+    One kill in four falls into the opening and its recovery. The seed (``LASH_STORE_SEED``) and the figures are printed. After
+    each life the next one says when it has opened; before it goes on, what runs is held against the rows.
+    """
+    path, folder = tmp_path / "agent.db", tmp_path / "run"
+    folder.mkdir()
+    seed = int(os.environ.get("LASH_STORE_SEED", secrets.randbits(32)))
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    lives = Lives(path, folder)
+    began = time.monotonic()
+    checked = 0
+    async with asyncio.timeout(800):
+        for number in range(KILLS + 1):
+            worker = start(programs.life, str(path), str(folder), seed, number)
+            await worker.says("born", number)
+            if number % 4 == 3 and number < KILLS:
+                pause = chance.uniform(0.0, 0.3)
+            else:
+                await worker.says("open")
+                wrong = lives.check_running()
+                for _ in range(50):
+                    # the file and what runs are not read at one moment
+                    if wrong is None:
+                        break
+                    await asyncio.sleep(0.02)
+                    wrong = lives.check_running()
+                assert wrong is None, f"life {number}: {wrong}"
+                checked += 1
+                (folder / f"go{number}").touch()
+                pause = chance.uniform(0.0, 1.5)
+            if number == KILLS:
+                break
+            deadline = time.monotonic() + pause
+            while (left := deadline - time.monotonic()) > 0:
+                await asyncio.to_thread(worker.listen, left)
+            lives.add(await asyncio.to_thread(worker.kill))
+            assert worker.exit_code == -9, f"life {number} ended by itself: {worker.said[-3:]}"
+            lives.check_lines()
+        lives.add(await asyncio.to_thread(worker.kill))
+
+        async with TaskStore(path, runtime=RUNTIME, cancel_grace=0.2) as store:
+            for index in (1, 2, 3):
+                session = await store.session(f"s{index}")
+                await session.cancel_all("the end")
+                async with session.take_updates() as updates:
+                    taken = {update.update_seq for update in updates}
+                assert taken & lives.acknowledged == set()
+                lives.acknowledged |= taken
+            assert living(str(folder)) == []
+
+    kept, ran = lives.check_lines(), lives.check_known()
+    tasks = rows(path, "SELECT * FROM tasks")
+    print(
+        f"{KILLS} kills in {time.monotonic() - began:.0f} s, {checked} of them looked at: {len(tasks)} monitors, "
+        f"{ran} processes, at most {max(row['attempt'] for row in tasks)} attempts; "
+        f"{dict(Counter(row['state'] for row in tasks))}; {kept} lines kept, {len(lives.acknowledged)} acknowledged, "
+        f"{len(lives.in_doubt)} in doubt; {dict(lives.counts)}"
+    )
+    assert {row["completed_at"] is None for row in tasks} == {False}
+    states = {row["task_seq"]: row["state"] for row in tasks}
+    assert {seq: state for seq, state in lives.stopped.items() if states[seq] != state} == {}
+    assert set(lives.begun) <= states.keys()
+    assert {name for name in lives.counts if name.startswith("refused")} <= {"refused", "refused HandleNotVisible"}
     check_file(path)
