@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -354,6 +355,36 @@ async def ask(report: Report, path: str, fate: dict[str, Any], options: dict[str
         session = await store.session("s1")
         record = await session.cancel("monitor:m", "from outside", timeout=20)
         report("cancelled", str(record.state), len(living(f"{path}.pids")))
+
+
+async def give_up(report: Report, path: str, fate: dict[str, Any], options: dict[str, Any]) -> None:
+    """Give up the monitor of an owner that is stuck, as a person would, and die where it is said."""
+    Fate(report, fate.get("dies_at", "nowhere")).watch()
+    async with TaskStore.connect(path, runtime=RUNTIME) as store:
+        record = await (await store.session("s1")).abandon("monitor:m", "stuck")
+        report("given up", str(record.state), len(living(f"{path}.pids")))
+
+
+async def fork_and_die(report: Report, path: str, until: str) -> None:
+    """Start a monitor, and die before it is recorded, but leave a forked child that lives until a file is there."""
+    pids = f"{path}.pids"
+    os.environ[OWNER] = pids
+    launch = launching.launch
+
+    def launching_(*arguments: Any) -> Any:
+        launch(*arguments)
+        if os.fork() == 0:
+            while not Path(until).exists():
+                time.sleep(0.01)
+            os._exit(0)
+        report("dies")
+        die()
+
+    launching.launch = launching_
+    async with TaskStore(path, runtime=RUNTIME) as store:
+        session = await store.session("s1")
+        await session.start_monitor(spec(pids, "m"))
+        await asyncio.Event().wait()
 
 
 # --- an owner at random ---------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from lash_store import TaskState, TaskStore, launching, processes
 from tests.acceptance import monitor_programs as programs
 from tests.acceptance.monitor_programs import OWNER, RUNTIME, living, spec, told
 from tests.acceptance.processes import Worker
-from tests.runtime.support import check_file, event_types, rows
+from tests.runtime.support import check_file, event_count, event_types, rows
 
 Start = Callable[..., Worker]
 GRACE = 0.3
@@ -122,11 +122,7 @@ async def settle(path: Path, became: set[str], **options: Any) -> None:
         elif left["state"] == "cancel_requested":
             assert (row["state"], row["attempt"]) == ("cancelled", left["attempt"])
         elif left["recovery"] == "rerun":
-            assert (row["state"], row["attempt"], row["owner_id"]) == (
-                "running",
-                left["attempt"] + 1,
-                2 + row["owner_id"] - 2,
-            )
+            assert (row["state"], row["attempt"]) == ("running", left["attempt"] + 1)
             assert row["attempts_spent"] == left["attempts_spent"] + 1
             await story.until(lambda: len(story.began()) > began, "the new attempt begins")
             running = json.loads(story.row()["process"])
@@ -145,15 +141,16 @@ async def settle(path: Path, became: set[str], **options: Any) -> None:
                     recorded["started"],
                 )
                 assert evidence["process"]["became"] in became
+        # what waited at the gate goes by itself
+        await story.until(lambda: not living(story.mark, OWNER), "nothing waits at a gate")
         if row["completed_at"] is not None:
-            # what waited at the gate goes by itself
-            await story.until(lambda: not living(story.mark, OWNER), "nothing waits at a gate")
             assert living(story.mark) == []
             assert (row["process"], len(story.began())) == (None, began)
+            before = event_count(path)
+            await store.recover()
+            assert event_count(path) == before
         story.check_known()
         check_file(path)
-        await store.recover()
-        assert store.recovered.dead_owners or left["completed_at"] is not None or became == {"by another"}
     assert living(story.mark) == []
     story.check_known()
     check_file(path)
@@ -537,6 +534,7 @@ async def test_what_is_not_provably_what_was_recorded_is_not_signalled(
             assert evidence["became"] == ("unproven" if name in UNPROVEN else "gone"), name
 
 
+# fails: a true leader is taken for proof of whatever group stands beside it, which is killed
 @pytest.mark.parametrize("name", sorted(NAMES_TWO))
 async def test_a_leader_does_not_prove_the_group_of_another_to_be_its_own(
     killed: Callable[[bool], Any], tmp_path: Path, innocent: Innocent, other: Innocent, name: str
@@ -547,8 +545,9 @@ async def test_a_leader_does_not_prove_the_group_of_another_to_be_its_own(
     await _recover_forged(file, tmp_path / "forged.db", name, forged, [innocent, other])
 
 
+# fails: ValidationError, and so every list() of the file until somebody recovers the row
 @pytest.mark.parametrize("forged", ["null", "17", "{}", '{"pid": 0}'])
-async def test_a_row_whose_process_is_unreadable_can_be_read_beside_its_dead_owner_and_cancelled(
+async def test_a_row_whose_process_is_unreadable_can_be_read_beside_its_dead_owner(
     killed: Callable[[bool], Any], forged: str
 ) -> None:
     path = await killed(False)
@@ -780,16 +779,126 @@ async def test_of_stores_that_recover_the_same_stubborn_monitor_at_once_one_star
         assert len(story.began()) == 3
 
 
+# --- given up by a person --------------------------------------------------------------------------------------------
+
+
+async def _stuck(start: Start, path: Path, *, rerun: bool) -> tuple[Worker, Story]:
+    """Stop an owner whose monitor runs."""
+    what = {"stubborn": True, "restart_on_restore": rerun}
+    worker = start(programs.keep, str(path), what, {}, {"cancel_grace": GRACE})
+    await worker.says("stays")
+    worker.stop()
+    return worker, Story(path)
+
+
+# fails for owner_bound: the row is terminal before its process is ended, and no recovery looks at it any more
+@pytest.mark.parametrize("rerun", [False, True], ids=["owner_bound", "rerun"])
+async def test_what_ran_for_work_that_was_given_up_is_ended_by_the_next_store_if_who_gave_it_up_was_killed(
+    start: Start, fresh: Path, tmp_path: Path, rerun: bool
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    owner, story = await _stuck(start, path, rerun=rerun)
+    person = start(programs.give_up, str(path), {"dies_at": "left-over found"}, {})
+    await person.says("dies")
+    person.join()
+    owner.kill()
+    [old] = story.recorded()
+
+    async with TaskStore(path, runtime=RUNTIME, cancel_grace=GRACE) as store:
+        await store.recover()
+
+        assert [process for process in living(story.mark) if process.token == old["token"]] == []
+    story.check_known()
+    check_file(path)
+
+
+# fails: what was given up is pending, and pending work is cancelled at once, whatever runs for it
+async def test_what_was_given_up_is_not_cancelled_before_what_ran_for_it_is_gone(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    owner, story = await _stuck(start, path, rerun=True)
+    person = start(programs.give_up, str(path), {"dies_at": "left-over found"}, {})
+    await person.says("dies")
+    person.join()
+    owner.kill()
+    async with TaskStore.connect(path, runtime=RUNTIME) as asking:
+        record = await (await asking.session("s1")).cancel(MONITOR, timeout=10)
+
+        assert (record.state, living(story.mark)) == (TaskState.CANCELLED, [])
+
+    async with TaskStore(path, runtime=RUNTIME, cancel_grace=GRACE):
+        assert living(story.mark) == []
+    check_file(path)
+
+
+async def test_what_ran_for_a_stuck_owner_is_gone_once_its_work_was_given_up(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    owner, story = await _stuck(start, path, rerun=False)
+
+    person = start(programs.give_up, str(path), {}, {})
+
+    assert await person.says("given up") == ["given up", "abandoned", 0]
+    person.join()
+    os.kill(owner.pid, signal.SIGCONT)
+    owner.kill()
+    assert story.row()["state"] == "abandoned"
+    check_file(path)
+
+
+# --- what else an owner's death may leave ----------------------------------------------------------------------------
+
+
+# fails: a forked child of the owner holds the gate, too, and what waits there never hears that nobody comes
+async def test_what_waits_at_the_gate_goes_with_its_owner_even_if_a_forked_child_of_that_lives_on(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path, until = copy(fresh, tmp_path / "agent.db"), tmp_path / "until"
+    worker = start(programs.fork_and_die, str(path), str(until))
+    await worker.says("dies")
+    worker._process.join(20)
+    try:
+        deadline = time.monotonic() + 3
+        while living(f"{path}.pids", OWNER) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        assert living(f"{path}.pids", OWNER) == []
+    finally:
+        until.touch()
+
+
+# fails: closing waits for the recovery, and that for the grace
+async def test_a_store_that_ends_what_a_dead_peer_left_closes_in_the_time_it_was_given(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    peer = TaskStore(path, runtime=RUNTIME, cancel_grace=8.0)
+    async with peer:
+        story = await kill_at(start, path, {"dies_at": "running"}, "lines", stubborn=True, rerun=False)
+        while peer._recoverer is not None and not peer._recoverer._one_at_a_time.locked():
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+
+        await peer.close(timeout=0.5)
+
+        took = time.monotonic() - began
+    assert story.row()["completed_at"] is None or living(story.mark) == []
+    await settle(path, ANY)
+    assert took < 4.0
+
+
 # --- many in one process --------------------------------------------------------------------------------------------
 
 
-def _held() -> dict[str, Counter[Any]]:
+def _held(path: Path) -> dict[str, Counter[Any]]:
     """Count what this process has: descriptors, threads, and children, dead ones too."""
     files = Counter[Any]()
     for link in Path("/proc/self/fd").iterdir():
-        # the folder itself is open while it is listed
+        # the folder itself is open while it is listed; the store opens its file once more for its first checkpoint
         with suppress(OSError):
-            files[link.name, str(link.readlink())] += 1
+            if not str(link.readlink()).startswith(str(path)):
+                files[link.name, str(link.readlink())] += 1
     threads = Path("/proc/self/task").iterdir()
     return {
         "descriptors": files,
@@ -819,20 +928,55 @@ async def test_200_starts_and_stops_leave_nothing_in_the_process(fresh: Path, tm
 
         await cycle(0)
         gc.collect()
-        before = _held()
+        before = _held(path)
         for first in range(1, 201, 4):
             await asyncio.gather(*(cycle(number) for number in range(first, first + 4)))
         deadline = time.monotonic() + 10
-        while _held() != before and time.monotonic() < deadline:
+        while _held(path) != before and time.monotonic() < deadline:
             # a thread that has answered may not have ended yet
             await asyncio.sleep(0.01)
-        after = _held()
+        after = _held(path)
         assert {what: (after[what] - before[what]) + (before[what] - after[what]) for what in before} == {
             what: Counter() for what in before
         }
         assert living(mark) == []
     print(f"200 cycles in {time.monotonic() - began:.1f} s")
     assert [row["n"] for row in rows(path, "SELECT count(*) AS n FROM tasks WHERE state = 'cancelled'")] == [201]
+    check_file(path)
+
+
+# --- the books ---------------------------------------------------------------------------------------------------------
+
+
+# fails: a note of a monitor that runs is an event that says when the row was changed, and the row is not
+async def test_the_events_of_a_monitor_that_wakes_its_session_give_its_row(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    worker = start(programs.keep, str(path), {"wake_policy": "queue_turn"}, {}, {"cancel_grace": GRACE})
+    await worker.says("stays")
+
+    worker.kill()
+
+    assert "noted" in event_types(path, 1)
+    check_file(path)
+
+
+async def test_a_session_is_told_that_a_monitor_was_abandoned_in_the_transaction_that_does_it(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    worker = start(programs.keep, str(path), {"wake_policy": "queue_turn"}, {}, {"cancel_grace": GRACE})
+    await worker.says("stays")
+    worker.kill()
+
+    async with TaskStore(path, runtime=RUNTIME, cancel_grace=GRACE) as store:
+        async with (await store.session("s1")).inbox() as notes:
+            [note] = notes
+        assert note.task_id == MONITOR
+        assert note.text.endswith("was abandoned")
+        await store.recover()
+        assert await (await store.session("s1")).notes() == []
     check_file(path)
 
 
