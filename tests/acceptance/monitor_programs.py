@@ -47,7 +47,7 @@ flock -n 9 || echo $$ >> "$1.overlap"
 """
 
 _BODIES = {
-    # if it does not end of SIGPIPE, it has nobody to tell that nobody reads
+    # it does not mind that nobody reads what it writes
     "lines": 'n=0; while :; do n=$((n+1)); echo "$$ $n" 2> /dev/null || :; sleep 0.03; done',
     "short": 'echo "$$ 1"; echo "$$ 2"; exit 0',
     "fails": 'echo "$$ 1"; exit 3',
@@ -65,7 +65,7 @@ def spec(path: str, monitor_id: str, does: str = "lines", *, stubborn: bool = Fa
 
     A *stubborn* one, and all it starts, does not mind SIGTERM.
     """
-    script = _BEGIN.format(ignore="trap '' TERM PIPE" if stubborn else "") + _BODIES[does]
+    script = _BEGIN.format(ignore="trap '' TERM PIPE" if stubborn else "trap '' PIPE") + _BODIES[does]
     mark = columns.pop("mark", path)
     columns = {"wake_policy": "notify", **columns}
     return MonitorSpec(id=monitor_id, command=["/bin/sh", "-c", script, mark, path], env={MARK: mark}, **columns)
@@ -360,7 +360,9 @@ async def ask(report: Report, path: str, fate: dict[str, Any], options: dict[str
 async def give_up(report: Report, path: str, fate: dict[str, Any], options: dict[str, Any]) -> None:
     """Give up the monitor of an owner that is stuck, as a person would, and die where it is said."""
     Fate(report, fate.get("dies_at", "nowhere")).watch()
-    async with TaskStore.connect(path, runtime=RUNTIME) as store:
+    store = TaskStore.connect(path, runtime=RUNTIME)
+    store._cancel_grace = options.get("cancel_grace", 5.0)
+    async with store:
         record = await (await store.session("s1")).abandon("monitor:m", "stuck")
         report("given up", str(record.state), len(living(f"{path}.pids")))
 

@@ -181,8 +181,9 @@ AT_WORK = ["told", "opened", "running", "storing", "stored"]
 ANY, ENDED, GONE = {"ended", "gone"}, {"ended"}, {"gone"}
 BECAME: dict[str, set[str]] = {
     **{place: set() for place in UNKNOWN},
-    # a program may end of SIGPIPE, once nobody reads what it writes
-    **dict.fromkeys(GATED + AT_WORK, ANY),
+    # what waits at the gate may have gone before it is looked for
+    **dict.fromkeys(GATED, ANY),
+    **dict.fromkeys(AT_WORK, ENDED),
     "exited": GONE,
     "ending": GONE,
     "ended": GONE,
@@ -527,7 +528,9 @@ async def test_what_is_not_provably_what_was_recorded_is_not_signalled(
     forgeries = _forgeries(innocent.identity(), other.identity())
     assert forgeries.keys() >= NAMES_NOTHING | UNPROVEN | NAMES_TWO
 
-    for number, name in enumerate(sorted(forgeries.keys() - NAMES_TWO)):
+    # what is started again is started in the same way, whatever was found
+    chosen = {"started later", "other boot", "other host", "unknown leader", "group 0", "pid 1", "null"}
+    for number, name in enumerate(sorted(chosen if rerun else forgeries.keys() - NAMES_TWO)):
         row = await _recover_forged(file, tmp_path / f"forged {number}.db", name, forgeries[name], [innocent, other])
         if not rerun:
             evidence = json.loads(row["evidence"])["process"]
@@ -749,10 +752,29 @@ async def test_an_owner_killed_in_the_midst_of_a_cancel_that_another_process_wai
     check_file(path)
 
 
+async def test_a_cancel_that_comes_while_a_peer_ends_what_was_left_is_not_followed_by_a_restart(
+    start: Start, fresh: Path, tmp_path: Path
+) -> None:
+    path = copy(fresh, tmp_path / "agent.db")
+    async with TaskStore(path, runtime=RUNTIME, cancel_grace=1.0) as peer:
+        story = await kill_at(start, path, {"dies_at": "running"}, "lines", stubborn=True, rerun=True)
+        while peer._recoverer is not None and not peer._recoverer._one_at_a_time.locked():
+            await asyncio.sleep(0.01)
+        asking = start(programs.ask, str(path), {}, {"cancel_grace": GRACE})
+
+        assert await asking.says("cancelled") == ["cancelled", "cancelled", 0]
+
+        asking.join()
+        await peer.recover()
+        assert (len(story.began()), living(story.mark)) == (1, [])
+    story.check_known()
+    check_file(path)
+
+
 async def test_of_stores_that_recover_the_same_stubborn_monitor_at_once_one_starts_it_again(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
-    for number in range(3):
+    for number in range(2):
         path = copy(fresh, tmp_path / f"{number}.db")
         story = await kill_at(start, path, {"dies_at": "running"}, "lines", stubborn=True, rerun=True)
         go = tmp_path / f"go{number}"
@@ -838,7 +860,7 @@ async def test_what_ran_for_a_stuck_owner_is_gone_once_its_work_was_given_up(
     path = copy(fresh, tmp_path / "agent.db")
     owner, story = await _stuck(start, path, rerun=False)
 
-    person = start(programs.give_up, str(path), {}, {})
+    person = start(programs.give_up, str(path), {}, {"cancel_grace": GRACE})
 
     assert await person.says("given up") == ["given up", "abandoned", 0]
     person.join()
@@ -873,7 +895,7 @@ async def test_a_store_that_ends_what_a_dead_peer_left_closes_in_the_time_it_was
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
     path = copy(fresh, tmp_path / "agent.db")
-    peer = TaskStore(path, runtime=RUNTIME, cancel_grace=8.0)
+    peer = TaskStore(path, runtime=RUNTIME, cancel_grace=5.0)
     async with peer:
         story = await kill_at(start, path, {"dies_at": "running"}, "lines", stubborn=True, rerun=False)
         while peer._recoverer is not None and not peer._recoverer._one_at_a_time.locked():
@@ -885,7 +907,7 @@ async def test_a_store_that_ends_what_a_dead_peer_left_closes_in_the_time_it_was
         took = time.monotonic() - began
     assert story.row()["completed_at"] is None or living(story.mark) == []
     await settle(path, ANY)
-    assert took < 4.0
+    assert took < 3.0
 
 
 # --- many in one process --------------------------------------------------------------------------------------------
