@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ import subprocess
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,29 @@ async def kill_at(
     what = {"does": does, "stubborn": stubborn, "restart_on_restore": rerun, "timeout": fate.pop("timeout", 300.0)}
     worker = start(programs.keep, str(path), what, fate, {"cancel_grace": grace})
     await worker.says("dies", fate["dies_at"])
-    worker.join()
+    await asyncio.to_thread(worker.join)
     assert worker.exit_code == -9
     return Story(path)
+
+
+AT_ONCE = 6
+
+
+async def each(one: Callable[..., Coroutine[Any, Any, None]], *choices: Iterable[Any]) -> None:
+    """Run a story for each combination, several at once as most of what they do is to wait; a failure names its own."""
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def run(number: int, chosen: tuple[Any, ...]) -> None:
+        async with at_once:
+            try:
+                await one(number, *chosen)
+            except Exception as error:
+                error.add_note(f"in the case {chosen}")
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        for number, chosen in enumerate(itertools.product(*choices)):
+            group.create_task(run(number, chosen))
 
 
 # --- each place of a life -------------------------------------------------------------------------------------------
@@ -190,12 +211,12 @@ BECAME: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("place", [*UNKNOWN, *GATED, *AT_WORK])
+@pytest.mark.parametrize("places", [UNKNOWN, GATED, AT_WORK], ids=["unknown", "gated", "at work"])
 async def test_an_owner_killed_while_its_monitor_starts_or_runs_leaves_nothing_unknown_and_the_row_is_recovered(
-    start: Start, fresh: Path, tmp_path: Path, place: str
+    start: Start, fresh: Path, tmp_path: Path, places: list[str]
 ) -> None:
-    async def one(rerun: bool) -> None:
-        path = copy(fresh, tmp_path / f"{rerun}.db")
+    async def one(number: int, place: str, rerun: bool) -> None:
+        path = copy(fresh, tmp_path / f"{number}.db")
         story = await kill_at(start, path, {"dies_at": place}, "lines", stubborn=False, rerun=rerun)
         row = story.row()
         assert (row["state"], row["attempt"]) == ("running", 1)
@@ -205,16 +226,14 @@ async def test_an_owner_killed_while_its_monitor_starts_or_runs_leaves_nothing_u
             # only a later attempt may have begun
             assert len(story.began()) == rerun
 
-    await asyncio.gather(one(False), one(True))
+    await each(one, places, [False, True])
 
 
-@pytest.mark.parametrize("place", ["exited", "ending", "ended"])
-@pytest.mark.parametrize("does", ["short", "fails"])
 async def test_an_owner_killed_when_its_monitor_has_ended_has_stored_that_or_it_is_recovered(
-    start: Start, fresh: Path, tmp_path: Path, place: str, does: str
+    start: Start, fresh: Path, tmp_path: Path
 ) -> None:
-    async def one(rerun: bool) -> None:
-        path = copy(fresh, tmp_path / f"{rerun}.db")
+    async def one(number: int, place: str, does: str, rerun: bool) -> None:
+        path = copy(fresh, tmp_path / f"{number}.db")
         story = await kill_at(start, path, {"dies_at": place}, does, stubborn=False, rerun=rerun)
         states = {"short": "completed", "fails": "failed"}
         assert story.row()["state"] == (states[does] if place == "ended" else "running")
@@ -232,42 +251,27 @@ async def test_an_owner_killed_when_its_monitor_has_ended_has_stored_that_or_it_
         story.check_known()
         check_file(path)
 
-    await asyncio.gather(one(False), one(True))
+    await each(one, ["exited", "ending", "ended"], ["short", "fails"], [False, True])
 
 
-CANCELS = [
-    # requested at, killed at
-    ("launching", "launching"),
-    ("launching", "launched"),
-    ("launching", "exited"),
-    ("launching", "ending"),
-    ("launched", "launched"),
-    ("launched", "ending"),
-    ("recorded", "recorded"),
-    ("recorded", "ending"),
-    ("unnoticed", "recording"),
-    ("unnoticed", "exited"),
-    ("unnoticed", "ending"),
-    ("told", "told"),
-    ("told", "SIGTERM sent"),
-    ("opened", "opened"),
-    ("opened", "ending"),
-    ("running", "running"),
-    ("running", "storing"),
-    ("running", "SIGTERM sent"),
-    ("running", "SIGKILL sent"),
-    ("running", "gone"),
-    ("running", "ending"),
-    ("running", "ended"),
-]
+CANCELS = {
+    # where it was requested: where its owner is killed
+    "launching": ["launching", "launched", "exited", "ending"],
+    "launched": ["launched", "ending"],
+    "unnoticed": ["recording", "exited", "ending"],
+    "recorded": ["recorded", "ending"],
+    "told": ["told", "SIGTERM sent"],
+    "opened": ["opened", "ending"],
+    "running": ["running", "storing", "SIGTERM sent", "SIGKILL sent", "gone", "ending", "ended"],
+}
 
 
-@pytest.mark.parametrize(("asked", "place"), CANCELS)
+@pytest.mark.parametrize("asked", CANCELS)
 async def test_an_owner_killed_after_a_cancel_was_requested_leaves_a_monitor_that_the_next_store_cancels(
-    start: Start, fresh: Path, tmp_path: Path, asked: str, place: str
+    start: Start, fresh: Path, tmp_path: Path, asked: str
 ) -> None:
-    async def one(rerun: bool) -> None:
-        path = copy(fresh, tmp_path / f"{rerun}.db")
+    async def one(number: int, place: str, rerun: bool) -> None:
+        path = copy(fresh, tmp_path / f"{number}.db")
         fate = {"cancels_at": asked, "dies_at": place}
         stubborn = place in {"storing", "SIGTERM sent", "SIGKILL sent"}
         grace = 5.0 if place == "storing" else GRACE
@@ -279,28 +283,24 @@ async def test_an_owner_killed_after_a_cancel_was_requested_leaves_a_monitor_tha
         await settle(path, set())
         assert len(story.began()) <= 1
 
-    await asyncio.gather(one(False), one(True))
+    await each(one, CANCELS[asked], [False, True])
 
 
-@pytest.mark.parametrize("place", ["SIGTERM sent", "SIGKILL sent", "gone", "ending", "ended"])
 async def test_an_owner_killed_while_a_monitor_whose_time_is_up_is_ended_leaves_one_that_is_recovered(
-    start: Start, fresh: Path, tmp_path: Path, place: str
+    start: Start, fresh: Path, tmp_path: Path
 ) -> None:
-    async def one(rerun: bool) -> None:
-        path = copy(fresh, tmp_path / f"{rerun}.db")
+    async def one(number: int, place: str, rerun: bool) -> None:
+        path = copy(fresh, tmp_path / f"{number}.db")
         fate = {"dies_at": place, "timeout": 0.4}
         await kill_at(start, path, fate, "lines", stubborn=place.startswith("SIG"), rerun=rerun)
         row = Story(path).row()
         assert row["state"] == ("failed" if place == "ended" else "running")
-        if rerun and place != "ended":
-            # that attempt has its own time, which may be up while it is looked at
-            with closing(sqlite3.connect(path)) as connection, connection:
-                connection.execute("DROP TRIGGER tasks_terminal_is_final")
-                connection.execute("UPDATE tasks SET timeout = 300.0")
-        async with asyncio.timeout(30):
-            if not (rerun and place != "ended"):
-                await settle(path, ANY if place.startswith("SIG") else GONE)
-                return
+        if not rerun or place == "ended":
+            await settle(path, ANY if place.startswith("SIG") else GONE)
+            return
+        # that attempt has a time of its own, which may be up while it is looked at
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE tasks SET timeout = 300.0")
         story = Story(path)
         async with TaskStore(path, runtime=RUNTIME, cancel_grace=GRACE):
             assert story.row()["attempt"] == 2
@@ -309,7 +309,7 @@ async def test_an_owner_killed_while_a_monitor_whose_time_is_up_is_ended_leaves_
         assert living(story.mark) == []
         story.check_known()
 
-    await asyncio.gather(one(False), one(True))
+    await each(one, ["SIGTERM sent", "SIGKILL sent", "gone", "ending", "ended"], [False, True])
 
 
 RECOVERY = [
@@ -321,33 +321,27 @@ RECOVERY = [
     "left-over ended",
     "taking over",
     "taken over",
-    "launched",
-    "recorded",
-    "opened",
 ]
+RESTART = ["launched", "recorded", "opened"]
+"""What comes after it, if it is started again."""
 
 
-@pytest.mark.parametrize("place", RECOVERY)
 @pytest.mark.parametrize("cancels", [False, True], ids=["running", "cancelled"])
+@pytest.mark.parametrize("rerun", [False, True], ids=["abandoned", "rerun"])
 async def test_who_is_killed_while_it_recovers_a_killed_owner_leaves_as_much_to_the_next(
-    start: Start, fresh: Path, tmp_path: Path, place: str, cancels: bool
+    start: Start, fresh: Path, tmp_path: Path, rerun: bool, cancels: bool
 ) -> None:
-    if cancels and place in {"launched", "recorded", "opened"}:
-        pytest.skip("what was cancelled is not started again")
-
-    async def one(rerun: bool) -> None:
-        if not rerun and place in {"launched", "recorded", "opened"}:
-            return
-        path = copy(fresh, tmp_path / f"{rerun}.db")
+    async def one(number: int, place: str) -> None:
+        path = copy(fresh, tmp_path / f"{number}.db")
         fate = {"dies_at": "running", **({"cancels_at": "running"} if cancels else {})}
         story = await kill_at(start, path, fate, "lines", stubborn=True, rerun=rerun)
         first = story.recorded()
         assert len(living(story.mark)) >= 1
         worker = start(programs.reopen, str(path), {"dies_at": place}, {"cancel_grace": GRACE})
         await worker.says("dies", place)
-        worker.join()
+        await asyncio.to_thread(worker.join)
         row = story.row()
-        over = place in {"taken over", "launched", "recorded", "opened"}
+        over = place in {"taken over", *RESTART}
         if not over:
             # it stands as it stood until what ran for it was ended
             assert json.loads(row["process"]) == {key: first[0][key] for key in json.loads(row["process"])}
@@ -361,7 +355,7 @@ async def test_who_is_killed_while_it_recovers_a_killed_owner_leaves_as_much_to_
         await settle(path, GONE if gone else ANY if place == "SIGKILL sent" else ENDED)
         assert len(story.began()) <= 1 + 2 * rerun
 
-    await asyncio.gather(one(False), one(True))
+    await each(one, RECOVERY + RESTART if rerun and not cancels else RECOVERY)
 
 
 # --- another process's pid ------------------------------------------------------------------------------------------
