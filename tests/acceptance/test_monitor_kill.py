@@ -590,17 +590,19 @@ async def _without_leader(start: Start, path: Path, does: str, *, rerun: bool = 
     return story, member
 
 
-@pytest.mark.parametrize("rerun", [False, True], ids=["abandoned", "rerun"])
 async def test_a_member_whose_leader_is_gone_is_known_by_its_environment_and_ended(
-    start: Start, fresh: Path, tmp_path: Path, rerun: bool
+    start: Start, fresh: Path, tmp_path: Path
 ) -> None:
-    path = copy(fresh, tmp_path / "agent.db")
-    story, member = await _without_leader(start, path, "tree", rerun=rerun)
+    async def one(number: int, rerun: bool) -> None:
+        path = copy(fresh, tmp_path / f"{number}.db")
+        story, member = await _without_leader(start, path, "tree", rerun=rerun)
 
-    await settle(path, ENDED)
+        await settle(path, ENDED)
 
-    assert processes.started(member) is None
-    assert len(story.began()) == 1 + rerun
+        assert processes.started(member) is None
+        assert len(story.began()) == 1 + rerun
+
+    await each(one, [False, True])
 
 
 async def test_a_member_whose_leader_is_gone_and_that_proves_nothing_is_let_be_and_that_is_said(
