@@ -70,7 +70,7 @@ os._exit(127)
 """
 """What waits at the gate. Python ignores signals that a program of any other language expects to have: they are given back."""
 
-_children: dict[int, tuple[subprocess.Popen[bytes], Launched, asyncio.AbstractEventLoop]] = {}
+_children: dict[int, tuple[subprocess.Popen[bytes], Launched, asyncio.AbstractEventLoop | None]] = {}
 """The processes of this one that nobody has waited for yet, by pid; they may outlive the loop that started them."""
 
 
@@ -162,14 +162,14 @@ class Launched:
     def pid(self) -> int:
         return self.identity.pid
 
-    def open_gate(self, give_up: threading.Event) -> None:
+    def open_gate(self, give_up: threading.Event | None = None) -> None:
         """
-        Let it become the program; it waits for that, until it is told to *give up*.
+        Let it become the program, and wait for that, unless it is told to *give up*.
 
         Raises:
             OSError: it could not.
         """
-        program = self._program
+        program, give_up = self._program, give_up or threading.Event()
         environment = {**program.environment, TOKEN: self.identity.token}
         what = marshal.dumps(
             (
@@ -248,11 +248,11 @@ class Launched:
         return Exit(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
 
-def launch(program: Program, token: str, loop: asyncio.AbstractEventLoop) -> Launched:
+def launch(program: Program, token: str, loop: asyncio.AbstractEventLoop | None = None) -> Launched:
     """
     Start what will become a program once its gate is opened: in a session and a group of its own, without standard input.
 
-    *loop* is where it is supervised.
+    *loop* is where it is supervised, if one is.
 
     Raises:
         StoreError: this process has no Python interpreter to wait at the gate.
@@ -322,7 +322,7 @@ def reap(pid: int) -> None:
 def sweep() -> None:
     """Let go of what loops that are closed have left: nobody opens those gates any more, nor reads those pipes."""
     for pid, (_, launched, loop) in list(_children.items()):
-        if loop.is_closed():
+        if loop is not None and loop.is_closed():
             launched.close()
             reap(pid)
 

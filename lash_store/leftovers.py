@@ -10,7 +10,7 @@ from . import launching, processes
 from .database import Reader
 from .lifecycle import Task
 from .models import ProcessEvidence, ProcessFate, ProcessIdentity
-from .queries import LEFT_PROCESSES
+from .queries import LEFT_PROCESSES, process_identity
 from .statements import names
 from .threads import in_thread
 
@@ -75,11 +75,7 @@ def _key(task: Task) -> tuple[int, str]:
 
 
 def _identity(task: Task) -> ProcessIdentity | None:
-    """Return what was recorded; None if somebody's hand made it unreadable."""
-    try:
-        return ProcessIdentity.model_validate_json(task.process or "")
-    except ValueError:
-        return None
+    return process_identity(task.process or "")
 
 
 def _look(process: ProcessIdentity | None) -> ProcessFate | None:

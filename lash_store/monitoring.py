@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from . import monitor_queries, transitions, waking
-from .commands import Fence, Launch, Progress
+from .commands import Fence, Launch, Notify, Progress
 from .database import Transaction
 from .errors import LimitExceeded
 from .lifecycle import Task
@@ -111,7 +111,9 @@ def store_lines(
         # whoever asked for its end is awake
         return Outcome(current, Verdict.APPLIED)
     if batch.lines and spec.wake_policy is WakePolicy.QUEUE_TURN:
-        waking.wake(tx, current, row, len(batch.lines))
+        note = waking.wake(tx, current, row, len(batch.lines))
+        if note is not None:
+            current = transitions.transition(tx, current, Notify(fence, note)).task
     elif is_news:
         # who follows the feed learns that there is something to take
         current = transitions.transition(tx, current, Progress(fence, current.progress, current.fraction)).task

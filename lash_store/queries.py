@@ -439,8 +439,16 @@ def task_record(task: Task) -> TaskRecord:
     for name in ("callback_error", "last_error"):
         values[name] = None if values[name] is None else Failure.model_validate_json(values[name])
     if task.process is not None:
-        values["process"] = ProcessIdentity.model_validate_json(task.process)
+        values["process"] = process_identity(task.process)
     return TaskRecord.model_validate(values)
+
+
+def process_identity(text: str) -> ProcessIdentity | None:
+    """Read what was recorded of a process; None if somebody's hand made it unreadable."""
+    try:
+        return ProcessIdentity.model_validate_json(text)
+    except ValueError:
+        return None
 
 
 def event_record(event: Committed) -> TaskEvent:

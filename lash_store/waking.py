@@ -7,6 +7,7 @@ Units over an open transaction, as in `transitions`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from . import monitor_queries, queries, session_queries
@@ -19,24 +20,12 @@ from .monitor_queries import MonitorRow
 __all__ = ["wake", "wake_at_end"]
 
 
-def wake(tx: Transaction, task: Task, monitor: MonitorRow, lines: int) -> None:
-    """Tell a monitor's session that it wrote so many *lines* more."""
-    _post(tx, task, monitor, lines, _key(tx))
+def wake(tx: Transaction, task: Task, monitor: MonitorRow, lines: int) -> Mapping[str, str] | None:
+    """
+    Put into a session's inbox that its monitor wrote so many *lines* more, or has ended.
 
-
-def wake_at_end(tx: Transaction, task: Task) -> None:
-    """Tell a monitor's session that it has ended, unless that was asked for."""
-    monitor = monitor_queries.monitor(tx, task.task_seq)
-    if monitor is not None and monitor.wake_policy == WakePolicy.QUEUE_TURN and task.state != TaskState.CANCELLED:
-        _post(tx, task, monitor, 0, "monitor:end")
-
-
-def _key(tx: Transaction) -> str:
-    # any text that no earlier note of the task has: events are numbered, and this one gets one
-    return f"monitor:{tx.next_seq}"
-
-
-def _post(tx: Transaction, task: Task, monitor: MonitorRow, lines: int, key: str) -> None:
+    Return what the event of a note tells that was posted for it; None if one that is unread says so now.
+    """
     before = monitor_queries.note_to_add_to(tx, task.task_seq)
     if before is not None:
         lines += _lines_told(before[1])
@@ -50,8 +39,21 @@ def _post(tx: Transaction, task: Task, monitor: MonitorRow, lines: int, key: str
             what["exit_status"] = monitor.exit_status
     if before is not None:
         monitor_queries.rewrite_note(tx, before[0], said, json.dumps(what))
-    elif session_queries.insert_note(tx, task, key, said, json.dumps(what)) is not None:
-        data = queries.event_data(EventType.NOTED, {}, {"note_key": key, "note": said})
+        return None
+    # a key that no earlier note of the task has: the number of the event that will tell of it
+    key = f"monitor:{tx.next_seq}"
+    session_queries.insert_note(tx, task, key, said, json.dumps(what))
+    return {"note_key": key, "note": said}
+
+
+def wake_at_end(tx: Transaction, task: Task) -> None:
+    """Tell a monitor's session that it has ended, unless that was asked for; before the event that says so itself."""
+    monitor = monitor_queries.monitor(tx, task.task_seq)
+    if monitor is None or monitor.wake_policy != WakePolicy.QUEUE_TURN or task.state == TaskState.CANCELLED:
+        return
+    note = wake(tx, task, monitor, 0)
+    if note is not None:
+        data = queries.event_data(EventType.NOTED, {}, note)
         queries.insert_event(tx, EventType.NOTED, scope=task.scope, task=task, data=data, is_last=False)
 
 
