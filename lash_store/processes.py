@@ -100,7 +100,7 @@ def _look(process: ProcessIdentity, *, is_proven: bool = False) -> _Look:
     here = boot_id()
     if process.boot_id != here or (not here and process.host != platform.node()):
         return _Look([], has_leader=False)
-    if process.group in {os.getpgrp(), os.getsid(0)}:
+    if process.group <= 1 or process.group in {os.getpgrp(), os.getsid(0)}:
         # nothing that was ever started here; somebody's hand may have written it
         return _Look([], has_leader=False)
     if process.namespace != _namespace():

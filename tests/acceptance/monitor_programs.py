@@ -190,8 +190,9 @@ class Fate:
         self._watch_recovery()
 
     def _watch_start(self) -> None:
-        launch, write, open_gate = launching.launch, launching._write, launching.Launched.open_gate
-        unit, record = monitoring.launch, supervising.Supervisor._record
+        launch, write = launching.launch, launching.Launched._write
+        open_gate = launching.Launched.open_gate
+        unit, record = monitoring.record_process, supervising.Supervisor._record
 
         def launching_(*arguments: Any) -> Any:
             self.passes("launching")
@@ -204,26 +205,26 @@ class Fate:
             self.may_die("recording")
             return found
 
-        async def recorded(supervisor: Any, launched: Any) -> None:
+        async def recorded(supervisor: Any, *arguments: Any) -> None:
             self.cancels_unnoticed(str(supervisor._core.path))
-            await record(supervisor, launched)
+            await record(supervisor, *arguments)
             await self.reaches("recorded")
 
-        def writing(descriptor: int, data: bytes) -> None:
+        def writing(launched: Any, data: bytes, *arguments: Any) -> None:
             if self._dies_at == "half told":
-                os.write(descriptor, data[: len(data) // 2])
+                os.write(launched._gate, data[: len(data) // 2])
                 self.passes("half told")
-            write(descriptor, data)
+            write(launched, data, *arguments)
             self.passes("told")
 
-        def opening(launched: Any) -> None:
-            open_gate(launched)
+        def opening(launched: Any, *arguments: Any) -> None:
+            open_gate(launched, *arguments)
             self.passes("opened")
 
         launching.launch = launching_
-        monitoring.launch = recording
+        monitoring.record_process = recording
         supervising.Supervisor._record = recorded  # type: ignore[method-assign]
-        launching._write = writing
+        launching.Launched._write = writing  # type: ignore[method-assign]
         launching.Launched.open_gate = opening  # type: ignore[method-assign]
 
     def _watch_output(self) -> None:
@@ -235,9 +236,10 @@ class Fate:
                 self.may_die("storing")
             return found
 
-        async def stored(supervisor: Any, batch: Any, *rest: Any) -> None:
-            await commit(supervisor, batch, *rest)
-            if batch.lines:
+        async def stored(supervisor: Any, *rest: Any) -> None:
+            batch = supervisor._unstored
+            await commit(supervisor, *rest)
+            if batch is not None and batch.lines:
                 await self.reaches("stored")
 
         monitoring.store_lines = storing
@@ -257,8 +259,8 @@ class Fate:
                 self.passes(f"{what.name} sent")
             return allowed
 
-        def ending_group(*arguments: Any) -> Any:
-            fate = end_group(*arguments)
+        def ending_group(*arguments: Any, **named: Any) -> Any:
+            fate = end_group(*arguments, **named)
             self.passes("gone")
             return fate
 

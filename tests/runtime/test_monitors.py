@@ -46,6 +46,7 @@ from lash_store import (
     TaskState,
     TaskStore,
     launching,
+    monitoring,
     processes,
     supervising,
 )
@@ -626,10 +627,10 @@ def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hel
             held.stay()
         return launched
 
-    def hold_gate(self: Launched) -> None:
+    def hold_gate(self: Launched, *arguments: Any) -> None:
         if request.param == PHASES[2]:
             held.stay()
-        open_gate(self)
+        open_gate(self, *arguments)
         if request.param == PHASES[3]:
             held.stay()
 
@@ -805,15 +806,15 @@ async def test_a_full_disk_before_it_is_recorded_is_no_failure_of_its_own(
     store: TaskStore, session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store._core is not None
-    submit, refused = store._core.writer.run, []  # type: ignore[union-attr]
+    record_process, refused = monitoring.record_process, []
 
-    async def refuse_once(unit: Any) -> Any:
-        if not refused and "_record" in unit.__qualname__:
-            refused.append(unit)
+    def refuse_once(*arguments: Any) -> Any:
+        if not refused:
+            refused.append(arguments)
             raise StorageFull("the disk is full")
-        return await submit(unit)
+        return record_process(*arguments)
 
-    monkeypatch.setattr(store._core.writer, "run", refuse_once)
+    monkeypatch.setattr(monitoring, "record_process", refuse_once)
     task = await session.start_monitor(watch.sh("m", "exit 0"))
 
     record = await task.wait(timeout=20)
@@ -1008,19 +1009,19 @@ async def test_recovering_while_one_given_up_still_goes_starts_no_second_beside_
     await said(session, "up")
     first = await begun(task)
     recorded: list[bool] = []
-    launch = supervising.monitoring.launch
+    launch = supervising.monitoring.record_process
 
     def spy(*arguments: Any) -> Any:
         recorded.append(first in watch.running())
         return launch(*arguments)
 
-    supervising.monitoring.launch = spy  # type: ignore[assignment]
+    supervising.monitoring.record_process = spy  # type: ignore[assignment]
     try:
         await asyncio.gather(session.abandon(task, "it hangs"), store.recover(), store.recover())
         await store.recover()
         await until(lambda: recorded)
     finally:
-        supervising.monitoring.launch = launch
+        supervising.monitoring.record_process = launch
     assert not any(recorded)
     await session.stop_monitor("m")
     assert watch.running() == []

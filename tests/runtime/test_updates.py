@@ -323,7 +323,7 @@ async def test_an_id_that_is_started_again_and_again_keeps_so_many_lines_and_no_
 
 
 async def test_a_session_keeps_so_many_bytes_the_oldest_go_first(opened: Callable[..., Any], watch: Watch) -> None:
-    session = await (await opened(limits=Limits(update_bytes=100))).session("s1")
+    session = await (await opened(limits=Limits(update_bytes=110))).session("s1")
     for name in ("one", "two", "three"):
         await ended(session, watch.python(name, f"for n in range(4): print('{name[0]}' * 9 + str(n))"))
 
@@ -336,7 +336,7 @@ async def test_a_session_keeps_so_many_bytes_the_oldest_go_first(opened: Callabl
 
 
 async def test_the_bytes_of_one_session_are_not_anothers(opened: Callable[..., Any], watch: Watch) -> None:
-    store = await opened(limits=Limits(update_bytes=20))
+    store = await opened(limits=Limits(update_bytes=22))
     session, there = await store.session("s1"), await store.session("s2")
     for one in (session, there):
         await ended(one, watch.python("m", "for n in range(3): print('x' * 10)"))
@@ -355,7 +355,7 @@ async def test_a_line_larger_than_all_that_may_be_kept_is_dropped_and_counted(
 
 
 async def test_what_is_handed_over_counts_where_it_is(opened: Callable[..., Any], watch: Watch) -> None:
-    store = await opened(limits=Limits(update_bytes=40))
+    store = await opened(limits=Limits(update_bytes=44))
     session, there = await store.session("s1"), await store.session("s2")
     await ended(there, watch.python("own", "for n in range(4): print('x' * 10)"))
     await session.start_monitor(watch.python("m", "for n in range(4): print('y' * 9 + str(n), flush=True)"))
@@ -981,7 +981,7 @@ WIDE = "w" * 3000
 async def refused(caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
     """Wait until lines could not be stored, so many *times* from now on, or at all."""
     before = 0 if times == 1 else len(caplog.records)
-    await until(lambda: [one.message for one in caplog.records[before:]].count("lines_not_stored") >= times)
+    await until(lambda: [one.message for one in caplog.records[before:]].count("monitor_not_stored") >= times)
 
 
 async def test_on_a_full_disk_it_runs_on_and_its_lines_are_stored_once_there_is_room(

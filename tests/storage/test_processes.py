@@ -65,6 +65,7 @@ class Tree:
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,
             env={"PATH": os.environ["PATH"], TOKEN: "mine"},
         )
@@ -287,8 +288,6 @@ ANOTHERS: dict[str, dict[str, str]] = {
     "no start time": {"started": ""},
     "another boot": {"boot_id": "00000000-0000-0000-0000-000000000000"},
     "no boot": {"boot_id": ""},
-    "another host": {"host": "elsewhere"},
-    "another namespace": {"namespace": "pid:[1]"},
 }
 
 
@@ -304,6 +303,24 @@ def test_a_process_that_has_the_number_but_is_not_the_same_is_not_touched(
     assert end_group(another, GRACE) is ProcessFate.GONE
     assert end_group(another, 0.0) is ProcessFate.GONE
     assert (signalled, tree.members) == ([], before)
+
+
+def test_a_process_whose_pid_counts_elsewhere_is_not_proven_and_not_touched(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = grow(*FORKS)
+    before, signalled = tree.members, signals(monkeypatch)
+    elsewhere = tree.identity.model_copy(update={"namespace": "pid:[1]"})
+
+    assert survivors(elsewhere) is None
+    assert end_group(elsewhere, 0.0) is ProcessFate.UNPROVEN
+    assert (signalled, tree.members) == ([], before)
+
+
+def test_a_machine_that_was_renamed_is_the_same(grow: Grow) -> None:
+    tree = grow(*FORKS)
+    assert end_group(tree.identity.model_copy(update={"host": "renamed"}), GRACE) is ProcessFate.ENDED
+    assert tree.members == set()
 
 
 def test_a_number_that_a_process_in_another_group_has_by_now_is_not_touched(
@@ -666,10 +683,10 @@ def test_a_program_whose_gate_is_never_opened_goes_away_without_having_run(start
 def test_a_program_that_was_told_half_of_what_it_shall_be_goes_away(
     starter: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_half(descriptor: int, data: bytes) -> None:
-        os.write(descriptor, data[: len(data) // 2])
+    def write_half(launched: Launched, data: bytes, *arguments: object) -> None:
+        os.write(launched._gate, data[: len(data) // 2])
 
-    monkeypatch.setattr(launching, "_write", write_half)
+    monkeypatch.setattr(Launched, "_write", write_half)
     launched = starter.launch(*sh("echo ran >ran"))
     launched.open_gate()
 

@@ -184,9 +184,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one text for what is inherited": ({"inherit_env": "PATH"}, "inherit_env\n"),
     "a number among what is inherited": ({"inherit_env": [1]}, "inherit_env"),
     # the time
-    "no time": ({"timeout": 0}, "timeout\n.*greater than 0"),
-    "a negative time": ({"timeout": -1.0}, "timeout\n.*greater than 0"),
-    "a hardly negative time": ({"timeout": -5e-324}, "timeout\n.*greater than 0"),
+    "no time": ({"timeout": 0}, "timeout\n.*greater than or equal to 0.001"),
+    "a negative time": ({"timeout": -1.0}, "timeout\n.*greater than or equal to 0.001"),
+    "a hardly negative time": ({"timeout": -5e-324}, "timeout\n.*greater than or equal to 0.001"),
     "a time that is no number": ({"timeout": math.nan}, "timeout\n.*finite"),
     "an endless time": ({"timeout": math.inf}, "timeout\n.*finite"),
     "an endless time before": ({"timeout": -math.inf}, "timeout\n"),
