@@ -471,8 +471,8 @@ def _forgeries(innocent: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
 
 
 NAMES_NOTHING = {"null", "a number", "a list", "nothing in it", "a text", "texts for numbers", "a float"}
-UNPROVEN = {"unknown leader"}
-"""Its leader is nobody any more, and the members of its group carry no token."""
+GONE = {"started later", "started earlier", "no start time", "other boot", "no boot", "other host"}
+"""Of these it is known that nothing lives: the number is another's by now. Of all others nothing is."""
 
 NAMES_TWO = {
     "group of the other",
@@ -521,7 +521,7 @@ async def test_what_is_not_provably_what_was_recorded_is_not_signalled(
 ) -> None:
     file = await killed(rerun)
     forgeries = _forgeries(innocent.identity(), other.identity())
-    assert forgeries.keys() >= NAMES_NOTHING | UNPROVEN | NAMES_TWO
+    assert forgeries.keys() >= NAMES_NOTHING | GONE | NAMES_TWO
 
     # what is started again is started in the same way, whatever was found
     chosen = {"started later", "other boot", "other host", "unknown leader", "group 0", "pid 1", "null"}
@@ -529,10 +529,10 @@ async def test_what_is_not_provably_what_was_recorded_is_not_signalled(
         row = await _recover_forged(file, tmp_path / f"forged {number}.db", name, forgeries[name], [innocent, other])
         if not rerun:
             evidence = json.loads(row["evidence"])["process"]
-            assert evidence["became"] == ("unproven" if name in UNPROVEN else "gone"), name
+            # who runs these tests may lead a group of its own, which is never ended
+            assert name == "this process" or evidence["became"] == ("gone" if name in GONE else "unproven"), name
 
 
-# fails: a true leader is taken for proof of whatever group stands beside it, which is killed
 @pytest.mark.parametrize("name", sorted(NAMES_TWO))
 async def test_a_leader_does_not_prove_the_group_of_another_to_be_its_own(
     killed: Callable[[bool], Any], tmp_path: Path, innocent: Innocent, other: Innocent, name: str
@@ -543,7 +543,6 @@ async def test_a_leader_does_not_prove_the_group_of_another_to_be_its_own(
     await _recover_forged(file, tmp_path / "forged.db", name, forged, [innocent, other])
 
 
-# fails: ValidationError, and so every list() of the file until somebody recovers the row
 @pytest.mark.parametrize("forged", ["null", "17", "{}", '{"pid": 0}'])
 async def test_a_row_whose_process_is_unreadable_can_be_read_beside_its_dead_owner(
     killed: Callable[[bool], Any], forged: str
@@ -570,7 +569,6 @@ async def test_a_row_of_a_dead_owner_whose_process_is_unreadable_can_be_cancelle
     check_file(path)
 
 
-# fails: what was left is said to be gone, lives on, and another is started beside it
 async def test_on_a_machine_that_was_renamed_what_was_left_is_found_all_the_same(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -826,7 +824,6 @@ async def _stuck(start: Start, path: Path, *, rerun: bool) -> tuple[Worker, Stor
     return worker, Story(path)
 
 
-# fails for owner_bound: the row is terminal before its process is ended, and no recovery looks at it any more
 @pytest.mark.parametrize("rerun", [False, True], ids=["owner_bound", "rerun"])
 async def test_what_ran_for_work_that_was_given_up_is_ended_by_the_next_store_if_who_gave_it_up_was_killed(
     start: Start, fresh: Path, tmp_path: Path, rerun: bool
@@ -847,7 +844,6 @@ async def test_what_ran_for_work_that_was_given_up_is_ended_by_the_next_store_if
     check_file(path)
 
 
-# fails: what was given up is pending, and pending work is cancelled at once, whatever runs for it
 async def test_what_was_given_up_is_not_cancelled_before_what_ran_for_it_is_gone(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -886,7 +882,6 @@ async def test_what_ran_for_a_stuck_owner_is_gone_once_its_work_was_given_up(
 # --- what else an owner's death may leave ----------------------------------------------------------------------------
 
 
-# fails: a forked child of the owner holds the gate, too, and what waits there never hears that nobody comes
 async def test_what_waits_at_the_gate_goes_with_its_owner_even_if_a_forked_child_of_that_lives_on(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -903,7 +898,6 @@ async def test_what_waits_at_the_gate_goes_with_its_owner_even_if_a_forked_child
         until.touch()
 
 
-# fails: closing waits for the recovery, and that for the grace
 async def test_a_store_that_ends_what_a_dead_peer_left_closes_in_the_time_it_was_given(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -983,7 +977,6 @@ async def test_200_starts_and_stops_leave_nothing_in_the_process(fresh: Path, tm
 # --- the books ---------------------------------------------------------------------------------------------------------
 
 
-# fails: a note of a monitor that runs is an event that says when the row was changed, and the row is not
 async def test_the_events_of_a_monitor_that_wakes_its_session_give_its_row(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:

@@ -820,7 +820,6 @@ async def test_a_full_disk_before_it_is_recorded_is_no_failure_of_its_own(
     record = await task.wait(timeout=20)
 
     assert refused
-    # fails: lines and outcomes are stored again once there is room, and what starts it is not
     assert (record.state, record.failure) == (TaskState.COMPLETED, None)
 
 
@@ -921,7 +920,6 @@ async def test_while_it_runs_again_no_exit_status_is_told(new: Callable[..., Tas
         session = await store.session("s1")
         await begun(await session.handle("monitor:m"))
         record = await monitor(session, "m")
-        # fails: the status of the run before stands until this one ends
         assert (record.state, record.exit_status) == (TaskState.RUNNING, None)
         await session.stop_monitor("m")
 
@@ -976,7 +974,6 @@ async def test_the_evidence_of_one_that_was_abandoned_names_its_process(session:
     record = await session.abandon("monitor:m", "it hangs")
 
     assert record.evidence is not None
-    # fails: `Evidence` says that its process is None if none had been started, and here one was
     assert record.evidence.process is not None
     assert record.evidence.process.pid == pid
 
@@ -1272,7 +1269,6 @@ async def test_a_caller_cancelled_in_opening_a_session_leaves_its_armed_one_to_t
             stepped = await cancel_at(store.session("s1"), at, late=late)
 
             session = await store.session("s1")
-            # fails: the session counts as begun though its monitors were not started
             await until_so(lambda session=session: session.list(include_terminal=True))
             found = await session.list(include_terminal=True)
             assert len(found) == started + 1, f"cancelled at suspension {at}"
@@ -1395,7 +1391,6 @@ async def test_a_handle_of_another_sessions_monitor_does_not_stop_ones_own(
     mine = await there.start_monitor(watch.sh("m", STAY))
     theirs = await there.observe(session, "monitor:m")
 
-    # fails: only the id of the handle's task is looked at
     with pytest.raises((TaskNotFound, HandleNotVisible)):
         await there.stop_monitor(theirs, timeout=0)
     assert (await mine.record()).state is TaskState.RUNNING
@@ -1408,7 +1403,6 @@ async def test_a_handle_of_an_ended_incarnation_does_not_stop_its_successor(
     await first
     second = await session.start_monitor(watch.sh("m", STAY))
 
-    # fails: a handle is bound to one incarnation, and its end comes back unchanged
     assert (await session.stop_monitor(first, timeout=0)).task_seq == first.task_seq
     assert (await second.record()).state is TaskState.RUNNING
 
@@ -1549,7 +1543,6 @@ async def test_one_handed_to_where_one_of_its_id_has_ended_is_the_newest_there(
 
     await session.transfer(there, [task])
 
-    # fails: the newest is told by its number alone, but `(scope, id)` names the live one
     assert [record.task.task_seq for record in await there.monitors()] == [task.task_seq]
     assert (await there.stop_monitor("m")).task_seq == task.task_seq
 

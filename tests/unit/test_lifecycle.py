@@ -783,7 +783,6 @@ def test_a_cancel_that_was_only_asked_for_keeps_the_process_until_it_is_confirme
     [Release("closed", process_left=True), GiveUp("stuck", EVIDENCE)],
     ids=["by its owner's close", "by a person"],
 )
-# fails: it is cancelled at once, and nobody knows of the process any more
 def test_what_was_freed_while_its_process_lives_is_not_cancelled_before_that_is_gone(freed: Command) -> None:
     task = launched("running")._replace(**decided(launched("running"), freed).columns)
     assert (task.state, task.owner_id, task.process) == ("pending", None, PROCESS)

@@ -153,7 +153,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing in a command": ({"command": ["ls", None]}, "valid string"),
     "a path as a command": ({"command": Path("/bin/ls")}, "command"),
     "a mapping as a command": ({"command": {"ls": "-l"}}, "command"),
-    # fails: a set is taken, and its arguments come in any order
     "a set as a command": ({"command": {"ls", "-l"}}, "command"),
     # where and as what
     "an empty folder": ({"cwd": ""}, "cwd\n.*empty"),
@@ -330,7 +329,6 @@ def test_a_limit_may_be_as_small_or_as_large_as_it_makes_sense(given: dict[str, 
         {"lines_per_second": math.inf},
         {"lines_per_second": 1e6 + 1},
         {"lines_per_second": None},
-        # fails: the other limits take no truth and no text, this one does
         {"lines_per_second": True},
         {"lines_per_second": "5"},
         {"update_bytes": 0},
