@@ -23,7 +23,8 @@ from .errors import StoreError
 from .launching import Exit, Launched, Program
 from .lines import Batch, Lines
 from .models import Failure, ProcessFate, StopReason, Verdict
-from .monitor_models import MonitorSpec, Stream
+from .monitor_models import MonitorSpec
+from .pipes import Output
 from .threads import in_thread
 from .writer import Unit
 
@@ -35,17 +36,8 @@ log = logging.getLogger(__name__)
 _EVERY = 0.1
 """Seconds between two commits of what one monitor writes."""
 
-_CHUNK = 64 * 1024
-_WINDOW = 0.1
-_BYTES_A_WINDOW = 512 * 1024
-_LINES_A_WINDOW = 10_000
-"""A process that writes more than so much in so many seconds waits on its pipe: reading it would cost the loop too much."""
-
 _MOST_WAITING = 1024 * 1024
 """Bytes of one monitor's lines that wait to be stored."""
-
-_MOST_DRAINED = 32
-"""Chunks that are read of a pipe whose writers should all be gone."""
 
 _LOOK_AGAIN = 0.5
 """Seconds between tries to end a group that hangs in the kernel, or to see how it stands."""
@@ -92,7 +84,7 @@ class Supervisor:
         program = await in_thread(program_of, spec)
         loop = asyncio.get_running_loop()
         launched = await self._whole(in_thread(launching.launch, program, secrets.token_hex(16), loop))
-        output = _Output(launched, self._lines(spec), self._news)
+        output = Output(launched, self._lines(spec), self._news)
         storing: asyncio.Task[None] | None = None
         error: BaseException | None = None
         try:
@@ -111,6 +103,8 @@ class Supervisor:
             raise
         except BaseException as raised:
             error = raised
+            if isinstance(raised, asyncio.CancelledError):
+                self._asked.set()
         was_asked = self._asked.is_set()
         status = await self._whole(self._finish(launched, output, storing, spec))
         if error is not None:
@@ -162,7 +156,7 @@ class Supervisor:
     async def _finish(
         self,
         launched: Launched,
-        output: _Output,
+        output: Output,
         storing: asyncio.Task[None] | None,
         spec: MonitorSpec,
     ) -> Exit | None:
@@ -208,7 +202,7 @@ class Supervisor:
 
     # --- storing what it writes ---
 
-    async def _store(self, output: _Output, spec: MonitorSpec) -> None:
+    async def _store(self, output: Output, spec: MonitorSpec) -> None:
         """Store lines as they come, several a commit."""
         while True:
             await self._news.wait()
@@ -220,7 +214,7 @@ class Supervisor:
             if output.has_news:
                 self._news.set()
 
-    async def _store_rest(self, output: _Output, spec: MonitorSpec, status: Exit | None) -> None:
+    async def _store_rest(self, output: Output, spec: MonitorSpec, status: Exit | None) -> None:
         try:
             await self._commit(spec, None)
             self._unstored = output.take(is_last=True)
@@ -296,97 +290,6 @@ def _status(launched: Launched) -> Exit | None:
         return launched.exit()
     except ChildProcessError:
         return None
-
-
-class _Output:
-    """Reads the pipes of a process into lines, no quicker than the loop can bear."""
-
-    def __init__(self, launched: Launched, lines: Lines, news: asyncio.Event) -> None:
-        self._launched = launched
-        self._lines = lines
-        self._news = news
-        self._loop = asyncio.get_running_loop()
-        self._read: dict[Stream, int] = {}
-        self._spent = self._spent_lines = 0
-        self._window: asyncio.TimerHandle | None = None
-        self._is_paused = self._was_held_up = False
-
-    @property
-    def has_news(self) -> bool:
-        return self._lines.has_news
-
-    def take(self, *, is_last: bool = False) -> Batch:
-        held_up, self._was_held_up = self._was_held_up, self._is_paused
-        return self._lines.take(self._loop.time(), is_last=is_last, was_held_up=held_up and not is_last)
-
-    def open(self) -> None:
-        """Begin to read."""
-        self._read = {Stream.STDOUT: self._launched.output, Stream.STDERR: self._launched.errors}
-        self._go_on()
-
-    def drain(self) -> None:
-        """Take what is in the pipes still; who has left the group may hold them open."""
-        self._stop()
-        for stream in list(self._read):
-            for _ in range(_MOST_DRAINED):
-                if not self._take_chunk(stream):
-                    break
-            self._lines.end(stream)
-
-    def close(self) -> None:
-        """Read no more."""
-        self._stop()
-        self._read.clear()
-        self._launched.close()
-
-    def _stop(self) -> None:
-        self._pause()
-        if self._window is not None:
-            self._window.cancel()
-
-    def _go_on(self) -> None:
-        self._is_paused = False
-        for stream, descriptor in self._read.items():
-            self._loop.add_reader(descriptor, self._readable, stream)
-
-    def _pause(self) -> None:
-        self._is_paused = True
-        for descriptor in self._read.values():
-            self._loop.remove_reader(descriptor)
-
-    def _readable(self, stream: Stream) -> None:
-        self._take_chunk(stream)
-        if self._lines.has_news:
-            self._news.set()
-        if self._window is None:
-            self._window = self._loop.call_later(_WINDOW, self._next_window)
-        if self._spent > _BYTES_A_WINDOW or self._spent_lines > _LINES_A_WINDOW:
-            self._pause()
-            self._was_held_up = True
-
-    def _next_window(self) -> None:
-        self._window = None
-        self._spent = self._spent_lines = 0
-        if self._is_paused:
-            self._go_on()
-
-    def _take_chunk(self, stream: Stream) -> bool:
-        """Read once; say whether there may be more."""
-        descriptor = self._read[stream]
-        try:
-            chunk = os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            chunk = b""
-        if chunk:
-            self._spent += len(chunk)
-            self._spent_lines += self._lines.feed(stream, chunk)
-            return True
-        self._loop.remove_reader(descriptor)
-        del self._read[stream]
-        self._lines.end(stream)
-        return False
 
 
 @contextlib.contextmanager
