@@ -244,7 +244,7 @@ class Runner:
 
     def _no_longer_early(self, task: Task, reattach: bool) -> None:
         self._early.pop(task.task_seq, None)
-        self._enqueue(task._replace(not_before=None), reattach=reattach)
+        self._queued.setdefault(task.task_seq, (task, reattach))
         self._schedule()
 
     def _watch_deadline(self, task: Task, deadline: str) -> None:

@@ -160,13 +160,13 @@ async def test_a_recovery_that_met_a_locked_file_is_tried_again(
         assert recoverer is not None
         recover, refusals = recoverer.recover, 2
 
-        async def refused_at_first() -> Any:
+        async def refused_at_first(**how: bool) -> Any:
             # once because somebody left, and once because a lock was found free
             nonlocal refusals
             if refusals:
                 refusals -= 1
                 raise StorageBusy("another process held the write lock")
-            return await recover()
+            return await recover(**how)
 
         async with owner:
             await (await owner.session("s1")).spawn(stay, id="t")
