@@ -113,6 +113,8 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
     check_room(tx, str(new.scope), adding=1)
     if new.monitor is not None:
+        if queries.live_task_by_id(tx, str(new.scope), new.id) is not None:
+            raise task_exists(new)
         monitoring.check_room(tx, str(new.scope), adding=1)
     cancelled = cancelled_ancestor(tx, str(new.scope), parent, place.agent)
     columns = _first_columns(tx, new)
@@ -311,6 +313,12 @@ def _born_cancelled(tx: Transaction, task: Task, ancestor: Task) -> Task:
 
 def task_exists(new: NewTask) -> TaskExists:
     """Say that a live task has the id."""
+    if new.monitor is not None:
+        return TaskExists(
+            f"monitor {new.monitor.id!r} runs in session {str(new.scope)!r}: let it, or call "
+            f"stop_monitor({new.monitor.id!r}) before another is started",
+            task_id=new.id,
+        )
     return TaskExists(
         f"task {new.id!r} is live in session {str(new.scope)!r}: await or cancel it, or choose another id",
         task_id=new.id,

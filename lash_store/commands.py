@@ -156,6 +156,7 @@ class Progress:
     fence: Fence | None
     message: str | None
     fraction: float | None
+    detail: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ def close_session(tx: Transaction, scope: Scope, successor: Scope | None, by: st
     moved = _move_all(tx, scope, destination, going, ending) if destination is not None and going else []
     stopping = [task for task in live if task.task_seq in ending]
     spared = _covered(tx, moved) | moved_away(tx, scope, stopping)
-    cancelled = _cancel_all(tx, stopping, "session closed", by, spared)
+    cancelled = _cancel_all(tx, stopping, "session closed", by, spared, stays_armed=True)
     session_queries.set_closed(tx, str(scope))
     gone = {task.task_seq for task in (*moved, *cancelled)}
     kept = [task for task in live if task.task_seq not in gone]
@@ -306,11 +306,20 @@ def moved_away(tx: Transaction, scope: Scope, tasks: Sequence[Task]) -> set[int]
     return _covered(tx, gone) - {task.task_seq for task in below if task.scope in ending}
 
 
-def _cancel_all(tx: Transaction, tasks: Iterable[Task], reason: str, by: str, spared: Collection[int]) -> list[Task]:
+def _cancel_all(
+    tx: Transaction,
+    tasks: Iterable[Task],
+    reason: str,
+    by: str,
+    spared: Collection[int],
+    *,
+    stays_armed: bool = False,
+) -> list[Task]:
     """Request the cancel of tasks, which may be descendants of one another; return all that it reached, as they stand."""
     reached: dict[int, Task] = {}
     for task in tasks:
-        for outcome in transitions.request_cancel(tx, transitions.by_seq(tx, task.task_seq), reason, by, spared):
+        current = transitions.by_seq(tx, task.task_seq)
+        for outcome in transitions.request_cancel(tx, current, reason, by, spared, stays_armed=stays_armed):
             reached[outcome.task.task_seq] = outcome.task
     return [reached[seq] for seq in sorted(reached)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import marshal
 import os
@@ -119,14 +120,16 @@ def resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Progr
 
 def _resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Program:
     if not Path(cwd).is_dir():
-        raise InvalidArguments(f"the folder {cwd!r} does not exist: give cwd= one that does")
+        what = "is not a folder" if Path(cwd).exists() else "does not exist"
+        raise InvalidArguments(f"the folder {cwd!r} {what}: give cwd= another")
     if not os.access(cwd, os.X_OK):
         raise InvalidArguments(f"the folder {cwd!r} may not be entered: give cwd= one that may")
     name = command[0]
     if os.sep in name:
         found = str(Path(cwd) / name)
         if not Path(found).is_file():
-            raise InvalidArguments(f"the program {name!r} does not exist in {cwd!r}: give its path")
+            what = "is not a file" if Path(found).exists() else f"does not exist in {cwd!r}"
+            raise InvalidArguments(f"the program {name!r} {what}: give its path")
         if not os.access(found, os.X_OK):
             raise InvalidArguments(
                 f"the program {name!r} may not be executed: make it executable, or name its interpreter"
@@ -186,7 +189,7 @@ class Launched:
             self.shut_gate()
         if said:
             number = int(said)
-            raise OSError(number, os.strerror(number), program.path)
+            raise OSError(number, _why(number, program.path), program.path)
 
     def _write(self, data: bytes, give_up: threading.Event) -> None:
         view = memoryview(data)
@@ -297,6 +300,15 @@ def launch(program: Program, token: str, loop: asyncio.AbstractEventLoop | None 
     launched = Launched(identity, output, errors, program, gate, told)
     _children[child.pid] = child, launched, loop
     return launched
+
+
+def _why(number: int, path: str) -> str:
+    """Say why a program could not be executed that is there."""
+    if number == errno.ENOENT and Path(path).exists():
+        return f"{os.strerror(number)}: the interpreter that its first line names"
+    if number == errno.ENOEXEC:
+        return f"{os.strerror(number)}: begin it with #! and an interpreter, or use shell=True"
+    return os.strerror(number)
 
 
 def _pipe() -> tuple[int, int]:

@@ -432,7 +432,7 @@ def _decide_any(command: Command) -> Change | Refused:
             shown = {"progress": message, "fraction": fraction}
             if command.fence is None:
                 shown = {name: value for name, value in shown.items() if value is not None}
-            return Change(EventType.PROGRESS, shown) if shown else _UNCHANGED
+            return Change(EventType.PROGRESS, shown, command.detail) if shown else _UNCHANGED
         case Notify(note=note):
             return Change(EventType.NOTED, {}, note)
     return _SUPERSEDED

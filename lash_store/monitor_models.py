@@ -116,6 +116,13 @@ class MonitorSpec(_Record):
             check_text(f"the variable {name!r}", said)
         return dict(value)
 
+    @field_validator("inherit_env", mode="before")
+    @classmethod
+    def _as_names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"it is a list of names, not one: write [{value!r}]")
+        return value
+
     @field_validator("inherit_env")
     @classmethod
     def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:

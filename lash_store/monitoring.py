@@ -6,20 +6,21 @@ Units over an open transaction, as in `transitions`; a write of a supervisor nam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
-from . import monitor_queries, transitions, waking
+from . import monitor_queries, queries, session_queries, transitions, waking
 from .commands import Fence, Launch, Notify, Progress
 from .database import Transaction
 from .errors import LimitExceeded
 from .lifecycle import Task
 from .lines import Batch
-from .models import TaskState, Verdict
-from .monitor_models import ArmOn, MonitorSpec, WakePolicy
+from .models import EventType, TaskState, Verdict
+from .monitor_models import MONITOR_PREFIX, ArmOn, MonitorSpec, WakePolicy
 from .monitor_queries import UpdateRow
 from .transitions import Outcome
 
-__all__ = ["bear", "check_room", "move", "record_process", "stop", "store_lines"]
+__all__ = ["bear", "check_room", "move", "note_not_started", "record_process", "stop", "store_lines"]
 
 
 def check_room(tx: Transaction, scope: str, *, adding: int = 0) -> None:
@@ -34,6 +35,18 @@ def check_room(tx: Transaction, scope: str, *, adding: int = 0) -> None:
         raise LimitExceeded(
             f"session {scope!r} runs {most} monitors, which is its limit: stop one, or give the store other Limits"
         )
+
+
+def note_not_started(tx: Transaction, scope: str, monitor_id: str, why: str) -> None:
+    """Tell a session that its armed monitor could not be started with it."""
+    task = queries.task_by_id(tx, scope, f"{MONITOR_PREFIX}{monitor_id}")
+    if task is None:
+        return
+    key, said = f"monitor:{tx.next_seq}", f"monitor {monitor_id!r} was not started: {why}"
+    session_queries.insert_note(tx, task, key, said, json.dumps({"monitor": monitor_id, "state": None, "lines": 0}))
+    # of the session: the task has ended, and nothing is said of it any more
+    data = queries.event_data(EventType.NOTED, {}, {"note_key": key, "note": said})
+    queries.insert_event(tx, EventType.NOTED, scope=scope, data=data)
 
 
 def bear(tx: Transaction, task: Task, spec: MonitorSpec) -> None:
@@ -111,12 +124,13 @@ def store_lines(
         # whoever asked for its end is awake
         return Outcome(current, Verdict.APPLIED)
     if batch.lines and spec.wake_policy is WakePolicy.QUEUE_TURN:
-        note = waking.wake(tx, current, row, len(batch.lines))
+        note = waking.wake(tx, current, row, batch.written_lines)
         if note is not None:
             current = transitions.transition(tx, current, Notify(fence, note)).task
     elif is_news:
         # who follows the feed learns that there is something to take
-        current = transitions.transition(tx, current, Progress(fence, current.progress, current.fraction)).task
+        told = Progress(fence, current.progress, current.fraction, {"updates": len(batch.lines)})
+        current = transitions.transition(tx, current, told).task
     return Outcome(current, Verdict.APPLIED)
 
 
@@ -125,7 +139,7 @@ def _tell_of_throttling(tx: Transaction, task: Task, fence: Fence, is_throttled:
     if is_throttled == (since is not None):
         return task
     monitor_queries.set_throttled(tx, task.task_seq, tx.now if is_throttled else None)
-    said = "throttled: it writes more than is stored" if is_throttled else "no longer throttled"
+    said = "throttled: it writes more than is stored" if is_throttled else None
     return transitions.transition(tx, task, Progress(fence, said, None)).task
 
 

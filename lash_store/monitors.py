@@ -11,12 +11,13 @@ from .births import NewTask
 from .core import Core
 from .database import Transaction
 from .errors import InvalidArguments, LimitExceeded, SessionClosed, TaskExists, TaskNotFound
-from .handles import TaskHandle, refuse_observer
+from .handles import Reference, TaskHandle, reference, refuse_observer
 from .lifecycle import Task
 from .models import CancelPolicy, ClosePolicy, Recovery, Scope, TaskKind, TaskRecord, check_id
 from .monitor_models import MONITOR_PREFIX, MonitorRecord, MonitorSpec
 from .supervising import program_of, supervise
 from .threads import in_thread
+from .writer import Unit
 
 __all__ = ["look", "start", "start_armed", "stop"]
 
@@ -77,8 +78,16 @@ async def start_armed(core: Core, scope: Scope) -> None:
             if spec is None:
                 raise InvalidArguments(f"the spec of monitor {monitor_id!r} cannot be read")
             await start(core, scope, spec, is_armed=True)
-        except (TaskExists, TaskNotFound, InvalidArguments, LimitExceeded, SessionClosed):
+        except (TaskExists, TaskNotFound):
+            # somebody else was first
+            continue
+        except (InvalidArguments, LimitExceeded, SessionClosed) as error:
             log.warning("monitor_not_started", extra={"scope": str(scope), "monitor": monitor_id}, exc_info=True)
+            await core.to_request().run(_not_started(scope, monitor_id, str(error)))
+
+
+def _not_started(scope: Scope, monitor_id: str, why: str) -> Unit[None]:
+    return lambda tx: monitoring.note_not_started(tx, str(scope), monitor_id, why)
 
 
 def _to_start(tx: Transaction, scope: Scope) -> list[tuple[str, MonitorSpec | None]]:
@@ -86,22 +95,19 @@ def _to_start(tx: Transaction, scope: Scope) -> list[tuple[str, MonitorSpec | No
     return [] if row is None or row.closed_at is not None else monitor_queries.to_start(tx, str(scope))
 
 
-async def stop(
-    core: Core, scope: Scope, monitor: str | TaskHandle, reason: str | None, timeout: float | None
-) -> TaskRecord:
+async def stop(core: Core, scope: Scope, monitor: Reference, reason: str | None, timeout: float | None) -> TaskRecord:
     """Stop a monitor, and let it not start with its session any more; see `SessionTasks.stop_monitor`."""
-    if isinstance(monitor, TaskHandle):
-        task_id, named = monitor.id, monitor.handle_id
-    else:
-        task_id = named = f"{MONITOR_PREFIX}{check_id('monitor id', monitor).removeprefix(MONITOR_PREFIX)}"
+    named = check_id("monitor id", reference(monitor)).removeprefix(MONITOR_PREFIX)
+    task_id = f"{MONITOR_PREFIX}{named}"
 
     def find(tx: Transaction) -> Task:
-        seen = handover.look_up(tx, scope, named)
+        seen = handover.look_up(tx, scope, named) if named.startswith("h-") else None
+        seen = seen or handover.look_up(tx, scope, task_id)
         if seen is None or not seen.task.is_monitor:
             if session_queries.session(tx, str(scope)) is None:
                 raise transitions.unknown_session(scope)
             raise TaskNotFound(
-                f"monitor {task_id.removeprefix(MONITOR_PREFIX)!r} is not in session {str(scope)!r}: monitors() shows what is",
+                f"monitor {named!r} is not in session {str(scope)!r}: monitors() shows what is",
                 task_id=task_id,
             )
         refuse_observer(seen.handle.handle_id, seen.handle.role)

@@ -343,10 +343,10 @@ class SessionTasks:
         return await monitors.start(self._core, self._scope, spec)
 
     async def stop_monitor(
-        self, monitor: str | TaskHandle, reason: str | None = None, *, timeout: float | None = None
+        self, monitor: Reference, reason: str | None = None, *, timeout: float | None = None
     ) -> TaskRecord:
         """
-        Stop a monitor, named by its id or by its task's handle, and return its task's row once nothing of its process lives.
+        Stop a monitor, named by its id or its task's handle, and return its task's row once nothing of its process lives.
 
         It does not start with its session any more. One that has ended comes back unchanged. See `cancel`.
 

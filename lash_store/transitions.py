@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import families, queries, session_queries, step_queries, waking
+from . import families, monitor_queries, queries, session_queries, step_queries, waking
 from .commands import (
     Abandon,
     CallbackFailed,
@@ -183,13 +183,28 @@ def plain(text: str) -> str:
 
 
 def request_cancel(
-    tx: Transaction, task: Task, reason: str | None, by: str, spared: Collection[int] = frozenset()
+    tx: Transaction,
+    task: Task,
+    reason: str | None,
+    by: str,
+    spared: Collection[int] = frozenset(),
+    *,
+    stays_armed: bool = False,
 ) -> list[Outcome]:
     """
     Ask for the end of a task and of all that descends from it, but for who is *spared*; its own outcome comes first.
 
-    One that is pending ends here, and so does external work without a callback.
+    One that is pending ends here, and so does external work without a callback. A monitor does not start with its session any
+    more, unless it *stays armed*.
     """
+    outcomes = _request_all(tx, task, reason, by, spared)
+    for outcome in outcomes:
+        if outcome.task.is_monitor and outcome.verdict is Verdict.APPLIED and not stays_armed:
+            monitor_queries.disarm_one(tx, outcome.task.task_seq)
+    return outcomes
+
+
+def _request_all(tx: Transaction, task: Task, reason: str | None, by: str, spared: Collection[int]) -> list[Outcome]:
     outcome = _request(tx, task, RequestCancel(reason, by))
     if outcome.verdict is not Verdict.APPLIED:
         return [outcome]

@@ -40,6 +40,7 @@ from lash_store import (
     TaskError,
     TaskExists,
     TaskFailed,
+    TaskFilter,
     TaskHandle,
     TaskKind,
     TaskNotFound,
@@ -1211,6 +1212,51 @@ async def test_a_manual_one_is_not_started_with_its_session(new: Callable[..., T
         assert states(await (await store.session("s1")).monitors()) == ["completed"]
 
 
+@pytest.mark.parametrize("how", ["cancel", "cancel_all", "handle", "unreferenced", "handoff"])
+async def test_an_armed_one_that_was_cancelled_stays_so(
+    new: Callable[..., TaskStore], watch: Watch, path: Path, how: str
+) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        task = await session.start_monitor(armed(watch))
+        match how:
+            case "cancel":
+                await session.cancel("monitor:m")
+            case "cancel_all":
+                await session.cancel_all()
+            case "handle":
+                await task.cancel()
+            case "unreferenced":
+                await session.cancel_unreferenced([])
+            case _:
+                await store.session("s2")
+                await session.handoff("s2", [])
+        assert (await task.wait(timeout=20)).state is TaskState.CANCELLED
+        assert not (await monitor(session, "m")).armed
+
+    async with new() as store:
+        await store.session("s1")
+        assert await store.list(TaskFilter(include_terminal=False)) == []
+    check_file(path)
+
+
+async def test_a_model_may_stop_a_monitor_by_what_it_carries(session: SessionTasks, watch: Watch) -> None:
+    for name, by in (("a", "json"), ("b", "handle id"), ("c", "task id"), ("h-d", "id")):
+        task = await session.start_monitor(watch.sh(name, STAY))
+        named: Any = {"json": task.to_json(), "handle id": task.handle_id, "task id": task.id, "id": name}[by]
+        assert (await session.stop_monitor(named)).id == task.id
+
+
+async def test_one_that_runs_is_named_before_the_room_that_is_not_there(
+    opened: Callable[..., Any], watch: Watch
+) -> None:
+    session = await (await opened(limits=Limits(monitors=1))).session("s1")
+    await session.start_monitor(watch.sh("m", STAY))
+
+    with pytest.raises(TaskExists, match=r"monitor 'm' runs .*stop_monitor\('m'\)"):
+        await session.start_monitor(watch.sh("m", STAY))
+
+
 async def test_an_armed_one_that_cannot_be_run_any_more_fails_and_its_session_opens(
     new: Callable[..., TaskStore], watch: Watch, tmp_path: Path
 ) -> None:
@@ -1240,6 +1286,11 @@ async def test_an_armed_one_for_which_there_is_no_room_does_not_keep_its_session
             "running",
             "abandoned",
         ]
+        # the other one was told of
+        texts = [note.text for note in await session.notes()]
+        assert any(
+            "was not started: session 'desktop:s1' runs 1 monitors, which is its limit" in text for text in texts
+        )
 
 
 async def test_an_armed_one_starts_with_the_session_it_was_handed_to(
