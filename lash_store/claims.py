@@ -155,15 +155,3 @@ def _tidy(let_go: asyncio.Future[None], lock: OwnerLock) -> None:
     """Remove a reader's side file, once nobody asks for it; had the commit failed, its being free tells that it is gone."""
     if not let_go.cancelled() and let_go.exception() is None:
         lock.remove()
-
-
-def check_limit(limit: int | None, what: str) -> int | None:
-    """
-    Return how many of something are wanted; None: all.
-
-    Raises:
-        ValueError: not a number, or below 1.
-    """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit < 2**63):
-        raise ValueError(f"limit must be a number of {what}, at least 1, not {limit!r}")
-    return limit

@@ -367,7 +367,7 @@ class Core:
         async def end(task: Task) -> None:
             try:
                 await then(await leftovers.end([task], self.cancel_grace))
-            except (StoreError, OSError, RuntimeError):
+            except (StoreError, OSError):
                 log.warning("process_left", extra={"task_seq": task.task_seq}, exc_info=True)
             finally:
                 del self.endings[task.task_seq]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import monitor_queries, session_queries
-from .claims import Claim, Shelf, check_limit
+from .claims import Claim, Shelf
 from .core import Core
 from .models import Note, Scope, check_id
 from .monitor_models import MONITOR_PREFIX, MonitorUpdate
@@ -27,7 +27,7 @@ class Inbox(Claim[Note]):
     """
 
     def __init__(self, core: Core, scope: Scope, limit: int | None) -> None:
-        most = check_limit(limit, "notes")
+        most = _check_limit(limit, "notes")
         shelf = Shelf(
             name="the inbox",
             claims=session_queries.inbox_claims,
@@ -43,7 +43,7 @@ async def look_at_updates(
     core: Core, scope: Scope, *, monitor_id: str | None, unread: bool, limit: int | None
 ) -> list[MonitorUpdate]:
     """Read what a session's monitors wrote, or one of them, oldest first; nothing is claimed."""
-    most = check_limit(limit, "updates")
+    most = _check_limit(limit, "updates")
     await core.check_session(scope)
     statement = monitor_queries.UNREAD_UPDATES if unread else monitor_queries.ALL_UPDATES
     wanted = {"scope": str(scope), "monitor_id": _plain(monitor_id), "limit": -1 if most is None else most}
@@ -59,7 +59,7 @@ class Updates(Claim[MonitorUpdate]):
     """
 
     def __init__(self, core: Core, scope: Scope, limit: int | None, monitor_id: str | None) -> None:
-        most, named = check_limit(limit, "updates"), _plain(monitor_id)
+        most, named = _check_limit(limit, "updates"), _plain(monitor_id)
         shelf = Shelf(
             name="the updates",
             claims=monitor_queries.updates_claims,
@@ -74,3 +74,15 @@ class Updates(Claim[MonitorUpdate]):
 def _plain(monitor_id: str | None) -> str | None:
     """Return a monitor's id, also of one who gave its task's."""
     return None if monitor_id is None else check_id("monitor id", monitor_id).removeprefix(MONITOR_PREFIX)
+
+
+def _check_limit(limit: int | None, what: str) -> int | None:
+    """
+    Return how many of something are wanted; None: all.
+
+    Raises:
+        ValueError: not a number, or below 1.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit < 2**63):
+        raise ValueError(f"limit must be a number of {what}, at least 1, not {limit!r}")
+    return limit

@@ -14,37 +14,21 @@ import fcntl
 import marshal
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import InvalidArguments, StoreError
+from .errors import StoreError
 from .models import ProcessIdentity
 from .processes import TOKEN, identify
+from .programs import Program
 
-__all__ = ["INHERITED", "Exit", "Launched", "Program", "environment", "launch", "reap", "resolve", "sweep"]
-
-INHERITED = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-    "LC_MESSAGES",
-    "TZ",
-    "TMPDIR",
-    "TERM",
-)
-"""What a monitor's process has of its owner's environment, beside what its spec says; keys and tokens are not among it."""
+__all__ = ["Exit", "Launched", "launch", "reap", "sweep"]
 
 _GATE = """
 import marshal, os, sys, _signal
@@ -71,18 +55,8 @@ os._exit(127)
 """
 """What waits at the gate. Python ignores signals that a program of any other language expects to have: they are given back."""
 
-_children: dict[int, tuple[subprocess.Popen[bytes], Launched, asyncio.AbstractEventLoop | None]] = {}
-"""The processes of this one that nobody has waited for yet, by pid; they may outlive the loop that started them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What is to be run: the executable's path, its arguments (the first is its name), its folder and whole environment."""
-
-    path: str
-    arguments: tuple[str, ...]
-    cwd: str
-    environment: Mapping[str, str]
+_children: dict[int, tuple[subprocess.Popen[bytes], Launched, Callable[[], asyncio.AbstractEventLoop | None]]] = {}
+"""The processes of this one that nobody has waited for yet, by pid, and their loop, which they may outlive."""
 
 
 class Exit(int):
@@ -95,53 +69,6 @@ class Exit(int):
 
 
 _SIGNALS = {int(one): f" ({one.name})" for one in signal.Signals}
-
-
-def environment(env: Mapping[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return what a process is given: what is `INHERITED`, the variables *also* named, and those of *env*."""
-    inherited = {name: os.environ[name] for name in (*INHERITED, *also) if name in os.environ}
-    return {**inherited, **env}
-
-
-def resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Program:
-    """
-    Find the program a command names, by the PATH of its own environment, and its folder.
-
-    Raises:
-        InvalidArguments: there is no such program, or no such folder, or it may not be used.
-    """
-    try:
-        return _resolve(command, cwd, env)
-    except OSError as error:
-        raise InvalidArguments(
-            f"{command[0]!r} in {cwd!r} cannot be run: {error.strerror}: give other paths"
-        ) from error
-
-
-def _resolve(command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Program:
-    if not Path(cwd).is_dir():
-        what = "is not a folder" if Path(cwd).exists() else "does not exist"
-        raise InvalidArguments(f"the folder {cwd!r} {what}: give cwd= another")
-    if not os.access(cwd, os.X_OK):
-        raise InvalidArguments(f"the folder {cwd!r} may not be entered: give cwd= one that may")
-    name = command[0]
-    if os.sep in name:
-        found = str(Path(cwd) / name)
-        if not Path(found).is_file():
-            what = "is not a file" if Path(found).exists() else f"does not exist in {cwd!r}"
-            raise InvalidArguments(f"the program {name!r} {what}: give its path")
-        if not os.access(found, os.X_OK):
-            raise InvalidArguments(
-                f"the program {name!r} may not be executed: make it executable, or name its interpreter"
-            )
-    else:
-        where = env.get("PATH", os.defpath)
-        paths = os.pathsep.join(str(Path(cwd) / one) for one in where.split(os.pathsep))
-        on_path = shutil.which(name, path=paths)
-        if on_path is None:
-            raise InvalidArguments(f"there is no program {name!r} in the PATH {where!r}: install it, or give its path")
-        found = on_path
-    return Program(found, command, cwd, env)
 
 
 @dataclass(slots=True)
@@ -265,9 +192,9 @@ def launch(program: Program, token: str, loop: asyncio.AbstractEventLoop | None 
         raise StoreError("monitors are started by a Python interpreter, and sys.executable names none")
     sweep()
     pipes: list[int] = []
-    try:
-        # a fork in another thread would keep the ends that are the child's open, and so its gate
-        with _forks:
+    # a fork in another thread would keep the ends of the pipes open, and so the gate
+    with _forks:
+        try:
             for _ in range(4):
                 pipes += _pipe()
             gate_read, gate, told, told_write, output, output_write, errors, errors_write = pipes
@@ -280,26 +207,28 @@ def launch(program: Program, token: str, loop: asyncio.AbstractEventLoop | None 
                 cwd=program.cwd,
                 start_new_session=True,
             )
-            for descriptor in (gate_read, told_write, output_write, errors_write):
-                os.close(descriptor)
-                pipes.remove(descriptor)
-    except BaseException:
-        for descriptor in pipes:
-            os.close(descriptor)
-        raise
-    try:
-        identity = identify(child.pid, token)
-    except OSError:
-        # who cannot be named must not run; its gate ends with the pipe
-        for descriptor in pipes:
-            os.close(descriptor)
-        child.wait()
-        raise
-    for descriptor in (gate, told, output, errors):
-        os.set_blocking(descriptor, False)
-    launched = Launched(identity, output, errors, program, gate, told)
-    _children[child.pid] = child, launched, loop
+        except BaseException:
+            _close_all(pipes)
+            raise
+        _close_all((gate_read, told_write, output_write, errors_write))
+        ours = (gate, told, output, errors)
+        try:
+            identity = identify(child.pid, token)
+            for descriptor in ours:
+                os.set_blocking(descriptor, False)
+        except BaseException:
+            # who cannot be named must not run; its gate ends with the pipe
+            _close_all(ours)
+            child.wait()
+            raise
+        launched = Launched(identity, output, errors, program, gate, told)
+        _children[child.pid] = child, launched, (lambda: None) if loop is None else weakref.ref(loop)
     return launched
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _why(number: int, path: str) -> str:
@@ -324,16 +253,16 @@ def _pipe() -> tuple[int, int]:
 
 def reap(pid: int) -> None:
     """Wait for a process of ours that has ended, so that nothing is left of it, nor open here; another's is let be."""
-    if pid in _children:
-        child, launched, _ = _children[pid]
-        if child.poll() is not None:
-            launched.close()
-            _children.pop(pid, None)
+    found = _children.get(pid)
+    if found is not None and found[0].poll() is not None:
+        found[1].close()
+        _children.pop(pid, None)
 
 
 def sweep() -> None:
     """Let go of what loops that are closed have left: nobody opens those gates any more, nor reads those pipes."""
-    for pid, (_, launched, loop) in list(_children.items()):
+    for pid, (_, launched, its_loop) in list(_children.items()):
+        loop = its_loop()
         if loop is not None and loop.is_closed():
             launched.close()
             reap(pid)
@@ -351,10 +280,12 @@ def _ready(descriptor: int, event: int, give_up: threading.Event) -> bool:
 
 def _forget_in_child() -> None:
     # a copy of a gate's end would keep it from falling when its owner dies
-    for _, launched, _ in _children.values():
-        launched.forget_in_child()
-    _children.clear()
-    _forks.release()
+    try:
+        for _, launched, _ in _children.values():
+            launched.forget_in_child()
+        _children.clear()
+    finally:
+        _forks.release()
 
 
 _forks = threading.Lock()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from . import launching, processes
 from .database import Reader
+from .errors import StorageError
 from .lifecycle import Task
 from .models import ProcessEvidence, ProcessFate, ProcessIdentity
 from .queries import LEFT_PROCESSES, process_identity
@@ -15,6 +17,8 @@ from .statements import names
 from .threads import in_thread
 
 __all__ = ["NOBODY", "Fates", "end", "evidence_of_process", "fate_of", "is_settled", "left_by", "look"]
+
+T = TypeVar("T")
 
 Fates = Mapping[tuple[int, str], ProcessFate]
 """What became of recorded processes, by ``task_seq`` and what was recorded."""
@@ -29,25 +33,42 @@ async def left_by(reader: Reader, dead: Collection[int], runtime: str | None) ->
     return [Task._make(row) for row in rows]
 
 
-async def look(tasks: Iterable[Task]) -> Fates:
-    """Say of which recorded processes nothing lives any more, or is provably theirs; nothing is ended."""
-    fates = {}
-    for task in tasks:
-        fate = await in_thread(_look, _identity(task))
-        if fate is not None:
-            fates[_key(task)] = fate
-    return fates
+async def look(tasks: Sequence[Task]) -> Fates:
+    """
+    Say of which recorded processes nothing lives any more, or is provably theirs; nothing is ended.
+
+    Raises:
+        StorageError: this process lacks descriptors or threads to look.
+    """
+    if not tasks:
+        return NOBODY
+    return await _in_thread(
+        lambda: {_key(task): fate for task in tasks if (fate := _look(_identity(task))) is not None}
+    )
 
 
 async def end(tasks: Collection[Task], grace: float) -> Fates:
-    """End recorded processes, all at once, and say what became of each."""
+    """
+    End recorded processes, all at once, and say what became of each.
+
+    Raises:
+        StorageError: this process lacks descriptors or threads to look.
+    """
     hurry = threading.Event()
     try:
-        ended = await asyncio.gather(*(in_thread(_end, _identity(task), grace, hurry) for task in tasks))
+        ended = await asyncio.gather(*(_in_thread(_end, _identity(task), grace, hurry) for task in tasks))
     except asyncio.CancelledError:
         hurry.set()
         raise
     return {_key(task): fate for task, fate in zip(tasks, ended, strict=True)}
+
+
+async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    try:
+        found: T = await in_thread(function, *arguments)
+        return found
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"what is left of monitors' processes cannot be looked at: {error}") from error
 
 
 def is_settled(task: Task, fates: Fates) -> bool:

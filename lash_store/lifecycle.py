@@ -229,12 +229,12 @@ def _left_behind(task: Task, command: Command, change: Change) -> dict[str, None
         left["not_before"] = None
     if task.waiting_for is not None and state != TaskState.WAITING:
         left["waiting_for"] = None
-    if task.process is not None and _is_over(command, change):
+    if task.process is not None and _ends_process(command, change):
         left["process"] = None
     return left
 
 
-_ENDS_PROCESS = {
+_AFTER_PROCESS = {
     *TERMINAL_EVENTS,
     EventType.CLAIMED,
     EventType.STARTED,
@@ -243,11 +243,12 @@ _ENDS_PROCESS = {
 }
 
 
-def _is_over(command: Command, change: Change) -> bool:
+def _ends_process(command: Command, change: Change) -> bool:
     """Whether what ran for a task is gone: nobody ends, frees or takes it before, but for who gives it up, or cannot wait."""
-    if isinstance(command, GiveUp) or getattr(command, "process_left", False):
-        return False
-    return change.type in _ENDS_PROCESS
+    match command:
+        case GiveUp() | Release(process_left=True) | Abandon(process_left=True):
+            return False
+    return change.type in _AFTER_PROCESS
 
 
 _OUTCOME = {

@@ -19,6 +19,10 @@ _MUCH = 1024 * 1024
 """Bytes of a line without an end that are worth telling of."""
 
 
+_CALM = 1.0
+"""Seconds without any waiting after which who wrote too much does not any more."""
+
+
 class Line(NamedTuple):
     """One line, numbered within its attempt from 1."""
 
@@ -33,7 +37,7 @@ class Batch:
     """
     What is to be stored at once: lines, and how much was written since the batch before, what was dropped of it included.
 
-    *is_throttled*: lines wait for their turn.
+    *is_throttled*: lines wait for their turn, or did a moment ago; *is_turn*: it was not so before, or is so no more.
     """
 
     lines: Sequence[Line]
@@ -41,11 +45,12 @@ class Batch:
     written_bytes: int
     dropped: int
     is_throttled: bool
+    is_turn: bool = False
 
     @property
     def says_something(self) -> bool:
         """Whether it tells more than that lines still wait."""
-        return bool(self.lines) or self.written_bytes > 0 or self.written_lines > 0
+        return bool(self.lines) or self.written_bytes > 0 or self.written_lines > 0 or self.is_turn
 
 
 class _Raw(NamedTuple):
@@ -75,11 +80,18 @@ class Lines:
         self._waiting_bytes = 0
         self._lines = self._bytes = self._dropped = 0
         self._told_lines = self._told_bytes = self._told_dropped = 0
+        self._told_throttled = False
+        self._throttled_until = now
 
     @property
     def has_news(self) -> bool:
         """Whether a line waits to be stored, or what was dropped, or much of a line without an end, is to be told."""
-        return bool(self._waiting) or self._lines > self._told_lines or self._bytes - self._told_bytes >= _MUCH
+        return (
+            bool(self._waiting)
+            or self._lines > self._told_lines
+            or self._bytes - self._told_bytes >= _MUCH
+            or self._told_throttled
+        )
 
     def feed(self, stream: Stream, chunk: bytes) -> int:
         """Take what was read of a stream, and say how many lines that were."""
@@ -128,13 +140,18 @@ class Lines:
         self._allowed = max(0.0, self._allowed - count)
         taken = [self._waiting.popleft() for _ in range(count)]
         self._waiting_bytes -= sum(len(raw.text) for raw in taken)
+        if was_held_up or self._waiting or self._dropped > self._told_dropped:
+            self._throttled_until = now + _CALM
+        is_throttled = now < self._throttled_until and not is_last
         batch = Batch(
             [_decoded(raw) for raw in taken],
             self._lines - self._told_lines,
             self._bytes - self._told_bytes,
             self._dropped - self._told_dropped,
-            was_held_up or bool(self._waiting) or self._dropped > self._told_dropped,
+            is_throttled,
+            is_throttled != self._told_throttled,
         )
+        self._told_throttled = is_throttled
         self._told_lines, self._told_bytes, self._told_dropped = self._lines, self._bytes, self._dropped
         return batch
 

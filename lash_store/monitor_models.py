@@ -55,8 +55,8 @@ class MonitorSpec(_Record):
     ``shell=True`` it is a line for ``/bin/sh``. It runs in *cwd* (the folder of this process, if none is given), in a session and
     process group of its own, without standard input.
 
-    Its environment is what `INHERITED` names (PATH, HOME, the locale and such) of the owner's, the variables that *inherit_env*
-    names, and *env*. What *env* says is stored in the file, as text: let keys and tokens be inherited by name.
+    Its environment is what `programs.INHERITED` names (PATH, HOME, the locale and such) of the owner's, the variables that
+    *inherit_env* names, and *env*. What *env* says is stored in the file, as text: let keys and tokens be inherited by name.
 
     It may run *timeout* seconds, a day at most; a *persistent* one, or ``timeout=None``, for as long as its session. *arm_on*
     says when it is started, *wake_policy* what it does when it writes something or ends. After a crash of its owner what is left

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, insert, null, or_, select, update
+from sqlalchemy import Text, and_, bindparam, case, func, insert, literal_column, null, or_, select, update
 
 from .database import Transaction
 from .lifecycle import MONITOR, Task
@@ -414,8 +414,9 @@ _NOTE_TO_ADD_TO = sql(
     select(inbox.c.note_seq, inbox.c.data)
     .where(
         inbox.c.task_seq == bindparam("task_seq"),
-        inbox.c.key >= word("monitor:"),
-        inbox.c.key < word("monitor;"),
+        # not by the index of all keys: of those that were read there may be many
+        literal_column('+inbox."key"', Text) >= word("monitor:"),
+        literal_column('+inbox."key"', Text) < word("monitor;"),
         inbox.c.acknowledged_at.is_(None),
         or_(
             inbox.c.claim.is_(None),

@@ -8,12 +8,13 @@ their number for as long as one process of theirs lives. Everything here blocks:
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,11 +56,12 @@ class _Look(NamedTuple):
     has_leader: bool
 
 
+@functools.cache
 def boot_id() -> str:
     """Return what names this boot of the machine; empty where nothing does."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except FileNotFoundError:
         return ""
 
 
@@ -100,7 +102,7 @@ def _look(process: ProcessIdentity, *, is_proven: bool = False) -> _Look:
     here = boot_id()
     if process.boot_id != here or (not here and process.host != platform.node()):
         return _Look([], has_leader=False)
-    if process.group <= 1 or process.group in {os.getpgrp(), os.getsid(0)}:
+    if process.group <= 1:
         # nothing that was ever started here; somebody's hand may have written it
         return _Look([], has_leader=False)
     if process.namespace != _namespace():
@@ -109,14 +111,18 @@ def _look(process: ProcessIdentity, *, is_proven: bool = False) -> _Look:
     if not _PROC.joinpath("self").exists():
         alive = [process.group] if _answers(process.group) else []
         return _Look(alive if is_proven or not alive else None, has_leader=False)
-    look = _look_once(process, is_proven=is_proven)
+    look = _look_once(process, _scan.all(), is_proven=is_proven)
     # who is started while one looks, by a member that has ended when it is looked at, is seen by the next
-    return look if look.alive != [] else _look_once(process, is_proven=is_proven)
+    return look if look.alive != [] else _look_once(process, _scan.all(), is_proven=is_proven)
 
 
-def _look_once(process: ProcessIdentity, *, is_proven: bool) -> _Look:
-    members = [stat for stat in _scan.all() if process.group in {stat.group, stat.session}]
-    leader = next((stat for stat in members if stat.pid == process.pid), None) or _stat(process.pid)
+def _look_once(process: ProcessIdentity, stats: Iterable[Stat], *, is_proven: bool) -> _Look:
+    members = [stat for stat in stats if process.group in {stat.group, stat.session}]
+    try:
+        leader = next((stat for stat in members if stat.pid == process.pid), None) or _stat(process.pid)
+    except PermissionError:
+        # another user's, where they are hidden: it may be ours that has become somebody else
+        return _Look(None, has_leader=False)
     if leader is not None and leader.started != process.started:
         # the number is another's by now, so nothing of ours has it any more
         return _Look([], has_leader=False)
@@ -139,6 +145,9 @@ def end_group(
     look = _look(process, is_proven=is_ours)
     if look.alive is None:
         return ProcessFate.UNPROVEN
+    if look.alive and process.group in {os.getpgrp(), os.getsid(0)}:
+        # who asks is one of them
+        return ProcessFate.LEFT
     fate = ProcessFate.ENDED if look.alive else ProcessFate.GONE
     if look.alive and grace > 0 and not hurry.is_set():
         _signal(process, look.alive, signal.SIGTERM)
@@ -240,8 +249,16 @@ os.register_at_fork(after_in_child=_scan.forget_in_child)
 
 
 def _all() -> list[Stat]:
-    stats = (_stat(int(name)) for name in os.listdir(_PROC) if name.isdecimal())  # noqa: PTH208, a path a process costs too much
+    stats = (_stat_if_shown(int(name)) for name in os.listdir(_PROC) if name.isdecimal())  # noqa: PTH208, a path a process costs too much
     return [stat for stat in stats if stat is not None]
+
+
+def _stat_if_shown(pid: int) -> Stat | None:
+    try:
+        return _stat(pid)
+    except PermissionError:
+        # the system hides other users' processes
+        return None
 
 
 def _stat(pid: int) -> Stat | None:
@@ -264,11 +281,12 @@ def _stat(pid: int) -> Stat | None:
 def _carries(pid: int, token: str) -> bool:
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
     return f"{TOKEN}={token}".encode() in environment.split(b"\0")
 
 
+@functools.cache
 def _namespace() -> str:
     """Return what names the space our pids count in: another container has another."""
     try:

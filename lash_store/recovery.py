@@ -194,6 +194,7 @@ class Recoverer:
         self._deadline: str | None = None
         self._may_have_freed = True
         self._ending: asyncio.Task[Recovered] | None = None
+        self._over: set[tuple[int, str | None]] = set()
         self._try_again_at: float | None = None
         self._pause = _AGAIN[0]
         self.latest = Recovered()
@@ -211,9 +212,12 @@ class Recoverer:
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
             left = await leftovers.left_by(self._reader, [owner.owner_id for owner in dead], self._runtime)
+            left = [task for task in left if (task.task_seq, task.process) not in self._over]
             fates = await leftovers.look(left)
+            self._over |= {
+                (task.task_seq, task.process) for task in left if task.is_terminal and leftovers.is_settled(task, fates)
+            }
             found = await self._in_one(dead, fates)
-            self._end_processes([task for task in left if not leftovers.is_settled(task, fates)])
             self._may_have_freed = True
             self._someone_left = False
             if dead:
@@ -221,36 +225,43 @@ class Recoverer:
                 await self.look_for_peers()
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
             found = found._replace(unreachable=unreachable)
+            if any(found):
+                self.latest = found
+            self._end_processes([task for task in left if not leftovers.is_settled(task, fates)], found)
             ending = self._ending
-        if wait and ending is not None:
-            found = found.and_then(await asyncio.shield(ending))
-        if any(found):
-            self.latest = found
-        return found
+        return await asyncio.shield(ending) if wait and ending is not None else found
 
-    def _end_processes(self, living: list[Task]) -> None:
+    async def settled(self) -> None:
+        """Wait until what was left when recovery looked last is ended, and recovered."""
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    def _end_processes(self, living: list[Task], first: Recovered) -> None:
         """Begin to end what runs for tasks that are to be recovered; one such ending goes on at a time."""
         self._try_again_at = None
         if living and self._ending is None:
-            self._ending = asyncio.create_task(self._recover_ended(living), name="lash_store leftovers")
+            self._ending = asyncio.create_task(self._recover_ended(living, first), name="lash_store leftovers")
         elif living:
             self._try_again_at = time.monotonic() + _AGAIN[0]
 
-    async def _recover_ended(self, living: list[Task]) -> Recovered:
-        """End what runs for tasks, then recover them."""
-        found, fates = Recovered(), leftovers.NOBODY
+    async def _recover_ended(self, living: list[Task], found: Recovered) -> Recovered:
+        """End what runs for tasks, then recover them; return this and what was *found* first."""
+        is_done = False
         try:
             fates = await leftovers.end(living, self._grace)
             async with self._one_at_a_time:
                 if not self._closed:
-                    found = await self._in_one([], fates)
-                    if any(found):
-                        self.latest = found
-        except (StoreError, OSError, RuntimeError):
+                    found = found.and_then(await self._in_one([], fates))
+                    self.latest = found
+            is_done = all(leftovers.is_settled(task, fates) for task in living)
+        except asyncio.CancelledError:
+            # the store closes
+            return found
+        except (StoreError, OSError):
             log.warning("recovery_failed", exc_info=True)
         finally:
             self._ending = None
-        if all(leftovers.is_settled(task, fates) for task in living):
+        if is_done:
             self._pause = _AGAIN[0]
         else:
             log.warning("processes_left", extra={"task_seqs": [task.task_seq for task in living]})

@@ -89,6 +89,10 @@ sessions = Table(
     sqlite_strict=True,
 )
 
+Index("sessions_inbox_read", sessions.c.scope, sessions.c.inbox_claim, sqlite_where=text("inbox_claim IS NOT NULL"))
+Index(
+    "sessions_updates_read", sessions.c.scope, sessions.c.updates_claim, sqlite_where=text("updates_claim IS NOT NULL")
+)
 """
 ``inbox_claim`` names the reader of the session's notes, and the lock that says whether it lives, ``updates_claim`` that of its
 monitors' updates, of which ``update_bytes`` are kept; ``reopened_after`` is the newest

@@ -287,7 +287,8 @@ class TaskStore:
                 # at once: a body that is refused something because of this must know why
                 core.runner.close()
             hidden.acknowledge_all(core)
-            await core.end_endings(self._close_timeout)
+            if core.runner is None:
+                await core.end_endings(self._close_timeout)
             if core.writer is not None and self._close_timeout is not None:
                 core.writer.limit_patience(max(1.0, self._close_timeout))
             await self._lives.aclose()
@@ -331,13 +332,15 @@ class TaskStore:
             grace=self._cancel_grace,
         )
         lives.push_async_callback(core.feed.close)
-        lives.push_async_callback(self._give_back, writer, runner, callbacks, owner_id)
+        lives.push_async_callback(self._give_back, core, writer, runner, callbacks, owner_id)
         # a body that recovery starts may use the store at once
         self._core, self._recoverer = core, recoverer
-        await recoverer.recover()
-        recoverer.watch()
         lives.push_async_callback(recoverer.close)
+        await recoverer.recover(wait=False)
+        recoverer.watch()
         core.feed.watch()
+        # what monitors of dead owners left is ended by now, or soon; everything else goes on meanwhile
+        await recoverer.settled()
         return core
 
     async def _open_beside(self, lives: AsyncExitStack) -> Core:
@@ -388,9 +391,13 @@ class TaskStore:
             raise StorageError(f"{self._path} does not exist: check the path")
         _check_head(database.probe(self._path), self._path)
 
-    async def _give_back(self, writer: Writer, runner: Runner, callbacks: Callbacks, owner_id: int) -> None:
+    async def _give_back(self, core: Core, writer: Writer, runner: Runner, callbacks: Callbacks, owner_id: int) -> None:
         """Stop the bodies and give back their rows, in the transaction that ends this owner."""
-        alive, _ = await asyncio.gather(runner.detach(self._close_timeout), callbacks.detach(self._close_timeout))
+        alive, _, _ = await asyncio.gather(
+            runner.detach(self._close_timeout),
+            callbacks.detach(self._close_timeout),
+            core.end_endings(self._close_timeout),
+        )
         left = {task.task_seq for task in alive}
         try:
             await writer.run(lambda tx: _end_owner(tx, owner_id, left))
@@ -575,7 +582,8 @@ class TaskStore:
         """
         Take over what dead owners of this runtime left, as opening does; also after registering functions late.
 
-        One transaction. If there is nothing to take, nothing is written.
+        One transaction, and another for what a monitor's process has to be ended for first, which is waited for. If there is
+        nothing to take, nothing is written.
 
         Raises:
             StoreReadOnly: this store does not own.

@@ -15,16 +15,17 @@ import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
-from . import launching, monitoring, processes, transitions
+from . import launching, monitoring, processes, programs, transitions
 from .bodies import PAUSES, Body, FailedWith
 from .core import Core
 from .database import may_pass
 from .errors import StoreError
-from .launching import Exit, Launched, Program
+from .launching import Exit, Launched
 from .lines import Batch, Lines
 from .models import Failure, ProcessFate, StopReason, Verdict
 from .monitor_models import MonitorSpec
 from .pipes import Output
+from .programs import Program
 from .threads import in_thread
 from .writer import Unit
 
@@ -55,8 +56,8 @@ def program_of(spec: MonitorSpec) -> Program:
     Raises:
         InvalidArguments: there is no such program or folder.
     """
-    return launching.resolve(
-        spec.arguments, spec.cwd or str(os.curdir), launching.environment(spec.env, spec.inherit_env)
+    return programs.resolve(
+        spec.arguments, spec.cwd or str(os.curdir), programs.environment(spec.env, spec.inherit_env)
     )
 
 
@@ -149,7 +150,8 @@ class Supervisor:
             try:
                 await asyncio.wait({exited, storing}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                exited.cancel()
+                if not exited.get_loop().is_closed():
+                    exited.cancel()
         if storing.done():
             storing.result()
 
@@ -195,7 +197,7 @@ class Supervisor:
             except (OSError, RuntimeError):
                 # no descriptor or no thread to be had: as long as it is not waited for, its number is its own
                 log.warning("process_unseen", extra={"pid": launched.pid}, exc_info=True)
-                if self._asked.is_set():
+                if self._asked.is_set() or self._hurry.is_set():
                     launched.kill()
             log.warning("process_left", extra={"pid": launched.pid, "task_seq": self._body.task_seq})
             await asyncio.sleep(_LOOK_AGAIN)

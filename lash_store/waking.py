@@ -49,7 +49,7 @@ def wake(tx: Transaction, task: Task, monitor: MonitorRow, lines: int) -> Mappin
 def wake_at_end(tx: Transaction, task: Task) -> None:
     """Tell a monitor's session that it has ended, unless that was asked for; before the event that says so itself."""
     monitor = monitor_queries.monitor(tx, task.task_seq)
-    if monitor is None or monitor.wake_policy != WakePolicy.QUEUE_TURN or task.state == TaskState.CANCELLED:
+    if monitor is None or monitor.wake_policy != WakePolicy.QUEUE_TURN or task.cancel_requested_at is not None:
         return
     note = wake(tx, task, monitor, 0)
     if note is not None:

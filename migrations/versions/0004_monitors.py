@@ -14,6 +14,8 @@ STATEMENTS = (
 ALTER TABLE sessions ADD COLUMN updates_claim TEXT CONSTRAINT sessions_updates_claim_json CHECK (updates_claim IS NULL OR json_valid(updates_claim))
     """,
     "ALTER TABLE sessions ADD COLUMN update_bytes INTEGER DEFAULT 0 NOT NULL",
+    "CREATE INDEX sessions_inbox_read ON sessions (scope, inbox_claim) WHERE inbox_claim IS NOT NULL",
+    "CREATE INDEX sessions_updates_read ON sessions (scope, updates_claim) WHERE updates_claim IS NOT NULL",
     "CREATE INDEX inbox_unread_of_task ON inbox (task_seq) WHERE acknowledged_at IS NULL",
     "ALTER TABLE tasks ADD COLUMN process TEXT CONSTRAINT tasks_process_json CHECK (process IS NULL OR json_valid(process))",
     "CREATE INDEX tasks_process ON tasks (owner_id) WHERE process IS NOT NULL",
@@ -138,6 +140,8 @@ UNDO = (
     "DROP TRIGGER tasks_terminal_is_final",
     "DROP TABLE updates",
     "DROP TABLE monitors",
+    "DROP INDEX sessions_updates_read",
+    "DROP INDEX sessions_inbox_read",
     "DROP INDEX inbox_unread_of_task",
     "DROP INDEX tasks_process",
     "ALTER TABLE tasks DROP COLUMN process",

@@ -49,6 +49,7 @@ from lash_store import (
     launching,
     monitoring,
     processes,
+    programs,
     supervising,
 )
 from lash_store.launching import Launched
@@ -383,7 +384,7 @@ async def test_it_has_of_the_environment_what_is_named_and_nothing_else(
     *found, values = await taken(session)
     assert values == "by name so, ünïcode"
     own = {"A_TOKEN", "SAID", "LASH_STORE_MONITOR", "LASH_TEST_MARK"}
-    assert own <= set(found) <= own | set(launching.INHERITED) | {"LC_CTYPE"}
+    assert own <= set(found) <= own | set(programs.INHERITED) | {"LC_CTYPE"}
 
 
 async def test_it_has_no_descriptor_of_its_owner(session: SessionTasks, watch: Watch) -> None:

@@ -18,11 +18,12 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 
-from lash_store import launching, processes
+from lash_store import processes, programs
 from lash_store.errors import InvalidArguments, StoreError
-from lash_store.launching import Exit, Launched, Program, launch, reap, resolve
+from lash_store.launching import Exit, Launched, launch, reap
 from lash_store.models import ProcessFate, ProcessIdentity
 from lash_store.processes import TOKEN, end_group, identify, survivors
+from lash_store.programs import Program, resolve
 from tests.storage.conftest import Spawn
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs a Linux /proc")
@@ -723,7 +724,8 @@ def test_nothing_that_waits_at_a_gate_outlives_its_owner(tmp_path: Path, spawn: 
     owner = spawn(
         """
         import sys, time
-        from lash_store.launching import launch, resolve
+        from lash_store.launching import launch
+        from lash_store.programs import resolve
         program = resolve(("/bin/sh", "-c", "echo ran >ran"), sys.argv[1], {})
         print(*(launch(program, "mine").pid for _ in range(3)), flush=True)
         time.sleep(100)
@@ -744,7 +746,8 @@ def test_a_program_runs_also_if_its_owner_has_no_standard_descriptors(tmp_path: 
     owner = spawn(
         """
         import os, sys
-        from lash_store.launching import launch, reap, resolve
+        from lash_store.launching import launch, reap
+        from lash_store.programs import resolve
         program = resolve(("/bin/sh", "-c", "echo out; echo err >&2; exit 7"), sys.argv[1], {})
         found = []
         for closed in ([0], [1], [2], [0, 1, 2]):
@@ -1073,13 +1076,13 @@ def test_a_hundred_launches_leave_no_descriptor_no_process_and_no_zombie(starter
 def test_a_process_inherits_what_is_named_and_what_the_spec_says_stands_before_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in launching.INHERITED:
+    for name in programs.INHERITED:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"PATH": "/bin", "HOME": "/home", "TZ": "", "API_KEY": "k", "SECRET": "s"}.items():
         monkeypatch.setenv(name, value)
 
-    assert launching.environment({}) == {"PATH": "/bin", "HOME": "/home", "TZ": ""}
-    assert launching.environment({"PATH": "/mine", "A": ""}, ("API_KEY", "NOT_SET")) == {
+    assert programs.environment({}) == {"PATH": "/bin", "HOME": "/home", "TZ": ""}
+    assert programs.environment({"PATH": "/mine", "A": ""}, ("API_KEY", "NOT_SET")) == {
         "PATH": "/mine",
         "HOME": "/home",
         "TZ": "",
@@ -1089,9 +1092,7 @@ def test_a_process_inherits_what_is_named_and_what_the_spec_says_stands_before_t
 
 
 def test_no_key_or_token_is_inherited_by_itself() -> None:
-    assert not [
-        name for name in launching.INHERITED if any(word in name for word in ("KEY", "TOKEN", "SECRET", "AUTH"))
-    ]
+    assert not [name for name in programs.INHERITED if any(word in name for word in ("KEY", "TOKEN", "SECRET", "AUTH"))]
 
 
 @pytest.fixture

@@ -489,6 +489,16 @@ def test_the_end_of_a_stream_is_news_if_it_ends_in_a_line() -> None:
     assert (without, lines.has_news) == (False, True)
 
 
+def test_who_was_throttled_is_so_no_more_after_a_second_of_calm_and_that_is_news() -> None:
+    lines = lines_of(keep=5)
+    lines.feed(OUT, flood(1, 100))
+    first, soon, later = (lines.take(now) for now in (0.0, 0.5, 1.1))
+
+    assert [batch.is_throttled for batch in (first, soon, later)] == [True, True, False]
+    assert [batch.is_turn for batch in (first, soon, later)] == [True, False, True]
+    assert (later.says_something, lines.has_news, lines.take(2.0).says_something) == (True, False, False)
+
+
 def test_a_batch_tells_what_was_written_since_the_one_before() -> None:
     lines = lines_of()
     lines.feed(OUT, b"one\ntw")
