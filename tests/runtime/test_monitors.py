@@ -1924,7 +1924,7 @@ async def test_a_burst_that_is_over_is_told_of_no_more_within_seconds(opened: Ca
 
 
 def test_what_a_loop_that_was_closed_leaves_open_is_closed_once_a_store_of_this_process_opens(
-    new: Callable[..., TaskStore], watch: Watch
+    new: Callable[..., TaskStore], watch: Watch, tmp_path: Path
 ) -> None:
     before = pipes()
     loop, store, cores = asyncio.new_event_loop(), new(), []
@@ -1941,9 +1941,12 @@ def test_what_a_loop_that_was_closed_leaves_open_is_closed_once_a_store_of_this_
     assert pipes() - before
 
     async def come_back() -> None:
-        async with new(cancel_grace=0.2):
+        # on another file, so that it recovers nothing
+        async with TaskStore(tmp_path / "another.db", runtime=RUNTIME):
             left = {one for one in pipes() - before if "pipe:" in one}
             assert left == set()
+        async with new(cancel_grace=0.2):
+            assert watch.running() == []
 
     with warnings.catch_warnings():
         # a loop that was closed in the midst of everything is complained of
