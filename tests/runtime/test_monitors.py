@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import gc
 import json
 import os
 import signal
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,13 +51,27 @@ from lash_store import (
     TaskState,
     TaskStore,
     launching,
+    migrate,
     monitoring,
+    monitors,
     processes,
     programs,
     supervising,
 )
 from lash_store.launching import Launched
-from tests.runtime.support import RUNTIME, cancel_at, check_file, event_types, hold, left_over, rows, states, threads
+from lash_store.pipes import Output
+from tests.runtime.support import (
+    RUNTIME,
+    cancel_at,
+    check_file,
+    event_types,
+    hold,
+    left_over,
+    rows,
+    states,
+    sweep_up,
+    threads,
+)
 from tests.runtime.watching import (
     STAY,
     STUBBORN,
@@ -61,6 +79,7 @@ from tests.runtime.watching import (
     begun,
     monitor,
     nothing_left,
+    pipes,
     said,
     taken,
     until,
@@ -306,6 +325,27 @@ async def test_one_that_ended_by_itself_is_completed_though_its_stop_comes_befor
 
     assert (record.state, record.result) == (TaskState.COMPLETED, {"exit_status": 0})
     assert watch.running() == []
+
+
+async def test_one_that_ends_by_itself_once_its_stop_was_asked_for_wakes_nobody(
+    opened: Callable[..., Any], watch: Watch
+) -> None:
+    store = await opened(cancel_grace=0.5)
+    session = await store.session("s1")
+    task = await session.start_monitor(
+        watch.python("m", f"import os, time\nif os.fork():\n    time.sleep(0.2); os._exit(3)\n{STUBBORN}")
+    )
+    pid = await begun(task)
+    await until(lambda: pid in zombies())
+    await session.notes()
+    async with session.inbox():
+        # what it wrote before is read
+        pass
+
+    record = await session.stop_monitor("m")
+
+    assert (record.state, record.cancel_requested_at is None) == (TaskState.FAILED, False)
+    assert await session.notes() == []
 
 
 async def test_who_left_for_a_session_of_its_own_and_holds_the_pipes_keeps_nobody_waiting(
@@ -1689,3 +1729,263 @@ async def test_nothing_is_signalled_that_is_not_provably_the_process_that_was_re
             await session.stop_monitor("m")
         assert bystander.poll() is None
         bystander.kill()
+
+
+# --- where something is wanting, or a hand was at the file ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["boot_id", "stat"])
+async def test_a_stop_that_cannot_look_for_want_of_a_descriptor_is_not_confirmed_while_it_cannot(
+    quick: TaskStore, watch: Watch, what: str
+) -> None:
+    session = await quick.session("s1")
+    task = await session.start_monitor(watch.sh("m", f"echo up; {STAY}"))
+    await said(session, "up")
+    real_open, real_read = os.open, Path.read_text
+
+    def refuse_stat(path: Any, *arguments: Any, **options: Any) -> int:
+        if what == "stat" and isinstance(path, str) and Path(path).match("/proc/*/stat"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real_open(path, *arguments, **options)
+
+    def refuse_boot_id(self: Path, *arguments: Any, **options: Any) -> str:
+        if what == "boot_id" and self.name == "boot_id":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real_read(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "open", refuse_stat)
+        monkeypatch.setattr(Path, "read_text", refuse_boot_id)
+        processes.boot_id.cache_clear()
+
+        record = await session.stop_monitor("m", timeout=0.3)
+    assert record.state is TaskState.CANCEL_REQUESTED
+
+    assert (await task.wait(timeout=20)).state is TaskState.CANCELLED
+    assert watch.running() == []
+
+
+def by_hand(path: Path, statement: str, *values: Any) -> None:
+    """Change the file as somebody with a shell may, and who knows how also what is final."""
+    guard = "tasks_terminal_is_final"
+    with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        [made] = shell.execute("SELECT sql FROM sqlite_schema WHERE name = ?", [guard]).fetchone()
+        shell.execute(f"DROP TRIGGER {guard}")
+        shell.execute(statement, values)
+        shell.execute(made)
+        shell.execute("COMMIT")
+
+
+@pytest.mark.parametrize("data", ["[]", '{"lines": null}', '"three"', '{"lines": "3"}'])
+async def test_a_note_that_a_hand_has_changed_does_not_keep_a_monitor_from_ending(
+    session: SessionTasks, watch: Watch, path: Path, tmp_path: Path, data: str
+) -> None:
+    task = await session.start_monitor(watch.sh("m", f"echo a; until [ -e {tmp_path}/go ]; do sleep 0.02; done"))
+    await said(session, "a")
+    by_hand(path, "UPDATE inbox SET data = ?", data)
+
+    (tmp_path / "go").touch()
+
+    assert (await task.wait(timeout=10)).state is TaskState.COMPLETED
+    assert [note.text for note in await session.notes()] == ["monitor 'm' completed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "starts"),
+    [
+        ("json_set(arguments, '$.spec.new_field', 1)", True),
+        ("json_set(arguments, '$.spec.keep_lines', 'many')", False),
+        ("json_remove(arguments, '$.spec')", False),
+        ("'[]'", False),
+    ],
+    ids=["an unknown word", "a wrong value", "no spec", "no object"],
+)
+async def test_a_spec_that_cannot_be_read_keeps_neither_its_session_nor_the_others_from_opening(
+    new: Callable[..., TaskStore], watch: Watch, path: Path, change: str, starts: bool
+) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        for id in ("m", "other"):
+            spec = watch.sh(id, "exit 0", arm_on=ArmOn.SESSION_START)
+            await (await session.start_monitor(spec)).wait(timeout=10)
+    [before] = rows(path, "SELECT arguments FROM tasks WHERE id = 'monitor:m'")
+    by_hand(path, f"UPDATE tasks SET arguments = {change} WHERE id = 'monitor:m'")
+
+    async with new() as store:
+        session = await store.session("s1")
+        started = {task.id for task in await store.list() if task.task_seq > 2}
+        notes = [note.text for note in await session.notes() if "was not started" in note.text]
+        for id in started:
+            await (await session.handle(id)).wait(timeout=10)
+        if starts:
+            assert [record.id for record in await session.monitors()] == ["m", "other"]
+    by_hand(path, "UPDATE tasks SET arguments = ? WHERE task_seq = 1", before["arguments"])
+    assert started == ({"monitor:m", "monitor:other"} if starts else {"monitor:other"})
+    assert len(notes) == (not starts)
+
+
+async def test_an_armed_one_that_is_stopped_while_its_session_is_being_begun_is_not_started(
+    new: Callable[..., TaskStore], watch: Watch, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new() as store:
+        await (await (await store.session("s1")).start_monitor(armed(watch, "exit 0"))).wait(timeout=10)
+    async with new() as store, TaskStore.connect(path, runtime=RUNTIME) as other:
+        elsewhere, start = await other.session("s1"), monitors.start
+
+        async def stop_and_start(*arguments: Any, **options: Any) -> TaskHandle:
+            await elsewhere.stop_monitor("m")
+            return await start(*arguments, **options)
+
+        monkeypatch.setattr(monitors, "start", stop_and_start)
+
+        session = await store.session("s1")
+
+        record = await monitor(session, "m")
+        assert (record.state, record.task.task_seq, record.armed) == (TaskState.COMPLETED, 1, False)
+        assert len(rows(path, "SELECT 1 FROM tasks")) == 1
+
+
+async def test_one_that_restarts_is_watched_again_after_its_file_went_down_and_up(
+    new: Callable[..., TaskStore], watch: Watch, path: Path
+) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        await session.start_monitor(watch.sh("m", f"echo up $$; {STAY}", restart_on_restore=True))
+        await until_so(lambda: session.updates(unread=False))
+    migrate.downgrade(path, "0003")
+    migrate.upgrade(path)
+
+    async with new() as store:
+        session = await store.session("s1")
+        [update] = await until_so(lambda: session.updates(unread=False))
+        record = await monitor(session, "m")
+
+        assert (record.state, record.task.attempt, record.lines) == (TaskState.RUNNING, 2, 1)
+        assert record.task.process is not None
+        assert update.text == f"up {record.task.process.pid}"
+
+
+# --- one that writes too much ----------------------------------------------------------------------------------------
+
+
+async def test_while_nothing_of_a_throttled_one_may_be_stored_nothing_is_written_to_the_file(
+    opened: Callable[..., Any], watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(limits=Limits(lines_per_second=0.1))
+    session = await store.session("s1")
+    looks, stores, take, store_lines = 0, 0, Output.take, monitoring.store_lines
+
+    def count_looks(self: Output, **options: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return take(self, **options)
+
+    def count_stores(*arguments: Any) -> Any:
+        nonlocal stores
+        stores += 1
+        return store_lines(*arguments)
+
+    monkeypatch.setattr(Output, "take", count_looks)
+    monkeypatch.setattr(monitoring, "store_lines", count_stores)
+    await session.start_monitor(watch.sh("m", f"echo a; echo b; echo c; {STAY}"))
+
+    async def all_is_counted() -> bool:
+        record = await monitor(session, "m")
+        return record.lines == 3 and record.throttled_at is not None
+
+    await until_so(all_is_counted)
+    before, seen = stores, looks
+    await until(lambda: looks >= seen + 6)
+
+    assert stores == before
+    assert [update.text for update in await session.updates()] == ["a"]
+
+
+async def test_a_burst_that_is_over_is_told_of_no_more_within_seconds(opened: Callable[..., Any], watch: Watch) -> None:
+    store = await opened(limits=Limits(lines_per_second=10_000.0))
+    session = await store.session("s1")
+    task = await session.start_monitor(watch.sh("m", f"seq 1000; {STAY}", keep_lines=10))
+
+    async def throttled() -> bool:
+        record = await monitor(session, "m")
+        return record.throttled_at is not None and (record.task.progress or "").startswith("throttled")
+
+    async def calm() -> bool:
+        return (await monitor(session, "m")).throttled_at is None
+
+    await until_so(throttled)
+    async with asyncio.timeout(8):
+        await until_so(calm)
+
+    assert (await task.record()).progress is None
+    assert (await monitor(session, "m")).lines == 1000
+
+
+# --- when its loop goes away without a word ---------------------------------------------------------------------------
+
+
+def test_what_a_loop_that_was_closed_leaves_open_is_closed_once_a_store_of_this_process_opens(
+    new: Callable[..., TaskStore], watch: Watch, tmp_path: Path
+) -> None:
+    before = pipes()
+    loop, store, cores = asyncio.new_event_loop(), new(), []
+
+    async def leave() -> None:
+        await store.open()
+        cores.append(store._core)
+        session = await store.session("s1")
+        await session.start_monitor(watch.sh("m", f"echo up; {STAY}"))
+        await said(session, "up")
+
+    loop.run_until_complete(leave())
+    loop.close()
+    assert pipes() - before
+
+    async def come_back() -> None:
+        # on another file, so that it recovers nothing
+        async with TaskStore(tmp_path / "another.db", runtime=RUNTIME):
+            left = {one for one in pipes() - before if "pipe:" in one}
+            assert left == set()
+        async with new(cancel_grace=0.2):
+            assert watch.running() == []
+
+    with warnings.catch_warnings():
+        # a loop that was closed in the midst of everything is complained of
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(come_back())
+        sweep_up(*cores)
+        cores.clear()
+        store._forget_dead_loop()
+        gc.collect()
+
+
+def test_the_body_of_one_whose_loop_has_gone_kills_it_and_says_nothing(
+    new: Callable[..., TaskStore], watch: Watch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, store, cores = asyncio.new_event_loop(), new(), []
+
+    async def leave() -> tuple[int, Any]:
+        await store.open()
+        cores.append(store._core)
+        session = await store.session("s1")
+        task = await session.start_monitor(watch.sh("m", f"echo up; {STAY}"))
+        await said(session, "up")
+        body = session._core.runner._bodies[task.task_seq]  # type: ignore[union-attr]
+        assert body.coroutine is not None
+        return await begun(task), body.coroutine.get_coro()
+
+    pid, body = loop.run_until_complete(leave())
+    loop.close()
+
+    body.close()
+
+    deadline = time.monotonic() + 10
+    while pid not in zombies() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert pid in zombies()
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    launching.sweep()
+    sweep_up(*cores)
+    store._forget_dead_loop()

@@ -320,3 +320,47 @@ async def test_a_close_finishes_a_cancel_that_came_after_the_body_had_gone(
     await closing_owner
 
     assert rows(path, "SELECT state FROM tasks WHERE id = 't'") == [{"state": "cancelled"}]
+
+
+async def test_a_row_that_is_given_up_and_claimed_again_in_the_batch_of_its_start_is_started(
+    opened: Callable[..., Any],
+) -> None:
+    store = await opened(max_running=1)
+    session = await store.session("s1")
+    writer, waits, go = store._core.writer, asyncio.Event(), asyncio.Event()
+
+    @store.task(recovery=Recovery.RERUN)
+    async def quick(task: TaskContext) -> int:
+        return 1
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        waits.set()
+        await go.wait()
+        # here the slot is free for who waits for one
+        await child.wait()
+
+    async def queued(count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(writer._queue) != count:
+                await asyncio.sleep(0)
+
+    await session.spawn(parent)
+    await waits.wait()
+    child = await session.spawn(quick, id="t")
+    held = threading.Event()
+    holding = writer.submit(lambda tx: held.wait(10))
+    async with asyncio.timeout(10):
+        while writer._queue:
+            await asyncio.sleep(0)
+
+    abandoning = asyncio.create_task(session.abandon("t", "it hangs"))
+    await queued(1)
+    go.set()
+    await queued(2)
+    recovering = asyncio.create_task(store.recover())
+    await queued(3)
+    held.set()
+    await asyncio.gather(holding, abandoning, recovering)
+
+    assert (await child.wait(timeout=10)).state is TaskState.COMPLETED

@@ -581,6 +581,89 @@ def test_a_group_that_goes_by_itself_before_it_is_killed_has_ended(grow: Grow, m
     assert end_group(tree.identity, 0.0) is ProcessFate.ENDED
 
 
+# --- where one cannot look ------------------------------------------------------------------------------------------
+
+
+class NoDescriptor:
+    """Has the system refuse what is read of ``/proc``, as it does when this process has no descriptor left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.EMFILE) -> None:
+        self._monkeypatch = monkeypatch
+        self._number = number
+
+    def boot_id(self) -> None:
+        processes.boot_id.cache_clear()
+        self._refuse(Path, "read_text", "/proc/sys/kernel/random/boot_id")
+
+    def stat(self, which: str = "/proc/*/stat") -> None:
+        self._refuse(os, "open", which)
+
+    def environment(self) -> None:
+        self._refuse(Path, "read_bytes", "/proc/*/environ")
+
+    def _refuse(self, owner: Any, name: str, which: str) -> None:
+        real = getattr(owner, name)
+
+        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+            if isinstance(path, str | Path) and Path(path).match(which):
+                raise OSError(self._number, os.strerror(self._number), str(path))
+            return real(path, *arguments, **options)
+
+        self._monkeypatch.setattr(owner, name, refuse)
+
+
+@pytest.mark.parametrize("what", ["boot_id", "stat", "environment"])
+def test_what_cannot_be_looked_at_for_want_of_a_descriptor_is_not_taken_for_gone(grow: Grow, what: str) -> None:
+    tree = grow(*FORKS)
+    left = tree.members - {tree.popen.pid}
+    tree.kill_leader(reaped=True)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        getattr(NoDescriptor(monkeypatch), what)()
+        with pytest.raises(OSError, match="Too many open files"):
+            survivors(tree.identity)
+        with pytest.raises(OSError, match="Too many open files"):
+            end_group(tree.identity, 0.0)
+
+    assert (tree.members, set(survivors(tree.identity) or ())) == (left, left)
+
+
+@pytest.mark.parametrize("what", ["boot_id", "stat"])
+def test_who_cannot_be_looked_at_is_not_named(grow: Grow, what: str) -> None:
+    tree = grow(*OBEDIENT)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        getattr(NoDescriptor(monkeypatch), what)()
+        with pytest.raises(OSError, match="Too many open files"):
+            identify(tree.popen.pid, "mine")
+
+    assert identify(tree.popen.pid, "mine") == tree.identity
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_processes_of_others_that_the_system_hides_are_passed_over(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    tree = grow(*FORKS)
+    NoDescriptor(monkeypatch, number).stat("/proc/1/stat")
+
+    assert set(survivors(tree.identity) or ()) == tree.members
+    assert end_group(tree.identity, LONG) is ProcessFate.ENDED
+    assert tree.members == set()
+
+
+def test_a_number_that_a_process_the_system_hides_has_by_now_proves_nothing(
+    grow: Grow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = grow(*OBEDIENT)
+    before, signalled = tree.members, signals(monkeypatch)
+    NoDescriptor(monkeypatch, errno.EPERM).stat(f"/proc/{tree.popen.pid}/stat")
+
+    assert survivors(tree.identity) is None
+    assert end_group(tree.identity, 0.0) is ProcessFate.UNPROVEN
+    assert (signalled, tree.members) == ([], before)
+
+
 # --- how a program is started ---------------------------------------------------------------------------------------
 
 
@@ -739,6 +822,48 @@ def test_nothing_that_waits_at_a_gate_outlives_its_owner(tmp_path: Path, spawn: 
     owner.kill()
 
     until(lambda: not any(lives(pid) for pid in pids))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_fork_of_its_owner_in_the_midst_of_a_launch_keeps_no_gate_open(tmp_path: Path, spawn: Spawn) -> None:
+    owner = spawn(
+        """
+        import os, sys, threading, time, warnings
+        warnings.simplefilter("ignore")
+        from lash_store import launching
+        from lash_store.programs import resolve
+        name, began = launching.identify, threading.Event()
+
+        def fork():
+            began.set()
+            if os.fork() == 0:
+                # until the test is over
+                os.read(0, 1)
+                os._exit(0)
+
+        def name_and_fork(pid, token):
+            forking.start()
+            began.wait()
+            # who may fork does it at once
+            forking.join(0.5)
+            return name(pid, token)
+
+        launching.identify, forking = name_and_fork, threading.Thread(target=fork)
+        program = resolve(("/bin/sh", "-c", "echo ran >ran"), sys.argv[1], {})
+        launched = launching.launch(program, "mine")
+        forking.join()
+        print(launched.pid, flush=True)
+        time.sleep(100)
+        """,
+        tmp_path,
+    )
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    assert lives(pid)
+
+    owner.kill()
+
+    until(lambda: not lives(pid))
     assert not (tmp_path / "ran").exists()
 
 
