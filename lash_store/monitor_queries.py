@@ -210,6 +210,10 @@ def spec_of(arguments: str | None) -> MonitorSpec | None:
         return None
 
 
+_UNREADABLE = ("unreadable",)
+"""The command of a spec of which, since somebody's hand has been at the row, only the id is known."""
+
+
 def monitor_record(row: Sequence[Any]) -> MonitorRecord:
     """Build the public record of a row of `MONITORS`."""
     columns = len(Task._fields)
@@ -217,8 +221,7 @@ def monitor_record(row: Sequence[Any]) -> MonitorRecord:
     return MonitorRecord(
         id=own.monitor_id,
         scope=Scope.parse(own.scope),
-        # of a row that somebody's hand made unreadable, only the id is known
-        spec=spec_of(task.arguments) or MonitorSpec.model_construct(id=own.monitor_id, command=()),
+        spec=spec_of(task.arguments) or MonitorSpec(id=own.monitor_id, command=_UNREADABLE),
         task=task_record(task),
         armed=bool(own.armed),
         lines=own.lines,

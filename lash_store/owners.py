@@ -174,12 +174,21 @@ def sweep(path: Path, tokens: list[str]) -> None:
 
 
 def describe_process() -> dict[str, str | int]:
-    """Return what names this process beyond its pid, which repeats: host, boot and start time."""
+    """
+    Return what names this process beyond its pid, which repeats: host, boot and start time.
+
+    Raises:
+        StorageError: the system does not tell now.
+    """
     pid = os.getpid()
+    try:
+        boot_id = processes.boot_id()
+    except OSError as error:
+        raise StorageError(f"this process cannot be told from others: {error}") from error
     return {
         "pid": pid,
         "process_start": processes.started(pid) or "",
-        "boot_id": processes.boot_id(),
+        "boot_id": boot_id,
         "host": platform.node(),
     }
 
