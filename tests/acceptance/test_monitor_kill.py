@@ -266,7 +266,9 @@ CANCELS = {
 }
 
 
-@pytest.mark.parametrize("asked", CANCELS)
+@pytest.mark.parametrize(
+    "asked", [one if one == "running" else pytest.param(one, marks=pytest.mark.slow) for one in CANCELS]
+)
 async def test_an_owner_killed_after_a_cancel_was_requested_leaves_a_monitor_that_the_next_store_cancels(
     start: Start, fresh: Path, tmp_path: Path, asked: str
 ) -> None:
@@ -326,8 +328,15 @@ RESTART = ["launched", "recorded", "opened"]
 """What comes after it, if it is started again."""
 
 
-@pytest.mark.parametrize("cancels", [False, True], ids=["running", "cancelled"])
-@pytest.mark.parametrize("rerun", [False, True], ids=["abandoned", "rerun"])
+@pytest.mark.parametrize(
+    ("rerun", "cancels"),
+    [
+        pytest.param(True, False, id="rerun-running"),
+        pytest.param(False, False, id="abandoned-running", marks=pytest.mark.slow),
+        pytest.param(True, True, id="rerun-cancelled", marks=pytest.mark.slow),
+        pytest.param(False, True, id="abandoned-cancelled", marks=pytest.mark.slow),
+    ],
+)
 async def test_who_is_killed_while_it_recovers_a_killed_owner_leaves_as_much_to_the_next(
     start: Start, fresh: Path, tmp_path: Path, rerun: bool, cancels: bool
 ) -> None:
