@@ -778,8 +778,8 @@ async def test_a_cancel_that_comes_while_a_peer_ends_what_was_left_is_not_follow
     path = copy(fresh, tmp_path / "agent.db")
     async with TaskStore(path, runtime=RUNTIME, cancel_grace=1.0) as peer:
         story = await kill_at(start, path, {"dies_at": "running"}, "lines", stubborn=True, rerun=True)
-        while peer._recoverer is not None and not peer._recoverer._one_at_a_time.locked():
-            await asyncio.sleep(0.01)
+        while peer._recoverer is not None and peer._recoverer._ending is None:
+            await asyncio.sleep(0.005)
         asking = start(programs.ask, str(path), {}, {"cancel_grace": GRACE})
 
         assert await asking.says("cancelled") == ["cancelled", "cancelled", 0]
@@ -914,8 +914,8 @@ async def test_a_store_that_ends_what_a_dead_peer_left_closes_in_the_time_it_was
     peer = TaskStore(path, runtime=RUNTIME, cancel_grace=5.0)
     async with peer:
         story = await kill_at(start, path, {"dies_at": "running"}, "lines", stubborn=True, rerun=False)
-        while peer._recoverer is not None and not peer._recoverer._one_at_a_time.locked():
-            await asyncio.sleep(0.01)
+        while peer._recoverer is not None and peer._recoverer._ending is None:
+            await asyncio.sleep(0.005)
         began = time.monotonic()
 
         await peer.close(timeout=0.5)
