@@ -348,8 +348,8 @@ def test_a_record_that_names_us_or_everybody_ends_nothing(monkeypatch: pytest.Mo
     }[which]
     recorded = identify(os.getpid(), "mine").model_copy(update={"pid": number, "group": number})
 
-    assert survivors(recorded) == []
-    assert end_group(recorded, 0.0) is ProcessFate.GONE
+    # whether the leader of our own group still lives depends on who runs this
+    assert end_group(recorded, 0.0) is not ProcessFate.ENDED
     assert signalled == []
 
 
