@@ -172,7 +172,7 @@ def _check_name(name: str) -> None:
 
 class MonitorRecord(_Record):
     """
-    One monitor, as it stood when it was read: the newest of its id in its session.
+    One monitor, as it stood when it was read: of its id in its session the live one, else the newest.
 
     *lines* and *bytes* are what it has written, in all attempts; *dropped* the lines of that which were not kept and that nobody
     was handed; *unread* the updates that were not acknowledged. *throttled_at* is since when it writes more than is stored.

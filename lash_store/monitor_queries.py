@@ -15,7 +15,7 @@ from .models import Scope
 from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
 from .queries import LIVE, task_record
 from .schema import inbox, monitors, sessions, tasks, updates
-from .statements import ONE, ZERO, hot, names, sql, values, word
+from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
 
 __all__ = ["MonitorRow", "UpdateRow"]
 
@@ -260,10 +260,7 @@ _UPDATE_COLUMNS = (
 )
 _UPDATE = select(*(updates.c[name] for name in _UPDATE_COLUMNS)).where(updates.c.scope == bindparam("scope"))
 _IS_UNREAD = updates.c.acknowledged_at.is_(None)
-_LIVE_CLAIMS = select(func.json_extract(sessions.c.updates_claim, word("$.token"))).where(
-    sessions.c.updates_claim.is_not(None)
-)
-_IS_UNCLAIMED = or_(updates.c.claim.is_(None), updates.c.claim.not_in(_LIVE_CLAIMS))
+_IS_UNCLAIMED = unclaimed(updates.c.claim, sessions.c.updates_claim)
 _OF_MONITOR = or_(bindparam("monitor_id").is_(None), updates.c.monitor_id == bindparam("monitor_id"))
 UNREAD_UPDATES = sql(
     _UPDATE.where(_IS_UNREAD, _OF_MONITOR).order_by(updates.c.update_seq).limit(bindparam("limit")).offset(ZERO)
@@ -421,14 +418,7 @@ _NOTE_TO_ADD_TO = sql(
         literal_column('+inbox."key"', Text) >= word("monitor:"),
         literal_column('+inbox."key"', Text) < word("monitor;"),
         inbox.c.acknowledged_at.is_(None),
-        or_(
-            inbox.c.claim.is_(None),
-            inbox.c.claim.not_in(
-                select(func.json_extract(sessions.c.inbox_claim, word("$.token"))).where(
-                    sessions.c.inbox_claim.is_not(None)
-                )
-            ),
-        ),
+        unclaimed(inbox.c.claim, sessions.c.inbox_claim),
     )
     .order_by(inbox.c.note_seq.desc())
     .limit(ONE)

@@ -20,7 +20,7 @@ from .monitor_models import MONITOR_PREFIX, ArmOn, MonitorSpec, WakePolicy
 from .monitor_queries import UpdateRow
 from .transitions import Outcome
 
-__all__ = ["bear", "check_room", "move", "note_not_started", "record_process", "stop", "store_lines"]
+__all__ = ["bear", "check_room", "move", "note_not_started", "record_process", "store_lines"]
 
 
 def check_room(tx: Transaction, scope: str, *, adding: int = 0) -> None:
@@ -54,11 +54,6 @@ def bear(tx: Transaction, task: Task, spec: MonitorSpec) -> None:
     monitor_queries.insert_monitor(tx, task, spec, armed=spec.arm_on is ArmOn.SESSION_START)
     monitor_queries.disarm(tx, task.scope, spec.id, but=task.task_seq)
     _forget(tx, monitor_queries.read_of_monitor(tx, task.scope, spec.id))
-
-
-def stop(tx: Transaction, task: Task) -> None:
-    """Let a monitor not start with its session any more."""
-    monitor_queries.disarm_one(tx, task.task_seq)
 
 
 def move(tx: Transaction, task: Task, destination: str) -> None:

@@ -111,14 +111,15 @@ async def stop(core: Core, scope: Scope, monitor: Reference, reason: str | None,
                 task_id=task_id,
             )
         refuse_observer(seen.handle.handle_id, seen.handle.role)
-        monitoring.stop(tx, seen.task)
+        # also one that has ended, which no cancel would disarm
+        monitor_queries.disarm_one(tx, seen.task.task_seq)
         return seen.task
 
     return await core.cancel(find, reason, timeout)
 
 
 async def look(core: Core, scope: Scope) -> list[MonitorRecord]:
-    """Read a session's monitors, the newest of each id."""
+    """Read a session's monitors, of each id the live one, else the newest."""
     await core.check_session(scope)
     rows = await core.reader.rows(monitor_queries.MONITORS, {"scope": str(scope)})
     return [monitor_queries.monitor_record(row) for row in rows]

@@ -14,7 +14,7 @@ from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE
 from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, sessions, tasks
-from .statements import ONE, ZERO, hot, names, sql, values, word
+from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
 
 __all__ = ["HandleRow", "SessionRow"]
 
@@ -390,14 +390,7 @@ _INSERT_NOTE = sql(
 _TAKE_NOTES = sql(
     _NOTE.where(
         _UNREAD,
-        or_(
-            inbox.c.claim.is_(None),
-            inbox.c.claim.not_in(
-                select(func.json_extract(sessions.c.inbox_claim, word("$.token"))).where(
-                    sessions.c.inbox_claim.is_not(None)
-                )
-            ),
-        ),
+        unclaimed(inbox.c.claim, sessions.c.inbox_claim),
     )
     .order_by(inbox.c.note_seq)
     .limit(bindparam("limit"))

@@ -357,7 +357,7 @@ class SessionTasks:
         return await monitors.stop(self._core, self._scope, monitor, reason, timeout)
 
     async def monitors(self) -> Sequence[MonitorRecord]:
-        """Return the session's monitors, those that have ended too: of each id the newest, in the order they were started."""
+        """Return the session's monitors, those that have ended too: of each id the live one, else the newest."""
         return await monitors.look(self._core, self._scope)
 
     def take_updates(self, limit: int | None = None, *, monitor: str | None = None) -> Updates:

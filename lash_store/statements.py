@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, Text, bindparam, func, literal_column, select, text
+from sqlalchemy import ColumnElement, Integer, Text, bindparam, func, literal_column, or_, select, text
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.sql.elements import ClauseElement
 
-__all__ = ["ONE", "ZERO", "Hot", "hot", "names", "sql", "values", "word"]
+__all__ = ["ONE", "ZERO", "Hot", "hot", "names", "sql", "unclaimed", "values", "word"]
 
 _DIALECT = sqlite_dialect(paramstyle="named")
 _BY_POSITION = sqlite_dialect(paramstyle="qmark")
@@ -56,6 +56,12 @@ def values(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
 def names(values: Iterable[str | int]) -> str:
     """Write values for a parameter that is matched with a JSON array."""
     return json.dumps(sorted(values))
+
+
+def unclaimed(claim: ColumnElement[Any], reader: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Match what no reader has now: its *claim* names none, or none whose own claim, JSON in the column *reader*, stands."""
+    tokens = select(func.json_extract(reader, word("$.token"))).where(reader.is_not(None))
+    return or_(claim.is_(None), claim.not_in(tokens))
 
 
 ZERO: ColumnElement[int] = literal_column("0", Integer)
