@@ -217,6 +217,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: Connection | None = None
+        self._quick: sqlite3.Connection | None = None
         self._identity: guards.FileIdentity | None = None
         self._version = -1
 
@@ -237,7 +238,10 @@ class Reader:
     async def close(self) -> None:
         """Close the connection; what was asked for before is answered."""
         connection, self._connection = self._connection, None
+        quick, self._quick = self._quick, None
         identity, self._identity = self._identity, None
+        if quick is not None:
+            quick.close()
         if connection is not None:
             await connection.close()
         if identity is not None:
@@ -278,13 +282,18 @@ class Reader:
         """
         Return the one value of a statement that is quickly answered, on the caller's thread.
 
+        It has a connection of its own, opened when it is first needed: the other may be in the middle of a read, which sees an
+        older state.
+
         Raises:
             sqlite3.Error: it could not be read just now.
             StoreClosed: not open.
         """
         if self._connection is None:
             raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
-        return self._connection.raw.execute(sql).fetchall()[0][0]
+        if self._quick is None:
+            self._quick = open_sqlite(self._path, "read")
+        return self._quick.execute(sql).fetchall()[0][0]
 
     async def has_changed(self) -> bool:
         """Say whether another connection committed since the last call; reads no table."""

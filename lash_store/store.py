@@ -369,7 +369,6 @@ class TaskStore:
         lives.push_async_callback(reader.close)
 
         def at_once(sql: str) -> Any:
-            # the reader may be in the middle of something, on an older state
             answer = None if writer is None else writer.at_once(sql)
             return reader.at_once(sql) if answer is None else answer
 

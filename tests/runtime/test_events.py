@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -370,6 +372,26 @@ async def test_from_now_leaves_out_what_another_store_has_committed_before(
             await session.register(f"t{number}", TaskKind.OTHER)
             newest = seqs(path)[-1]
             assert [each.events().cursor for each in (store, reader, other)] == [newest] * 3
+
+
+async def test_from_now_leaves_it_out_while_a_long_read_sees_an_older_state(session: SessionTasks, path: Path) -> None:
+    async with TaskStore.open_readonly(path) as reader:
+        begun, over = threading.Event(), threading.Event()
+
+        def read(raw: sqlite3.Connection) -> int:
+            found = raw.execute("SELECT seq FROM events UNION ALL SELECT 1 UNION ALL SELECT 2")
+            found.fetchone()
+            begun.set()
+            assert over.wait(10)
+            return len(found.fetchall())
+
+        reading = asyncio.create_task(reader._open.feed._reader.run(read))
+        assert await asyncio.to_thread(begun.wait, 10)
+        await session.register("t", TaskKind.OTHER)
+        cursor = reader.events().cursor
+        over.set()
+        await reading
+    assert cursor == seqs(path)[-1]
 
 
 async def test_from_now_begins_before_whatever_is_asked_for_next(store: TaskStore, session: SessionTasks) -> None:

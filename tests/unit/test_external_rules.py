@@ -39,6 +39,7 @@ from lash_store.commands import (
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
+from tests.unit.cases import for_each
 from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW, PROCESS, managed
 
 MINE, ANOTHERS = Fence(attempt=0, owner_id=1), Fence(attempt=0, owner_id=2)
@@ -162,7 +163,7 @@ def _changed(task: Task, command: Command) -> Change:
     return decision
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CELLS)
+@for_each(("command", "state", "expected"), CELLS)
 def test_every_command_does_in_every_state_what_the_table_says(command: str, state: str, expected: str) -> None:
     task = row(state)
 
@@ -176,25 +177,25 @@ def test_the_table_has_every_command() -> None:
 # --- rules across the table -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", TERMINAL)
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "move"])
+@for_each("state", TERMINAL)
+@for_each("command", [name for name in COMMANDS if name != "move"])
 def test_nothing_but_a_move_changes_a_finished_row(command: str, state: str) -> None:
     assert isinstance(decide(row(state), COMMANDS[command], NOW), Refused)
 
 
-@pytest.mark.parametrize("state", STATES)
+@for_each("state", STATES)
 def test_a_move_changes_the_scope_and_nothing_else(state: str) -> None:
     assert decide(row(state), Move("desktop:s2"), NOW) == Change(EventType.TRANSFERRED, {"scope": "desktop:s2"})
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@for_each(("command", "state", "expected"), CHANGES)
 def test_the_attempt_of_external_work_is_0_whatever_is_done_to_it(command: str, state: str, expected: str) -> None:
     after = row(state)._replace(**_changed(row(state), COMMANDS[command]).columns)
 
     assert (after.attempt, after.attempts_spent) == (0, 0)
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@for_each(("command", "state", "expected"), CHANGES)
 def test_a_change_but_a_move_is_dated_and_an_end_has_its_time(command: str, state: str, expected: str) -> None:
     columns = _changed(row(state), COMMANDS[command]).columns
 
@@ -203,7 +204,7 @@ def test_a_change_but_a_move_is_dated_and_an_end_has_its_time(command: str, stat
     assert columns.get("completed_at") == (NOW if ended and not moved else None)
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@for_each(("command", "state", "expected"), CHANGES)
 def test_the_event_of_a_change_folds_to_the_row_it_made(command: str, state: str, expected: str) -> None:
     before = row(state)
     decision = _changed(before, COMMANDS[command])
@@ -230,7 +231,7 @@ def _plain(task: Task) -> dict[str, Any]:
 # --- cancel ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["running", "waiting"])
+@for_each("state", ["running", "waiting"])
 def test_a_cancel_request_says_who_asked_why_and_when(state: str) -> None:
     assert decide(row(state), RequestCancel("enough", "a person"), NOW) == Change(
         EventType.CANCEL_REQUESTED,
@@ -248,12 +249,12 @@ def test_a_cancel_that_comes_from_above_names_the_ancestor() -> None:
     assert _changed(row("running"), RequestCancel("enough", "a person", because_of=3)).detail == {"because_of": 3}
 
 
-@pytest.mark.parametrize("state", ["running", "waiting"])
+@for_each("state", ["running", "waiting"])
 def test_a_live_state_flip_keeps_a_pending_cancel(state: str) -> None:
     assert decide(row("cancel_requested"), Flip(TaskState(state)), NOW) == Refused(Verdict.SUPERSEDED)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "command",
     [
         Rebind(2, 1, has_callback=False),
@@ -265,7 +266,6 @@ def test_a_live_state_flip_keeps_a_pending_cancel(state: str) -> None:
         BeginCallback(MINE),
         CallbackFailed(FAILURE),
     ],
-    ids=lambda command: type(command).__name__,
 )
 def test_what_happens_to_the_books_never_erases_a_cancel_request(command: Command) -> None:
     asked = row("cancel_requested", cancel_reason="enough", cancel_requested_by="a person")
@@ -308,7 +308,7 @@ def test_what_a_callback_raised_is_stored_and_the_cancel_goes_on() -> None:
     assert failed.columns == {"callback_error": FAILURE, "updated_at": NOW}
 
 
-@pytest.mark.parametrize("has_callback", [True, False])
+@for_each("has_callback", [True, False])
 def test_a_rebind_says_whether_there_is_a_callback_now_and_who_kept_the_books_before(has_callback: bool) -> None:
     bound = _changed(row("running", owner_id=None), Rebind(2, None, has_callback=has_callback))
 
@@ -320,7 +320,7 @@ def test_a_rebind_says_whether_there_is_a_callback_now_and_who_kept_the_books_be
 # --- ends -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("ended", "again"),
     [
         ("completed", Settle(TaskState.COMPLETED, result="1")),
@@ -333,7 +333,7 @@ def test_the_same_end_again_is_unchanged(ended: str, again: Settle) -> None:
     assert decide(row(ended), again, NOW) == Refused(Verdict.UNCHANGED)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("ended", "another"),
     [
         ("completed", Settle(TaskState.COMPLETED, result="2")),
@@ -356,7 +356,7 @@ def test_an_end_said_again_in_other_words_of_the_same_json_is_unchanged() -> Non
     assert decide(failed, Settle(TaskState.FAILED, failure=raised_here), "") == Refused(Verdict.UNCHANGED)
 
 
-@pytest.mark.parametrize("state", ["running", "waiting"])
+@for_each("state", ["running", "waiting"])
 def test_a_cancelled_end_nobody_asked_for_keeps_the_reason_it_is_given(state: str) -> None:
     assert _changed(row(state), Settle(TaskState.CANCELLED, reason="unregistered")).columns == {
         "state": "cancelled",
@@ -378,7 +378,7 @@ def test_work_that_finishes_wins_over_a_cancel_request() -> None:
     assert ended.columns == {"state": "completed", "result": "1", "updated_at": NOW, "completed_at": NOW}
 
 
-@pytest.mark.parametrize("owner_id", [1, 2, None])
+@for_each("owner_id", [1, 2, None])
 def test_an_end_is_taken_from_whoever_reports_it_for_the_work_is_nobodys_body(owner_id: int | None) -> None:
     assert isinstance(decide(row("running", owner_id=owner_id), Settle(TaskState.COMPLETED, result="1"), NOW), Change)
 
@@ -423,8 +423,8 @@ RECOVERY: list[tuple[str, Task, Command, str]] = [
 ]
 
 
-@pytest.mark.parametrize("slot", [True, False])
-@pytest.mark.parametrize("known", [True, False])
+@for_each("slot", [True, False])
+@for_each("known", [True, False])
 @pytest.mark.parametrize(
     ("task", "expected", "shown"), [case[1:] for case in RECOVERY], ids=[case[0] for case in RECOVERY]
 )
@@ -447,7 +447,7 @@ def test_a_second_recovery_finds_nothing_to_write(task: Task) -> None:
     assert after.is_terminal or recover(after) == Refused(Verdict.UNCHANGED)
 
 
-@pytest.mark.parametrize("state", LIVE)
+@for_each("state", LIVE)
 def test_a_crash_of_its_owner_ends_no_execution_of_external_work(state: str) -> None:
     assert not row(state).is_executing
 

@@ -39,6 +39,7 @@ from lash_store.commands import (
 )
 from lash_store.lifecycle import Change, Refused, Task, decide, fold
 from lash_store.models import EventType, TaskState, Verdict
+from tests.unit.cases import for_each
 from tests.unit.task_rows import BEFORE, EVIDENCE, FAILURE, LATER, NOTE, NOW, PROCESS
 from tests.unit.task_rows import managed as row
 
@@ -164,14 +165,14 @@ def _shown(decision: Change | Refused, task: Task) -> str:
     return f"{decision.type} > {after.state} {after.attempt}/{owner}/{after.attempts_spent}"
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CELLS)
+@for_each(("command", "state", "expected"), CELLS)
 def test_every_command_does_in_every_state_what_the_table_says(command: str, state: str, expected: str) -> None:
     task = row(state)
 
     assert _shown(decide(task, COMMANDS[command], NOW), task) == expected
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CELLS)
+@for_each(("command", "state", "expected"), CELLS)
 def test_hidden_work_lives_by_the_same_rules(command: str, state: str, expected: str) -> None:
     task = row(state, mode="hidden")
 
@@ -182,7 +183,7 @@ def test_the_table_has_every_command() -> None:
     assert {type(command) for command in COMMANDS.values()} == set(Command.__args__)
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), WRITES)
+@for_each(("command", "state", "expected"), WRITES)
 def test_a_change_is_dated_and_a_terminal_one_has_its_end(command: str, state: str, expected: str) -> None:
     decision = decide(row(state), COMMANDS[command], NOW)
 
@@ -305,7 +306,7 @@ DETAILS: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("command", "state", "columns", "detail"), DETAILS)
+@for_each(("command", "state", "columns", "detail"), DETAILS)
 def test_a_change_names_its_columns_and_no_others(
     command: str, state: str, columns: dict[str, Any], detail: dict[str, Any] | None
 ) -> None:
@@ -341,38 +342,38 @@ def fenced(attempt: int, owner_id: int) -> list[Command]:
 EXECUTING = ("running", "waiting", "cancel_requested")
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+@for_each("state", STATES)
+@for_each("command", fenced(attempt=1, owner_id=1))
 def test_a_stale_attempt_cannot_write_to_its_successor(command: Command, state: str) -> None:
     assert decide(row(state, attempt=2), command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+@for_each("state", STATES)
+@for_each("command", fenced(attempt=1, owner_id=1))
 def test_a_stale_owner_cannot_write_in_the_same_attempt(command: Command, state: str) -> None:
     assert decide(row(state, owner_id=2), command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
 
 
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+@for_each("command", fenced(attempt=1, owner_id=1))
 def test_a_body_cannot_write_once_its_row_was_released(command: Command) -> None:
     decision = decide(row("pending", owner_id=None), command, NOW)
 
     assert decision == Refused(Verdict.SUPERSEDED, stale=True)
 
 
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+@for_each("command", fenced(attempt=1, owner_id=1))
 def test_a_body_cannot_write_once_its_row_is_only_claimed(command: Command) -> None:
     assert decide(row("pending"), command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
 
 
-@pytest.mark.parametrize("state", EXECUTING)
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1)[1:-3], ids=lambda command: type(command).__name__)
+@for_each("state", EXECUTING)
+@for_each("command", fenced(attempt=1, owner_id=1)[1:-3])
 def test_the_current_attempt_may_write(command: Command, state: str) -> None:
     assert isinstance(decide(row(state), command, NOW), Change)
 
 
-@pytest.mark.parametrize("state", TERMINAL)
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+@for_each("state", TERMINAL)
+@for_each("command", fenced(attempt=1, owner_id=1))
 def test_no_write_is_taken_after_the_end_even_from_the_attempt_that_ended_it(command: Command, state: str) -> None:
     assert isinstance(decide(row(state), command, NOW), Refused)
 
@@ -380,18 +381,18 @@ def test_no_write_is_taken_after_the_end_even_from_the_attempt_that_ended_it(com
 # --- rules across the table -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", TERMINAL)
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "move"])
+@for_each("state", TERMINAL)
+@for_each("command", [name for name in COMMANDS if name != "move"])
 def test_the_first_terminal_state_wins(command: str, state: str) -> None:
     assert isinstance(decide(row(state), COMMANDS[command], NOW), Refused)
 
 
-@pytest.mark.parametrize("state", STATES)
+@for_each("state", STATES)
 def test_a_transfer_changes_the_scope_and_nothing_else_whatever_the_state(state: str) -> None:
     assert decide(row(state), Move("desktop:s2"), NOW) == Change(EventType.TRANSFERRED, {"scope": "desktop:s2"})
 
 
-@pytest.mark.parametrize(
+@for_each(
     "command",
     [
         Start(1, 1),
@@ -405,7 +406,6 @@ def test_a_transfer_changes_the_scope_and_nothing_else_whatever_the_state(state:
         Launch(MINE, PROCESS),
         Expire(1, FAILURE),
     ],
-    ids=repr,
 )
 def test_a_cancel_request_is_never_erased(command: Command) -> None:
     assert decide(row("cancel_requested"), command, NOW) == Refused(Verdict.SUPERSEDED)
@@ -466,17 +466,17 @@ def given_up(task: Task) -> Task:
     return task._replace(**decision.columns)
 
 
-@pytest.mark.parametrize("state", EXECUTING)
-@pytest.mark.parametrize("recovery", ["rerun", "owner_bound"])
-@pytest.mark.parametrize("command", fenced(attempt=1, owner_id=1), ids=lambda command: type(command).__name__)
+@for_each("state", EXECUTING)
+@for_each("recovery", ["rerun", "owner_bound"])
+@for_each("command", fenced(attempt=1, owner_id=1))
 def test_a_body_that_was_given_up_cannot_write_any_more(command: Command, recovery: str, state: str) -> None:
     task = given_up(row(state, recovery=recovery))
 
     assert decide(task, command, NOW) == Refused(Verdict.SUPERSEDED, stale=True)
 
 
-@pytest.mark.parametrize("state", LIVE)
-@pytest.mark.parametrize("function", ["index_repo", None])
+@for_each("state", LIVE)
+@for_each("function", ["index_repo", None])
 def test_work_that_may_not_be_run_again_is_abandoned_when_it_is_given_up(function: str | None, state: str) -> None:
     task = given_up(row(state, recovery="owner_bound", function=function))
 
@@ -494,7 +494,7 @@ def test_giving_a_task_up_spends_no_attempt() -> None:
 # --- progress and notes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("told", "columns"),
     [
         (Progress(None, "half", 0.5), {"progress": "half", "fraction": 0.5}),
@@ -512,7 +512,7 @@ def test_progress_that_tells_nothing_writes_nothing() -> None:
     assert decide(row("running"), Progress(None, None, None), NOW) == Refused(Verdict.UNCHANGED)
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@for_each(("command", "state", "expected"), CHANGES)
 def test_only_a_crash_and_a_failure_that_is_tried_again_spend_an_attempt(
     command: str, state: str, expected: str
 ) -> None:
@@ -608,7 +608,7 @@ STAYS_PENDING = [
 ]
 
 
-@pytest.mark.parametrize("command", LEAVES_PENDING)
+@for_each("command", LEAVES_PENDING)
 def test_when_a_retry_is_due_is_forgotten_once_the_task_waits_for_it_no_more(command: str) -> None:
     task = row("pending", not_before=LATER)
 
@@ -617,7 +617,7 @@ def test_when_a_retry_is_due_is_forgotten_once_the_task_waits_for_it_no_more(com
     assert (after.state == "pending", after.not_before) == (False, None)
 
 
-@pytest.mark.parametrize("command", [*STAYS_PENDING, "notify of the store", "move"])
+@for_each("command", [*STAYS_PENDING, "notify of the store", "move"])
 def test_a_task_that_stays_pending_keeps_when_its_retry_is_due(command: str) -> None:
     task = row("pending", not_before=LATER)
 
@@ -645,7 +645,7 @@ STAYS_WAITING = [
 ]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "command", [name for name, state, _ in CHANGES if state == "waiting" and name not in {*STAYS_WAITING, "wait"}]
 )
 def test_what_is_waited_for_is_forgotten_with_the_waiting(command: str) -> None:
@@ -656,7 +656,7 @@ def test_what_is_waited_for_is_forgotten_with_the_waiting(command: str) -> None:
     assert (after.state == "waiting", after.waiting_for) == (False, None)
 
 
-@pytest.mark.parametrize("command", STAYS_WAITING)
+@for_each("command", STAYS_WAITING)
 def test_a_task_that_waits_on_says_what_for(command: str) -> None:
     task = row("waiting", waiting_for="signal 'stop'")
 
@@ -677,7 +677,7 @@ def test_waiting_for_the_same_again_writes_nothing() -> None:
     assert decide(task, Wait(MINE, "signal 'go'"), NOW) == Refused(Verdict.UNCHANGED)
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), WRITES)
+@for_each(("command", "state", "expected"), WRITES)
 def test_no_change_makes_a_row_the_file_would_refuse(command: str, state: str, expected: str) -> None:
     task = row(
         state,
@@ -736,24 +736,24 @@ def launched(state: str, **changed: Any) -> Task:
     return row(state, process=PROCESS, **changed)
 
 
-@pytest.mark.parametrize(("command", "state"), CLEARED)
+@for_each(("command", "state"), CLEARED)
 def test_nobody_ends_frees_or_takes_a_task_before_its_process_is_gone(command: str, state: str) -> None:
     change = decided(launched(state), COMMANDS[command])
 
     assert ("process", None) in change.columns.items()
 
 
-@pytest.mark.parametrize(("command", "state"), CLEARED)
+@for_each(("command", "state"), CLEARED)
 def test_a_task_without_a_process_forgets_none(command: str, state: str) -> None:
     assert "process" not in decided(row(state), COMMANDS[command]).columns
 
 
-@pytest.mark.parametrize(("command", "state"), KEPT)
+@for_each(("command", "state"), KEPT)
 def test_a_process_that_may_live_on_stays_recorded(command: str, state: str) -> None:
     assert "process" not in decided(launched(state), COMMANDS[command]).columns
 
 
-@pytest.mark.parametrize("state", STATES)
+@for_each("state", STATES)
 def test_a_process_goes_with_its_task_into_another_session(state: str) -> None:
     assert decide(launched(state), Move("desktop:s2"), NOW) == Change(EventType.TRANSFERRED, {"scope": "desktop:s2"})
 
@@ -763,13 +763,13 @@ def test_every_change_says_whether_the_process_is_gone() -> None:
     assert {name for name, *_ in CHANGES} == {*OVER, *GOES_ON, "retry", "launch"}
 
 
-@pytest.mark.parametrize("recovery", ["rerun", "owner_bound"])
-@pytest.mark.parametrize("state", LIVE)
+@for_each("recovery", ["rerun", "owner_bound"])
+@for_each("state", LIVE)
 def test_a_task_that_was_given_up_still_names_the_process_that_nobody_ended(state: str, recovery: str) -> None:
     assert given_up(launched(state, recovery=recovery)).process == PROCESS
 
 
-@pytest.mark.parametrize("state", ["running", "waiting"])
+@for_each("state", ["running", "waiting"])
 def test_a_cancel_that_was_only_asked_for_keeps_the_process_until_it_is_confirmed(state: str) -> None:
     asked = launched(state)._replace(**decided(launched(state), RequestCancel("enough", "a person")).columns)
     confirmed = asked._replace(**decided(asked, ConfirmCancel(MINE)).columns)
@@ -802,9 +802,7 @@ def test_a_task_whose_cancel_was_requested_starts_no_process() -> None:
     assert decide(row("cancel_requested"), Launch(MINE, PROCESS), NOW) == Refused(Verdict.SUPERSEDED)
 
 
-@pytest.mark.parametrize(
-    ("command", "state"), [*CLEARED, *KEPT, ("launch", "running"), ("launch", "waiting"), ("move", "completed")]
-)
+@for_each(("command", "state"), [*CLEARED, *KEPT, ("launch", "running"), ("launch", "waiting"), ("move", "completed")])
 def test_the_event_of_a_change_folds_to_the_row_with_its_process_or_without(command: str, state: str) -> None:
     before = launched(state)
     change = decided(before, COMMANDS[command])
@@ -825,7 +823,7 @@ def _plain(task: Task) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("state", EXECUTING)
+@for_each("state", EXECUTING)
 def test_recovery_chooses_the_same_whether_a_process_is_recorded_or_not(state: str) -> None:
     for recovery in ("rerun", "owner_bound"):
         bare, left = row(state, recovery=recovery), launched(state, recovery=recovery)
@@ -837,7 +835,7 @@ def test_recovery_chooses_the_same_whether_a_process_is_recorded_or_not(state: s
 # --- what an event tells of an end ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@for_each(("command", "state", "expected"), CHANGES)
 def test_an_event_tells_a_crash_from_a_failure_and_both_from_everything_else(
     command: str, state: str, expected: str
 ) -> None:
@@ -854,7 +852,7 @@ def test_an_event_tells_a_crash_from_a_failure_and_both_from_everything_else(
 # --- the version of the code ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("before", "here", "columns"),
     [
         (None, "2", {"version": "2"}),
@@ -864,7 +862,7 @@ def test_an_event_tells_a_crash_from_a_failure_and_both_from_everything_else(
         (None, None, {}),
     ],
 )
-@pytest.mark.parametrize("reattach", [True, False])
+@for_each("reattach", [True, False])
 def test_a_start_notes_the_version_of_the_code_if_it_is_another(
     before: str | None, here: str | None, columns: dict[str, str | None], reattach: bool
 ) -> None:
@@ -987,9 +985,7 @@ def test_a_task_that_is_too_late_fails_by_a_timeout_that_names_its_deadline() ->
     assert BEFORE in failure["message"]
 
 
-@pytest.mark.parametrize(
-    ("not_before", "early"), [(None, False), (BEFORE, False), (NOW, False), (LATER, True)], ids=repr
-)
+@for_each(("not_before", "early"), [(None, False), (BEFORE, False), (NOW, False), (LATER, True)])
 def test_a_retry_is_early_until_it_is_due(not_before: str | None, early: bool) -> None:
     assert lifecycle.is_early(row("pending", not_before=not_before), NOW) is early
 
@@ -1214,7 +1210,7 @@ def _plain(task: Task) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("command", "state", "expected"), CHANGES)
+@for_each(("command", "state", "expected"), CHANGES)
 def test_the_event_of_a_change_folds_to_the_row_it_made(command: str, state: str, expected: str) -> None:
     before = row(state)
     decision = decide(before, COMMANDS[command], NOW)
