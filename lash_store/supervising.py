@@ -102,10 +102,13 @@ class Supervisor:
             launched.kill()
             output.close()
             raise
+        except asyncio.CancelledError as raised:
+            # who asks for the end of what has ended by itself, unnoticed yet, comes too late
+            if storing is None or self._must_hurry() or _status(launched) is None:
+                error = raised
+                self._asked.set()
         except BaseException as raised:
             error = raised
-            if isinstance(raised, asyncio.CancelledError):
-                self._asked.set()
         was_asked = self._asked.is_set()
         status = await self._whole(self._finish(launched, output, storing, spec))
         if error is not None:
@@ -282,9 +285,13 @@ class Supervisor:
                 await asyncio.wait({doing})
             except asyncio.CancelledError:
                 self._asked.set()
-                if self._body.stop_reason in {None, StopReason.STALE}:
+                if self._must_hurry():
                     self._hurry.set()
         return doing.result()
+
+    def _must_hurry(self) -> bool:
+        """Whether this body was cancelled because the task is another's, or without a word as the loop goes away."""
+        return self._body.stop_reason in {None, StopReason.STALE}
 
 
 def _status(launched: Launched) -> Exit | None:
