@@ -942,11 +942,15 @@ def _held(path: Path) -> dict[str, Counter[Any]]:
         with suppress(OSError):
             if not str(link.readlink()).startswith(str(path)):
                 files[link.name, str(link.readlink())] += 1
-    threads = Path("/proc/self/task").iterdir()
+    children = Counter[str]()
+    for thread in Path("/proc/self/task").iterdir():
+        # a thread that ends meanwhile has no children
+        with suppress(OSError):
+            children.update((thread / "children").read_text().split())
     return {
         "descriptors": files,
         "threads": Counter(thread.name for thread in threading.enumerate()),
-        "children": Counter(pid for thread in threads for pid in (thread / "children").read_text().split()),
+        "children": children,
         "tasks": Counter(task.get_name() for task in asyncio.all_tasks()),
         "unreaped": Counter(iter(launching._children)),
     }
