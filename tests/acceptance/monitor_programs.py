@@ -88,7 +88,7 @@ def living(mark: str, variable: str = MARK) -> list[Process]:
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
         if fields[0] in {"Z", "X"}:

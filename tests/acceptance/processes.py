@@ -103,7 +103,10 @@ class Worker:
         """Stop the worker, and wait until every thread of it stands: one may be in the middle of a commit."""
         self.signal(signal.SIGSTOP)
         threads = Path(f"/proc/{self.pid}/task")
-        while any((thread / "stat").read_text().rpartition(")")[2].split()[0] != "T" for thread in threads.iterdir()):
+        while any(
+            (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "T"
+            for thread in threads.iterdir()
+        ):
             time.sleep(0.005)
 
     def kill(self) -> list[list[Any]]:

@@ -36,7 +36,7 @@ async def stop(worker: Worker) -> None:
     """Stop a process where it stands, and wait until it does."""
     worker.stop()
     async with asyncio.timeout(20):
-        while Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        while Path(f"/proc/{worker.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "T":
             await asyncio.sleep(0.001)
 
 

@@ -67,7 +67,7 @@ def zombies() -> list[int]:
     for one in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if one.name.isdecimal():
-                fields = (one / "stat").read_text().rpartition(")")[2].split()
+                fields = (one / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 if fields[0] == "Z" and int(fields[1]) == os.getpid():
                     found.append(int(one.name))
     return found

@@ -123,7 +123,7 @@ def test_a_forked_child_does_not_keep_its_parent_alive(db: Path, forking: Holder
 
 def test_a_forked_child_does_not_end_its_parents_life(db: Path, forking: Holder) -> None:
     os.kill(forking.forked, signal.SIGKILL)
-    while Path(f"/proc/{forking.forked}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+    while Path(f"/proc/{forking.forked}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z":
         os.sched_yield()
 
     assert life_of(db, forking.row) is Life.ALIVE

@@ -147,7 +147,7 @@ def test_a_process_is_named_by_what_no_other_has(grow: Grow) -> None:
     pid = tree.popen.pid
 
     assert (tree.identity.pid, tree.identity.group, tree.identity.token) == (pid, pid, "mine")
-    assert tree.identity.started == Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    assert tree.identity.started == Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     assert all((tree.identity.boot_id, tree.identity.host, tree.identity.namespace))
     assert ProcessIdentity.model_validate_json(tree.identity.model_dump_json()) == tree.identity
 
@@ -479,7 +479,7 @@ def test_the_jobs_of_a_shell_with_job_control_end_with_it(grow: Grow) -> None:
 def test_a_process_that_was_stopped_ends(grow: Grow, signals_first: bool) -> None:
     tree = grow(*FORKS)
     os.killpg(tree.popen.pid, signal.SIGSTOP)
-    until(lambda: Path(f"/proc/{tree.popen.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    until(lambda: Path(f"/proc/{tree.popen.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T")
 
     fate, seconds = timed(lambda: end_group(tree.identity, LONG if signals_first else 0.0))
 
@@ -543,7 +543,7 @@ threading.Thread(target=lambda: threading.Event().wait(100)).start()
 print("ready", flush=True)
 ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
 """)  # fmt: skip
-    until(lambda: Path(f"/proc/{tree.popen.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    until(lambda: Path(f"/proc/{tree.popen.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z")
     assert tree.popen.poll() is None
 
     try:
@@ -1153,7 +1153,7 @@ def test_a_program_that_is_stopped_has_not_ended(starter: Starter) -> None:
     launched = starter.launch("sleep", "100")
     launched.open_gate()
     os.kill(launched.pid, signal.SIGSTOP)
-    until(lambda: Path(f"/proc/{launched.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    until(lambda: Path(f"/proc/{launched.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T")
 
     assert launched.exit() is None
 
