@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     )
     from .monitor_models import ArmOn, MonitorRecord, MonitorSpec, MonitorUpdate, Stream, WakePolicy
     from .policies import Backoff, Limits
+    from .retention_models import PruneReport, Retention
     from .sessions import SessionTasks
     from .store import TaskStore
 
@@ -120,9 +121,11 @@ __all__ = [
     "ProcessEvidence",
     "ProcessFate",
     "ProcessIdentity",
+    "PruneReport",
     "Recovery",
     "RecoveryReport",
     "ResultNotSerializable",
+    "Retention",
     "SchemaError",
     "SchemaTooNew",
     "SchemaTooOld",
@@ -179,6 +182,7 @@ _HOMES = (
     "errors",
     "models",
     "monitor_models",
+    "retention_models",
     "policies",
     "store",
     "sessions",

@@ -10,7 +10,7 @@ import sqlite3
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import monitoring, queries, session_queries, transitions
+from . import monitoring, queries, retention_queries, session_queries, transitions
 from .commands import Expire, RequestCancel, Start
 from .database import Transaction
 from .errors import IdempotencyConflict, LimitExceeded, SessionError, TaskExists
@@ -222,7 +222,13 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
         task = session_queries.child_by_key(tx, new.parent_seq, new.idempotency_key)
     else:
         task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
-    if task is None or (new.by_its_parent and task.parent_seq == new.parent_seq and _is_to_be_tried_again(tx, task)):
+    if task is None:
+        # it was done; what is left of it says so, and that nobody does it twice
+        transitions.refuse_pruned(
+            None if new.keyed_by_parent else retention_queries.tombstone_by_key(tx, str(new.scope), new.idempotency_key)
+        )
+        return None
+    if new.by_its_parent and task.parent_seq == new.parent_seq and _is_to_be_tried_again(tx, task):
         return None
     if not _is_same_work(task, new):
         if new.keyed_by_parent:

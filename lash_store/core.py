@@ -132,19 +132,12 @@ class Core:
 
     async def task(self, task_seq: int) -> Task:
         """Read one incarnation."""
-        rows = await self.reader.rows(queries.TASK_BY_SEQ, {"task_seq": task_seq})
-        if not rows:
-            raise transitions.task_not_found_by_seq(task_seq)
-        return Task._make(rows[0])
+        return await self.reader.run(lambda raw: transitions.by_seq(Transaction(raw, ""), task_seq))
 
     async def task_by_id(self, scope: Scope, task_id: str) -> Task:
         """Read the live incarnation of an id, else the newest."""
         check_id("task id", task_id)
-        rows = await self.reader.rows(queries.TASK_BY_ID, {"scope": str(scope), "id": task_id})
-        if rows:
-            return Task._make(rows[0])
-        await self.check_session(scope)
-        raise transitions.task_not_found(scope, task_id)
+        return await self.look(lambda tx: transitions.find(tx, scope, task_id))
 
     async def check_session(self, scope: Scope) -> None:
         """

@@ -9,9 +9,10 @@ import sqlite3
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Self
 
-from . import queries
+from . import queries, retention_queries
 from .database import Committed, Reader
 from .errors import StoreClosed, StoreError
 from .lifecycle import TERMINAL_EVENTS, Task
@@ -225,6 +226,10 @@ class Feed:
         rows = await self._reader.rows(sql, {"after": after, "limit": _PAGE, **chosen})
         return [Committed._make((*row, None, None)) for row in rows]
 
+    async def rows(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
+        """Return every row of a statement."""
+        return await self._reader.rows(sql, parameters)
+
     async def page_to_head(self, after: int, chosen: dict[str, Any]) -> tuple[list[Committed], int]:
         """Return one page, and the cursor it brings its reader to: the newest event if nothing more fits before it."""
         sql = queries.events_page(frozenset({"after", "until", *chosen}))
@@ -274,6 +279,9 @@ class Subscription(AsyncIterator[TaskEvent]):
     """
     Every committed event after a cursor, in ``seq`` order, without loss or duplicate, for ever.
 
+    Where events behind the cursor were pruned, one of type ``pruned`` comes first, whatever the types: its ``seq`` is the cursor,
+    its data the range (``first_seq``, ``last_seq``) in which some are missing, its scope that of the filter or of the newest.
+
     Memory is bounded: events are handed over directly only while they follow the cursor without a hole, else paged from the
     table. It ends when the store closes, and raises what stopped it otherwise.
     """
@@ -298,6 +306,7 @@ class Subscription(AsyncIterator[TaskEvent]):
             self._chosen["scope"] = self._scope
         if self._types is not None:
             self._chosen["types"] = names(self._types)
+        self._told = 0
         self._offered: deque[Committed] = deque()
         self._paged: deque[Committed] = deque()
         self.wake = asyncio.Event()
@@ -320,11 +329,33 @@ class Subscription(AsyncIterator[TaskEvent]):
                     raise StopAsyncIteration
                 raise self._feed.error
             if self._cursor < self._feed.head:
+                if (pruned := await self._pruned()) is not None:
+                    return pruned
                 page, self._cursor = await self._feed.page_to_head(self._cursor, self._chosen)
                 self._paged.extend(page)
                 continue
             self.wake.clear()
             await self._feed.sleep(self.wake)
+
+    async def _pruned(self) -> TaskEvent | None:
+        """Say once, before what is left, that events behind the cursor were pruned; what is in a range that was told is known."""
+        scope = self._scope
+        wanted = {"after": max(self._cursor, self._told), "scope": scope, "task_seq": self._task_seq}
+        first, last, at, newest_scope = (await self._feed.rows(retention_queries.PRUNED_AFTER, wanted))[0]
+        if last is None:
+            return None
+        self._told = last
+        return TaskEvent(
+            seq=self._cursor,
+            task_seq=None,
+            scope=Scope.parse(scope or newest_scope),
+            from_scope=None,
+            task_id=None,
+            attempt=None,
+            type=EventType.PRUNED,
+            at=datetime.fromisoformat(at),
+            data={"first_seq": max(first, self._cursor + 1), "last_seq": last},
+        )
 
     async def one(self) -> None:
         """Wait for one event, or for the end of the iteration."""

@@ -25,6 +25,7 @@ from .errors import (
 )
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import (
+    EventType,
     Evidence,
     Failure,
     HandleRole,
@@ -198,8 +199,11 @@ class TaskHandle:
 
         Raises:
             StoreClosed: the store closed before.
+            TaskPruned: it is not in the file any more.
         """
         async for event in self._core.feed.subscribe(0, task_seq=self.task_seq):
+            if event.type is EventType.PRUNED:
+                await self._core.task(self.task_seq)
             yield event
             if event.type in TERMINAL_EVENTS:
                 return

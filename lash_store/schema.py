@@ -38,7 +38,7 @@ from .monitor_models import Stream, WakePolicy
 APPLICATION_ID = 0x6C617368
 """``lash`` in ASCII; stands in the header of every store."""
 
-HEAD = "0004"
+HEAD = "0005"
 """The revision this package reads and writes; a test holds it equal to Alembic's head."""
 
 VERSION_TABLE = "lash_store_version"
@@ -265,6 +265,7 @@ handles = Table(
     sqlite_strict=True,
 )
 Index("handles_owner", handles.c.task_seq, unique=True, sqlite_where=text("role = 'owner'"))
+Index("handles_task", handles.c.task_seq)
 Index(
     "handles_observers",
     handles.c.scope,
@@ -429,6 +430,40 @@ Index("updates_unread", updates.c.scope, sqlite_where=text("acknowledged_at IS N
 Index("updates_unread_of_task", updates.c.task_seq, sqlite_where=text("acknowledged_at IS NULL"))
 """One row a line that a monitor wrote; *line* counts what its task wrote, so a hole in it tells of lines that were dropped."""
 
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("task_seq", Integer, primary_key=True, autoincrement=False),
+    Column("scope", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("handle_id", Text),
+    Column("parent_seq", Integer),
+    Column("idempotency_key", Text),
+    Column("completed_at", Text, nullable=False),
+    Column("pruned_at", Text, nullable=False),
+    Column("first_event", Integer, nullable=False),
+    Column("last_event", Integer, nullable=False),
+    _one_of("kind", TaskKind),
+    _one_of("state", [state for state in TaskState if state.is_terminal]),
+    CheckConstraint("first_event <= last_event", name="events"),
+    sqlite_strict=True,
+)
+Index("tombstones_id", tombstones.c.scope, tombstones.c.id)
+Index("tombstones_events", tombstones.c.last_event)
+Index(
+    "tombstones_key",
+    tombstones.c.scope,
+    tombstones.c.idempotency_key,
+    sqlite_where=text("idempotency_key IS NOT NULL"),
+)
+Index("tombstones_handle", tombstones.c.handle_id, sqlite_where=text("handle_id IS NOT NULL"))
+"""
+What is left of a task that was pruned, in the session it was in: enough to say so. *handle_id* was its owner's;
+*first_event* and *last_event* are the range in which its events are missing now.
+"""
+
 # every column but the one that a transfer changes
 _FINAL = "\n  OR ".join(f"NEW.{column.name} IS NOT OLD.{column.name}" for column in tasks.c if column.name != "scope")
 
@@ -506,6 +541,18 @@ SELECT s.scope, s.parent, s.opened_at, s.closed_at,
 FROM sessions AS s LEFT JOIN tasks AS t ON t.scope = s.scope
 GROUP BY s.session_seq
 ORDER BY s.session_seq
+""",
+    "live_monitors": f"""
+CREATE VIEW live_monitors AS
+SELECT t.scope, m.monitor_id, t.state, json_extract(t.process, '$.pid') AS process,
+  json_extract(t.arguments, '$.spec.command') AS command,
+  {_AGE.format(since="t.created_at")} AS age_seconds,
+  m.lines, m.dropped, m.kept_lines,
+  (SELECT COUNT(*) FROM updates AS u WHERE u.task_seq = t.task_seq AND u.acknowledged_at IS NULL) AS unread_lines,
+  m.armed, m.wake_policy, m.throttled_at, o.pid AS owner_pid, t.id, t.task_seq
+FROM monitors AS m JOIN tasks AS t ON t.task_seq = m.task_seq LEFT JOIN owners AS o ON o.owner_id = t.owner_id
+WHERE t.completed_at IS NULL
+ORDER BY +t.task_seq
 """,
 }
 

@@ -7,7 +7,18 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from . import books, cancelling, handover, hidden, monitors, queries, session_queries, spawning, transitions
+from . import (
+    books,
+    cancelling,
+    handover,
+    hidden,
+    monitors,
+    queries,
+    retention_queries,
+    session_queries,
+    spawning,
+    transitions,
+)
 from .births import NewTask
 from .callbacks import Callback
 from .commands import Flip, Progress, Settle
@@ -630,6 +641,10 @@ class SessionTasks:
             return seen
         if session_queries.session(tx, str(self._scope)) is None:
             raise transitions.unknown_session(self._scope)
+        transitions.refuse_pruned(
+            retention_queries.tombstone_by_handle(tx, name)
+            or retention_queries.tombstone_by_id(tx, str(self._scope), name)
+        )
         raise transitions.task_not_found(self._scope, name)
 
     def _find(self, tx: Transaction, name: str, *, owned: bool = True) -> Task:

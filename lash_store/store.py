@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -24,6 +25,7 @@ from . import (
     monitor_queries,
     monitors,
     queries,
+    retention,
     session_queries,
     transitions,
 )
@@ -46,6 +48,7 @@ from .models import (
     StepRecord,
     TaskFilter,
     TaskRecord,
+    TaskState,
     check_id,
     check_text,
 )
@@ -54,6 +57,8 @@ from .owners import OwnerLock, describe_process
 from .policies import Backoff, Errors, Limits
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
+from .retention import Pruner
+from .retention_models import PruneReport, Retention
 from .runner import Runner
 from .schema import HEAD
 from .sessions import SessionTasks, as_scope
@@ -80,7 +85,8 @@ class TaskStore:
     acknowledged through a power loss; ``"normal"`` is quicker with few callers, keeps it through the death of the process, and
     may lose the last acknowledged commits when the machine loses power. *max_running* bodies run at once. *cancel_grace* is how
     many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes;
-    *callback_timeout* how long the cancel callback of external work may take. *limits* bound what is put into the file.
+    *callback_timeout* how long the cancel callback of external work may take. *limits* bound what is put into the file,
+    *retention* what stays in it: finished tasks are pruned in the background; without it, when `prune` is called.
     """
 
     def __init__(
@@ -94,7 +100,10 @@ class TaskStore:
         lock_timeout: float = 30.0,
         callback_timeout: float = 10.0,
         limits: Limits | None = None,
+        retention: Retention | None = None,
     ) -> None:
+        if retention is not None and not isinstance(retention, Retention):
+            raise ValueError(f"retention must be Retention(…), not {retention!r}")
         if limits is not None and not isinstance(limits, Limits):
             raise ValueError(f"limits must be Limits(…), not {limits!r}")
         if durability not in {"full", "normal"}:
@@ -114,6 +123,7 @@ class TaskStore:
         self._lock_timeout = lock_timeout
         self._callback_timeout = callback_timeout
         self._limits = limits or Limits()
+        self._retention = retention
         self._registry = Registry()
         self._registry.add(supervise, recovery=Recovery.RERUN, name=MONITOR)
         self._core: Core | None = None
@@ -339,6 +349,8 @@ class TaskStore:
         await recoverer.recover(wait=False)
         recoverer.watch()
         core.feed.watch()
+        if self._retention is not None:
+            lives.push_async_callback(Pruner(writer, core.reader, self._retention).close)
         # what monitors of dead owners left is ended by now, or soon; everything else goes on meanwhile
         await recoverer.settled()
         return core
@@ -590,6 +602,42 @@ class TaskStore:
         self._open.to_create()
         assert self._recoverer is not None
         return (await self._recoverer.recover()).report()
+
+    async def prune(
+        self,
+        *,
+        older_than: timedelta | float | None = None,
+        keep_last: int | None = None,
+        states: Iterable[TaskState | str] | None = None,
+        sessions: Iterable[Scope | str | SessionTasks] | None = None,
+        before_cursor: int | None = None,
+        unread: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[PruneReport], object] | None = None,
+    ) -> PruneReport:
+        """
+        Take finished tasks out of the file, with their events, and give the room back; see `Retention` for what may go.
+
+        In transactions of bounded size with pauses between, so that writers beside it go on; *progress* is called after each.
+        What is left of a task is a tombstone: whoever asks for it is told `TaskPruned`, an idempotency key stays used, and a
+        subscriber whose cursor is older is told of the gap. Notes nobody has read stay. Cancelled, or killed, what was done is
+        done. A *dry_run* says what would go, and writes nothing.
+
+        Raises:
+            ValueError: an argument without sense.
+            StoreReadOnly: this store only reads.
+        """
+        core = self._open
+        writer = core.to_request()
+        wanted = Retention.of(
+            older_than=older_than,
+            keep_last=keep_last,
+            states=states if states is None else frozenset(states),
+            sessions=None if sessions is None else frozenset(as_scope(one) for one in sessions),
+            before_cursor=before_cursor,
+            unread=unread,
+        )
+        return await retention.prune(writer, core.reader, wanted, progress, dry_run=dry_run)
 
     async def abandon_owner(self, owner_id: int, reason: str) -> RecoveryReport:
         """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from . import families, monitor_queries, queries, session_queries, step_queries, waking
+from . import families, monitor_queries, queries, retention_queries, session_queries, step_queries, waking
 from .commands import (
     Abandon,
     CallbackFailed,
@@ -25,7 +25,7 @@ from .commands import (
     Start,
 )
 from .database import Transaction
-from .errors import SessionClosed, StaleAttempt, TaskNotFound, UnknownSession
+from .errors import SessionClosed, StaleAttempt, TaskNotFound, TaskPruned, UnknownSession
 from .lifecycle import CUT_OFF, TERMINAL_EVENTS, Change, Refused, Task, decide
 from .models import (
     EventType,
@@ -34,6 +34,7 @@ from .models import (
     TaskState,
     Verdict,
 )
+from .retention_queries import Tombstone
 from .session_queries import SessionRow
 
 __all__ = [
@@ -94,10 +95,11 @@ def by_seq(tx: Transaction, task_seq: int) -> Task:
     Return one incarnation.
 
     Raises:
-        TaskNotFound: the file has none of that number.
+        TaskNotFound, TaskPruned: the file has none of that number, or none any more.
     """
     task = queries.task_by_seq(tx, task_seq)
     if task is None:
+        refuse_pruned(retention_queries.tombstone_by_seq(tx, task_seq))
         raise task_not_found_by_seq(task_seq)
     return task
 
@@ -108,9 +110,13 @@ def find(tx: Transaction, scope: Scope, task_id: str) -> Task:
 
     Raises:
         UnknownSession: the file has no such session.
-        TaskNotFound: the session has no such task.
+        TaskNotFound, TaskPruned: the session has no such task, or not any more.
     """
     task = queries.task_by_id(tx, str(scope), task_id)
+    if task is None or task.is_terminal:
+        left = retention_queries.tombstone_by_id(tx, str(scope), task_id)
+        if left is not None and (task is None or task.task_seq < left.task_seq):
+            refuse_pruned(left)
     if task is not None:
         return task
     if session_queries.session(tx, str(scope)) is None:
@@ -142,6 +148,20 @@ def session_closed(scope: Scope) -> SessionClosed:
 def unknown_session(scope: Scope) -> UnknownSession:
     """Say that a session is not in the file."""
     return UnknownSession(f"session {str(scope)!r} is not in this file: sessions() lists those that are")
+
+
+def refuse_pruned(left: Tombstone | None) -> None:
+    """
+    Refuse what names a task that was pruned.
+
+    Raises:
+        TaskPruned: *left* is what is left of it.
+    """
+    if left is not None:
+        raise TaskPruned(
+            f"task {left.id!r} of session {left.scope!r} {left.state} at {left.completed_at}, and was pruned at {left.pruned_at}",
+            task_id=left.id,
+        )
 
 
 def task_not_found_by_seq(task_seq: int) -> TaskNotFound:

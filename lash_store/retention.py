@@ -1,0 +1,186 @@
+"""Owns what is pruned: the unit that takes finished tasks away, and the loop that does it without holding others up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from . import retention_queries as queries
+from .database import Reader, Transaction, utc_text
+from .errors import StoreError
+from .retention_models import Progress, PruneReport, Retention
+from .writer import Writer
+
+__all__ = ["Pruner", "prune"]
+
+log = logging.getLogger(__name__)
+
+_TASKS, _EVENTS, _LOOKED_AT = 100, 2_000, 5_000
+"""How much one transaction takes away at most, but for one task with more events than that; and how many numbers it looks at."""
+
+_PAGES = 256
+"""How many free pages one transaction gives back."""
+
+_SHARE = 0.5
+"""How long it pauses after a transaction, as a share of what that took: other processes wait for the same lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one transaction did, and the ``task_seq`` it came to."""
+
+    until: int
+    tasks: int = 0
+    events: int = 0
+    seen: int = 0
+    unread: int = 0
+    needed: int = 0
+
+
+async def prune(
+    writer: Writer, reader: Reader, wanted: Retention, progress: Progress | None = None, *, dry_run: bool = False
+) -> PruneReport:
+    """
+    Take away what may go, in transactions of bounded size, then give the room back.
+
+    Cancelled in the middle, what was done is done. A *dry_run* counts, and writes nothing.
+    """
+    before = None
+    if wanted.older_than is not None:
+        before = utc_text(max(0.0, datetime.now(UTC).timestamp() - wanted.older_than.total_seconds()))
+    newest = int((await reader.rows(queries.NEWEST_TASK, {}))[0][0])
+    kept = None
+    if wanted.keep_last:
+        kept = dict(await reader.rows(queries.LAST_KEPT, {"keep_last": wanted.keep_last}))
+
+    def part(tx: Transaction, after: int) -> _Part:
+        return _prune(tx, after, newest, wanted, before, kept, is_dry=dry_run)
+
+    report = PruneReport(newest_seq=newest)
+    while report.task_seq < newest:
+        began = time.monotonic()
+        after = report.task_seq
+        if dry_run:
+            done = await reader.run(lambda raw, after=after: part(Transaction(raw, ""), after))  # type: ignore[misc]
+        else:
+            done = await writer.run(lambda tx, after=after: part(tx, after))  # type: ignore[misc]
+        report = PruneReport(
+            tasks=report.tasks + done.tasks,
+            events=report.events + done.events,
+            seen=report.seen + done.seen,
+            unread=report.unread + done.unread,
+            needed=report.needed + done.needed,
+            task_seq=done.until,
+            newest_seq=newest,
+        )
+        if progress is not None:
+            progress(report)
+        await asyncio.sleep((time.monotonic() - began) * _SHARE)
+    if not dry_run:
+        report = await _give_back(writer, reader, report, progress)
+    return report
+
+
+def _prune(
+    tx: Transaction,
+    after: int,
+    newest: int,
+    wanted: Retention,
+    before: str | None,
+    kept: dict[str, int] | None,
+    *,
+    is_dry: bool,
+) -> _Part:
+    """Take away some of what may go, behind a ``task_seq``, and say how far that came."""
+    until = min(after + _LOOKED_AT, newest)
+    found = queries.candidates(
+        tx,
+        after,
+        until,
+        before=before,
+        states=None if wanted.states is None else [*wanted.states],
+        scopes=None if wanted.sessions is None else [str(scope) for scope in wanted.sessions],
+    )
+    chosen: list[queries.Candidate] = []
+    events = seen = unread = needed = 0
+    for one in found:
+        if chosen and (len(chosen) == _TASKS or events + one.events > _EVENTS):
+            # what has been looked at is done; the rest is for the next
+            until = one.task_seq - 1
+            break
+        if _stays(one, wanted, kept):
+            continue
+        seen += 1
+        if not one.is_read and not wanted.unread:
+            unread += 1
+        elif _is_needed(tx, one):
+            needed += 1
+        else:
+            chosen.append(one)
+            events += one.events
+    if chosen and not is_dry:
+        queries.bury(tx, chosen)
+    return _Part(until, len(chosen), events, seen, unread, needed)
+
+
+def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | None) -> bool:
+    """Whether a limit keeps a task: it is among its session's last, or has an event the cursor has not seen."""
+    if kept is not None and one.task_seq >= kept.get(one.scope, 0):
+        return True
+    return wanted.before_cursor is not None and one.last_event > wanted.before_cursor
+
+
+def _is_needed(tx: Transaction, one: queries.Candidate) -> bool:
+    if one.is_armed or one.parent_lives:
+        return True
+    return bool(one.has_children or one.child_session_id is not None) and queries.lives_on(tx, one.task_seq)
+
+
+async def _give_back(writer: Writer, reader: Reader, report: PruneReport, progress: Progress | None) -> PruneReport:
+    """Give free pages back to the file system, some a transaction; without any, nothing is written."""
+    [(free,)] = await reader.rows("PRAGMA freelist_count", {})
+    [(size,)] = await reader.rows("PRAGMA page_size", {})
+    freed = 0
+    while free:
+        began = time.monotonic()
+        left = await writer.run(lambda tx: queries.free_pages(tx, _PAGES))
+        if left >= free:
+            # a file that was not made to shrink
+            break
+        freed += free - left
+        free = left
+        if progress is not None:
+            progress(report.model_copy(update={"freed": freed * size}))
+        await asyncio.sleep((time.monotonic() - began) * _SHARE)
+    return report.model_copy(update={"freed": freed * size})
+
+
+class Pruner:
+    """Applies a store's retention in the background, from its opening to its close."""
+
+    def __init__(self, writer: Writer, reader: Reader, wanted: Retention) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._wanted = wanted
+        self._task = asyncio.create_task(self._work(), name="lash_store retention")
+
+    async def close(self) -> None:
+        """End it, after the transaction it is in."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                report = await prune(self._writer, self._reader, self._wanted)
+                if report.tasks:
+                    log.info("pruned", extra=report.model_dump())
+            except StoreError:
+                # the file is busy or full, or the store stops: the next time will do
+                log.warning("prune_failed", exc_info=True)
+            await asyncio.sleep(self._wanted.every)
