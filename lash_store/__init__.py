@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .context import TaskContext
+    from .copies import BackupReport, RestoreReport
     from .errors import (
         CommitInDoubt,
         DuplicateFunction,
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArmOn",
     "Backoff",
+    "BackupReport",
     "CancelPolicy",
     "CancelReport",
     "ClosePolicy",
@@ -124,6 +126,7 @@ __all__ = [
     "PruneReport",
     "Recovery",
     "RecoveryReport",
+    "RestoreReport",
     "ResultNotSerializable",
     "Retention",
     "SchemaError",
@@ -191,6 +194,7 @@ _HOMES = (
     "context",
     "feed",
     "guest",
+    "copies",
 )
 
 

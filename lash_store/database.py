@@ -345,6 +345,21 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
     return None if row is None else str(row[0])
 
 
+def check_whole(connection: sqlite3.Connection, path: Path) -> None:
+    """
+    Read all of a file, and hold that it is sound, and that no row is without its parent.
+
+    Raises:
+        StorageCorrupt: it is not; the first few findings are named.
+    """
+    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)").fetchall()]
+    if found != ["ok"]:
+        raise StorageCorrupt(f"{path} is damaged: {'; '.join(found)}: restore a backup")
+    orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
+    if orphans:
+        raise StorageCorrupt(f"{path} has rows without parents, {orphans[:3]}: restore a backup")
+
+
 def check_revision(revision: str | None, path: Path) -> None:
     """
     Refuse a file this package is too old for.

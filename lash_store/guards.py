@@ -129,6 +129,15 @@ def make_private(path: Path) -> None:
         path.chmod(mode & 0o700)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 # --- side files -----------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,12 @@ Rows with a recorded process that no owner has, one that has ended, or a dead on
 finished one that was given up may have been left.
 """
 
+LIVE_WITH_PROCESS = sql(
+    _TASK.where(
+        tasks.c.task_seq.in_(select(tasks.c.task_seq).where(tasks.c.process.is_not(None)).correlate(None)), LIVE
+    ).order_by(tasks.c.task_seq)
+)
+
 NEXT_FREE_DEADLINE = sql(select(func.min(tasks.c.deadline)).where(LIVE, tasks.c.owner_id.is_(None), _OF_RUNTIME))
 
 

@@ -71,6 +71,10 @@ _WORKS_HERE = and_(
     tasks.c.scope < sessions.c.runtime + word(";"),
 )
 _IS_AT_WORK = and_(LIVE, tasks.c.state != word(TaskState.CANCEL_REQUESTED))
+_FORGET_READERS = [
+    sql(update(sessions).where(claim.is_not(None)).values({claim.name: null()}))
+    for claim in (sessions.c.inbox_claim, sessions.c.updates_claim)
+]
 _REOPEN_SESSION = sql(
     update(sessions)
     .where(_OF_SCOPE)
@@ -164,6 +168,12 @@ def session_record(row: Sequence[Any]) -> SessionRecord:
         sync_needed=bool(sync_needed),
         unread_notes=unread_notes,
     )
+
+
+def forget_readers(tx: Transaction) -> None:
+    """Take every session's claims away: what they read is for the next reader."""
+    for statement in _FORGET_READERS:
+        tx.all(statement, {})
 
 
 # --- handles --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from . import (
     __version__,
+    copies,
     database,
     guards,
     handover,
@@ -31,6 +32,7 @@ from . import (
 )
 from .callbacks import Callbacks
 from .context import TaskContext
+from .copies import BackupReport, RestoreReport
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
 from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, UnknownSession
@@ -86,7 +88,8 @@ class TaskStore:
     may lose the last acknowledged commits when the machine loses power. *max_running* bodies run at once. *cancel_grace* is how
     many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes;
     *callback_timeout* how long the cancel callback of external work may take. *limits* bound what is put into the file,
-    *retention* what stays in it: finished tasks are pruned in the background; without it, when `prune` is called.
+    *retention* what stays in it: finished tasks are pruned in the background; without it, when `prune` is called. A file
+    that is a copy is run only with *adopt*, which makes it a store of its own.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class TaskStore:
         callback_timeout: float = 10.0,
         limits: Limits | None = None,
         retention: Retention | None = None,
+        adopt: bool = False,
     ) -> None:
         if retention is not None and not isinstance(retention, Retention):
             raise ValueError(f"retention must be Retention(…), not {retention!r}")
@@ -124,6 +128,7 @@ class TaskStore:
         self._callback_timeout = callback_timeout
         self._limits = limits or Limits()
         self._retention = retention
+        self._adopts = bool(adopt)
         self._registry = Registry()
         self._registry.add(supervise, recovery=Recovery.RERUN, name=MONITOR)
         self._core: Core | None = None
@@ -310,14 +315,14 @@ class TaskStore:
 
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
         """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""
-        await asyncio.to_thread(migrate.prepare, self._path)
+        await asyncio.to_thread(self._prepare)
         lock = OwnerLock(self._path)
         lives.callback(lock.release)
         core, writer = await self._open_core(lives)
         assert writer is not None
         lock.acquire()
         lives.push_async_callback(_remove_lock, writer, lock)
-        owner_id = await writer.run(lambda tx: _insert_owner(tx, self._path, lock, self._runtime))
+        owner_id = await writer.run(lambda tx: _insert_owner(tx, self._path, lock, self._runtime, adopts=self._adopts))
         runner = Runner(
             writer,
             self._registry,
@@ -362,6 +367,11 @@ class TaskStore:
         core.feed.watch()
         lives.push_async_callback(core.feed.close)
         return core
+
+    def _prepare(self) -> None:
+        if not self._adopts and guards.check_target(self._path, writing=True) and database.has_content(self._path):
+            copies.refuse_copy(self._path)
+        migrate.prepare(self._path)
 
     async def _open_core(self, lives: AsyncExitStack) -> tuple[Core, Writer | None]:
         writer = None
@@ -603,6 +613,39 @@ class TaskStore:
         assert self._recoverer is not None
         return (await self._recoverer.recover()).report()
 
+    async def backup(
+        self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
+    ) -> BackupReport:
+        """
+        Copy the file as it is at one moment, while everybody goes on, and verify the copy; it has its name once it is whole.
+
+        *progress* is called with the pages copied and how many there are, on another thread. The copy is stamped: it is read
+        like any file, put back with `restore`, and run as a store of its own only by ``TaskStore(…, adopt=True)``.
+
+        Raises:
+            StorageError: *path* exists, or cannot be written.
+        """
+        core = self._open
+        return await asyncio.to_thread(copies.back_up, core.path, guards.resolve(path), progress)
+
+    @staticmethod
+    async def restore(
+        backup: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> RestoreReport:
+        """
+        Put a backup in a file's place, once it is verified; what was there is kept beside it.
+
+        The file goes on where the backup was made: what was live then is recovered at the next opening.
+
+        Raises:
+            NotAStore, SchemaTooNew, StorageCorrupt: the backup cannot be used; nothing was changed.
+            SchemaError: the file is open elsewhere; nothing was changed.
+        """
+        return await asyncio.to_thread(copies.restore, Path(backup), Path(path), progress)
+
     async def prune(
         self,
         *,
@@ -688,9 +731,12 @@ def _check_head(revision: str | None, path: Path) -> None:
 # --- the owner's own row --------------------------------------------------------------------------------------------
 
 
-def _insert_owner(tx: Transaction, path: Path, lock: OwnerLock, runtime: str | None) -> int:
+def _insert_owner(tx: Transaction, path: Path, lock: OwnerLock, runtime: str | None, *, adopts: bool) -> int:
     # the revision once more, in this transaction: another process may have upgraded the file since it was looked at
     _check_head(database.read_revision(tx.connection, path), path)
+    if adopts:
+        copies.adopt(tx)
+    copies.check_not_copied(tx.connection, path)
     return queries.insert_owner(
         tx, {"token": lock.token, "runtime": runtime, "version": __version__, **describe_process()}
     )
