@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .checking import CheckReport, Finding, Severity
     from .context import TaskContext
     from .copies import BackupReport, RestoreReport
     from .errors import (
@@ -96,6 +97,7 @@ __all__ = [
     "BackupReport",
     "CancelPolicy",
     "CancelReport",
+    "CheckReport",
     "ClosePolicy",
     "CloseReport",
     "CommitInDoubt",
@@ -103,6 +105,7 @@ __all__ = [
     "EventType",
     "Evidence",
     "Failure",
+    "Finding",
     "FunctionError",
     "HandleNotVisible",
     "HandleRole",
@@ -137,6 +140,7 @@ __all__ = [
     "SessionError",
     "SessionRecord",
     "SessionTasks",
+    "Severity",
     "StaleAttempt",
     "StepFailed",
     "StepInDoubt",
@@ -195,6 +199,7 @@ _HOMES = (
     "feed",
     "guest",
     "copies",
+    "checking",
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from . import (
     __version__,
+    checking,
     copies,
     database,
     guards,
@@ -31,6 +32,7 @@ from . import (
     transitions,
 )
 from .callbacks import Callbacks
+from .checking import CheckReport
 from .context import TaskContext
 from .copies import BackupReport, RestoreReport
 from .core import Core
@@ -612,6 +614,21 @@ class TaskStore:
         self._open.to_create()
         assert self._recoverer is not None
         return (await self._recoverer.recover()).report()
+
+    async def check(self, *, repair: bool = False, progress: Callable[[int, int], object] | None = None) -> CheckReport:
+        """
+        Look at the whole file: its integrity, every row against its events, owners, processes; on one state, beside writers.
+
+        Each finding names its next step. With *repair*, what is safe to mend is mended: permissions, room that holds nothing,
+        lock files of the dead. *progress* is called with the tasks looked at and how many there are, on another thread.
+
+        Raises:
+            StoreReadOnly: this store only reads, and was asked to mend.
+        """
+        core = self._open
+        if repair:
+            core.to_request()
+        return await asyncio.to_thread(checking.check, core.path, repair=repair, progress=progress)
 
     async def backup(
         self, path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
