@@ -27,9 +27,9 @@ from .errors import (
     StoreClosed,
     StoreError,
 )
+from .identity import APPLICATION_ID, HEAD, VERSION_TABLE
 from .lifecycle import Task
 from .policies import Limits
-from .schema import APPLICATION_ID, HEAD, VERSION_TABLE
 
 __all__ = [
     "Committed",

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import REAL
 
+from .identity import APPLICATION_ID, HEAD, VERSION_TABLE
 from .lifecycle import LIVE_STATES, TERMINAL_EVENTS
 from .models import (
     CancelPolicy,
@@ -35,13 +36,7 @@ from .models import (
 )
 from .monitor_models import Stream, WakePolicy
 
-APPLICATION_ID = 0x6C617368
-"""``lash`` in ASCII; stands in the header of every store."""
-
-HEAD = "0005"
-"""The revision this package reads and writes; a test holds it equal to Alembic's head."""
-
-VERSION_TABLE = "lash_store_version"
+__all__ = ["APPLICATION_ID", "HEAD", "TRIGGERS", "VERSION_TABLE", "VIEWS", "create_statements", "metadata"]
 
 metadata = MetaData(naming_convention={"ck": "%(table_name)s_%(constraint_name)s"})
 

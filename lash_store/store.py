@@ -40,6 +40,7 @@ from .database import Committed, Durability, Reader, Transaction
 from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
 from .handles import TaskHandle, owner_handle
+from .identity import HEAD
 from .lifecycle import MONITOR, Task
 from .models import (
     EventType,
@@ -64,7 +65,6 @@ from .registry import Registry
 from .retention import Pruner
 from .retention_models import PruneReport, Retention
 from .runner import Runner
-from .schema import HEAD
 from .sessions import SessionTasks, as_scope
 from .statements import names
 from .supervising import Supervisor, supervise
