@@ -20,6 +20,14 @@ _COMMANDS = {
     "list": ("look:list_tasks", "List tasks: the live ones, or all."),
     "show": ("look:show", "Show one task: its row, outcome and events."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
+    "cancel": ("act:cancel", "Ask a task, and all below it, to stop."),
+    "signal": ("act:signal", "Send a signal to a task that waits, or will."),
+    "abandon": ("act:abandon", "Give up what is stuck; a person's decision."),
+    "doctor": ("doctor:doctor", "Check the file, and name the next step for what is wrong."),
+    "prune": ("keeping:prune", "Take finished tasks out of the file, and shrink it."),
+    "backup": ("keeping:backup", "Copy the file while it is in use; verified."),
+    "restore": ("keeping:restore", "Put a backup back, once it is verified."),
+    "export": ("export:export", "Write the file's contents as JSON Lines."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
 }
 

@@ -1,0 +1,199 @@
+"""Owns the commands that ask something of live owners, or decide for dead ones: cancel, signal and abandon."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import db_option, json_option, required_db, scope_of
+from .output import complain, console, safe, state_style, task_json, text, write_json
+from .running import run
+
+if TYPE_CHECKING:
+    from ..models import Scope, TaskRecord
+
+__all__ = ["abandon", "cancel", "signal"]
+
+_ASKED = 3
+"""The exit code of what was asked for, and had not come to an end in time."""
+
+
+def _named(ctx: click.Context, names: tuple[str, ...], most: int = 2) -> tuple[Scope | None, str]:
+    if len(names) > most:
+        raise click.UsageError(f"{ctx.info_name} takes SCOPE and ID, or ID alone, not {len(names)} names", ctx)
+    return (scope_of(ctx, None, names[0]) if len(names) == most else None), names[most - 1 if len(names) == most else 0]
+
+
+async def _find(path: str, scope: Scope | None, name: str) -> TaskRecord:
+    from ..store import TaskStore
+    from .reading import find_task
+
+    async with TaskStore.open_readonly(path) as store:
+        return await find_task(store, name) if scope is None else await store.get(scope, name)
+
+
+def _tell(record: TaskRecord, as_json: bool) -> None:
+    if as_json:
+        write_json(task_json(record))
+        return
+    from rich.text import Text
+
+    console().print(
+        Text.assemble(
+            f"#{record.task_seq} ",
+            text(f"{record.scope} {record.id}", "bold"),
+            " ",
+            text(record.state, state_style(record.state)),
+        )
+    )
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="[SCOPE] ID")
+@click.option("--reason", metavar="TEXT", help="Why; it stands in the row, and in the events.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the task to stop.",
+)
+@json_option("Print the row as a JSON object.")
+@db_option
+@click.pass_context
+def cancel(ctx: click.Context, names: tuple[str, ...], reason: str | None, timeout: float, as_json: bool) -> None:
+    """Ask a task, and all that descends from it, to stop; then wait for that.
+
+    The request is in the file before anything stops, and stays there whoever dies. The row says cancelled only once the
+    body has stopped; a body that finishes first has won. A task whose owner is dead is cancelled at once. One that has
+    ended is printed as it is.
+
+    Exit code 3: asked, and not stopped in time; it will stop, or see `lash-store doctor`.
+
+    \b
+    Examples:
+      lash-store cancel --db agent.db desktop:s1 index --reason "wrong folder"
+      lash-store cancel --db agent.db '#12' --timeout 0
+    """
+    scope, name = _named(ctx, names)
+    run(_cancel(ctx, required_db(ctx), scope, name, reason, timeout, as_json))
+
+
+async def _cancel(
+    ctx: click.Context, path: str, scope: Scope | None, name: str, reason: str | None, timeout: float, as_json: bool
+) -> None:
+    from ..store import TaskStore
+
+    found = await _find(path, scope, name)
+    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
+        record = found
+        if not found.state.is_terminal:
+            handle = await store.handle(found.scope, found.id)
+            record = await handle.cancel(reason, timeout=timeout) if handle.task_seq == found.task_seq else found
+    _tell(record, as_json)
+    if not record.state.is_terminal:
+        complain(f"it was asked to stop, and has not within {timeout:g} s")
+        ctx.exit(_ASKED)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="[SCOPE] ID NAME")
+@click.option("--data", "payload", metavar="JSON", help="What the body is handed: a JSON value. Nothing: null.")
+@click.option("--key", metavar="KEY", help="Send it once, however often this is called with the key.")
+@json_option("Print the row and the verdict as a JSON object.")
+@db_option
+@click.pass_context
+def signal(ctx: click.Context, names: tuple[str, ...], payload: str | None, key: str | None, as_json: bool) -> None:
+    """Send a signal to a task, for the body that waits for NAME or will: it is in the file when this returns.
+
+    \b
+    Examples:
+      lash-store signal --db agent.db desktop:s1 deploy approved --data '{"by": "Ada"}'
+      lash-store signal --db agent.db deploy approved --key once
+    """
+    if not 2 <= len(names) <= 3:
+        raise click.UsageError("signal takes SCOPE, ID and NAME, or ID and NAME", ctx)
+    scope = scope_of(ctx, None, names[0]) if len(names) == 3 else None
+    try:
+        value = None if payload is None else json.loads(payload)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error} (text needs quotes of its own: '\"yes\"')", ctx) from error
+    run(_signal(required_db(ctx), scope, names[-2], names[-1], value, key, as_json))
+
+
+async def _signal(
+    path: str, scope: Scope | None, name: str, what: str, value: Any, key: str | None, as_json: bool
+) -> None:
+    from ..models import Verdict
+    from ..store import TaskStore
+
+    found = await _find(path, scope, name)
+    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
+        handle = await store.handle(found.scope, found.id)
+        sent = await handle.signal(what, value, key=key)
+    if as_json:
+        write_json({**task_json(sent.record), "verdict": str(sent.verdict)})
+        return
+    told = {
+        Verdict.APPLIED: f"signal {what!r} was sent",
+        Verdict.UNCHANGED: f"signal {what!r} had been sent with that key before: nothing was changed",
+        Verdict.SUPERSEDED: f"the task has ended: signal {what!r} was not sent",
+    }
+    click.echo(safe(told[sent.verdict]))
+    _tell(sent.record, as_json)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[SCOPE] ID")
+@click.option("--owner", "owner_id", type=click.IntRange(min=1), metavar="N", help="All work of owner N instead.")
+@click.option("--reason", required=True, metavar="TEXT", help="Why; it stands in the rows as evidence.")
+@json_option("Print the row, or the report, as a JSON object.")
+@db_option
+@click.pass_context
+def abandon(ctx: click.Context, names: tuple[str, ...], owner_id: int | None, reason: str, as_json: bool) -> None:
+    """Give up a task that is stuck, or all work of an owner that is: a person's decision, and the last resort.
+
+    Its body, should it go on, cannot write any more. What may be run again is pending and free for the next recovery; the
+    rest has ended as abandoned, its outcome unknown. Cancel first: `lash-store cancel`. Owners are named by `lash-store
+    list` and `doctor`.
+
+    \b
+    Examples:
+      lash-store abandon --db agent.db desktop:s1 index --reason "hangs in a driver"
+      lash-store abandon --db agent.db --owner 7 --reason "stopped in a debugger"
+    """
+    if (owner_id is None) == (not names):
+        raise click.UsageError("abandon takes SCOPE and ID, or ID alone, or --owner N", ctx)
+    if owner_id is not None:
+        run(_abandon_owner(required_db(ctx), owner_id, reason, as_json))
+        return
+    scope, name = _named(ctx, names)
+    run(_abandon(required_db(ctx), scope, name, reason, as_json))
+
+
+async def _abandon(path: str, scope: Scope | None, name: str, reason: str, as_json: bool) -> None:
+    from ..store import TaskStore
+
+    found = await _find(path, scope, name)
+    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
+        record = found
+        if not found.state.is_terminal:
+            session = await store.session(found.scope.session_id)
+            record = await session.abandon(found.id, reason)
+    _tell(record, as_json)
+
+
+async def _abandon_owner(path: str, owner_id: int, reason: str, as_json: bool) -> None:
+    from ..store import TaskStore
+
+    async with TaskStore.connect(path, runtime="lash-store") as store:
+        report = await store.abandon_owner(owner_id, reason)
+    if as_json:
+        write_json(report.model_dump(mode="json"))
+        return
+    for record in (*report.abandoned, *report.released):
+        _tell(record, as_json)
+    click.echo(f"owner {owner_id} was given up: {len(report.abandoned)} tasks abandoned, {len(report.released)} free")

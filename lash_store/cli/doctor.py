@@ -1,0 +1,74 @@
+"""Owns the command that says whether a file is sound, and what to do where it is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .keeping import bar
+from .options import db_option, json_option, required_db
+from .output import console, safe, text, write_json
+from .running import told_in_one_line
+
+if TYPE_CHECKING:
+    from ..checking import CheckReport
+
+__all__ = ["doctor"]
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+@click.command()
+@click.option(
+    "--repair", is_flag=True, help="Mend what cannot lose anything: permissions, empty room, lock files of the dead."
+)
+@json_option("Print the report as a JSON object.")
+@db_option
+@click.pass_context
+def doctor(ctx: click.Context, repair: bool, as_json: bool) -> None:
+    """Look at the whole file, and name the next step for whatever is wrong with it.
+
+    SQLite's own checks; every task's row against what its events say; orphans; owners that are dead, stopped or out of
+    reach; cancels that do not come to an end; processes of monitors that nobody watches; room that holds nothing. It works
+    beside live owners, on one state of the file.
+
+    Exit code 1: something is wrong or left to be done.
+
+    \b
+    Examples:
+      lash-store doctor --db agent.db
+      lash-store doctor --db agent.db --repair
+      lash-store doctor --db agent.db --json | jq '.findings[].code'
+    """
+    from pathlib import Path
+
+    from ..checking import check
+
+    told_in_one_line()
+    with bar("looking") as show:
+        report = check(Path(required_db(ctx)), repair=repair, progress=show)
+    if as_json:
+        write_json({**report.model_dump(mode="json"), "is_sound": report.is_sound})
+    else:
+        _print(report)
+    ctx.exit(0 if report.is_sound else 1)
+
+
+def _print(report: CheckReport) -> None:
+    from rich.text import Text
+
+    out = console()
+    revision = report.revision or "none"
+    out.print(text(f"{report.path}: revision {revision}, {report.tasks:,} tasks, {report.events:,} events", "bold"))
+    for one in report.findings:
+        mark = "mended" if one.is_repaired else str(one.severity)
+        style = "green" if one.is_repaired else _STYLES[one.severity]
+        out.print()
+        out.print(Text.assemble((f"{mark:<8}", style), text(f"{one.code}: {one.message}")), soft_wrap=False)
+        if not one.is_repaired:
+            out.print(Text.assemble("        → ", text(one.next_step, "dim")))
+    out.print()
+    wrong = sum(one.severity != "info" and not one.is_repaired for one in report.findings)
+    verdict = "sound" if report.is_sound else f"{wrong} to see to"
+    out.print(text(safe(verdict), "bold green" if report.is_sound else "bold"))

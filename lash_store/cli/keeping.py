@@ -1,0 +1,215 @@
+"""Owns the commands that keep a file small and safe: prune, backup and restore."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import db_option, json_option, required_db, scope_of, words
+from .output import console, safe, write_json
+from .running import run, told_in_one_line
+
+if TYPE_CHECKING:
+    from ..models import Scope, TaskState
+    from ..retention_models import PruneReport
+
+__all__ = ["backup", "bar", "prune", "restore"]
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    found = _SPAN.fullmatch(value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no time span: write 30d, 12h, 90m or 45s", ctx, param)
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _scopes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Scope, ...]:
+    found = (scope_of(ctx, param, value) for value in values)
+    return tuple(scope for scope in found if scope is not None)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that shows how far something is: on a terminal, on stderr; elsewhere nothing is shown."""
+    out = console(stderr=True)
+    if not out.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=out, transient=True) as progress:
+        bar = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=max(total, 1))
+
+
+# --- prune ----------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--older-than", callback=_span, metavar="SPAN", help="Only what ended longer ago: 30d, 12h, 90m, 45s.")
+@click.option(
+    "--keep-last", type=click.IntRange(min=0), metavar="N", help="Keep the newest N finished tasks of a session."
+)
+@click.option(
+    "--state", "states", callback=words("TaskState"), multiple=True, metavar="STATE",
+    help="Only completed, failed, cancelled or abandoned ones; may be given again.",
+)  # fmt: skip
+@click.option(
+    "--session", "scopes", callback=_scopes, multiple=True, metavar="RUNTIME:SESSION",
+    help="Only this session's; may be given again.",
+)  # fmt: skip
+@click.option(
+    "--before-cursor", type=click.IntRange(min=0), metavar="SEQ",
+    help="Only tasks all of whose events a follower at event SEQ has seen.",
+)  # fmt: skip
+@click.option("--unread", is_flag=True, help="Also what has a result that nobody was handed yet.")
+@click.option("--dry-run", is_flag=True, help="Say what would go; write nothing.")
+@json_option("Print the report as a JSON object.")
+@db_option
+@click.pass_context
+def prune(
+    ctx: click.Context,
+    older_than: float | None,
+    keep_last: int | None,
+    states: tuple[TaskState, ...],
+    scopes: tuple[Scope, ...],
+    before_cursor: int | None,
+    unread: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Take finished tasks out of the file, with their events, and give the room back to the file system.
+
+    Live work is never touched, nor what it depends on, nor a result that nobody has read, unless --unread says so. Whoever
+    asks for a pruned task later is told so. It works beside live owners, a little at a time; interrupted, what was done is
+    done.
+
+    \b
+    Examples:
+      lash-store prune --db agent.db --older-than 30d --dry-run
+      lash-store prune --db agent.db --older-than 7d --keep-last 100
+      lash-store prune --db agent.db --state cancelled --session desktop:s1
+    """
+    criteria = {
+        "older_than": older_than,
+        "keep_last": keep_last,
+        "states": states or None,
+        "sessions": scopes or None,
+        "before_cursor": before_cursor,
+        "unread": unread,
+        "dry_run": dry_run,
+    }
+    run(_prune(ctx, required_db(ctx), criteria, as_json))
+
+
+async def _prune(ctx: click.Context, path: str, criteria: dict[str, Any], as_json: bool) -> None:
+    from pydantic import ValidationError
+
+    from ..store import TaskStore
+    from .reading import check_session
+
+    async with TaskStore.connect(path, runtime="lash-store") as store:
+        for scope in criteria["sessions"] or ():
+            await check_session(store, scope)
+        with bar("pruning") as show:
+
+            def told(report: PruneReport) -> None:
+                show(report.task_seq, report.newest_seq)
+
+            try:
+                report = await store.prune(**criteria, progress=told)
+            except ValidationError as error:
+                raise click.UsageError(error.errors()[0]["msg"], ctx) from error
+    if as_json:
+        write_json({**report.model_dump(mode="json"), "dry_run": criteria["dry_run"]})
+        return
+    did = "would be pruned" if criteria["dry_run"] else "were pruned"
+    click.echo(f"{report.tasks:,} tasks with {report.events:,} events {did}; {report.freed:,} bytes given back")
+    if report.unread:
+        click.echo(f"{report.unread:,} stay: nobody was handed their result (--unread prunes those too)")
+    if report.needed:
+        click.echo(f"{report.needed:,} stay: live work depends on them")
+
+
+# --- backup and restore ---------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("target", metavar="TARGET", type=click.Path())
+@json_option("Print the report as a JSON object.")
+@db_option
+@click.pass_context
+def backup(ctx: click.Context, target: str, as_json: bool) -> None:
+    """Copy the file, as it is at one moment, to TARGET while everybody goes on, and verify the copy.
+
+    The copy is stamped: it can be read like any file, but it is not run by mistake, for its original may be doing its work.
+
+    \b
+    Examples:
+      lash-store backup --db agent.db agent-2026-11-26.db
+      lash-store doctor --db agent-2026-11-26.db
+    """
+    from ..copies import back_up
+    from ..guards import check_target, resolve
+
+    told_in_one_line()
+    path = resolve(required_db(ctx))
+    if not check_target(path, writing=False):
+        raise click.ClickException(f"{path} does not exist: check the path")
+    with bar("copying") as show:
+        report = back_up(path, resolve(target), show)
+    if as_json:
+        write_json(report.model_dump(mode="json"))
+        return
+    click.echo(
+        f"{safe(str(report.path))}: {report.bytes:,} bytes, {report.tasks:,} tasks, {report.events:,} events, verified"
+    )
+
+
+@click.command()
+@click.argument("source", metavar="BACKUP", type=click.Path())
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option("Print the report as a JSON object.")
+@db_option
+@click.pass_context
+def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
+    """Put BACKUP in the place of the file, once it is verified; what is there now is kept beside it.
+
+    Refused while anybody has the file open. The work goes on where the backup was made: what was live then is recovered when
+    the file is next opened, and what was done since is forgotten.
+
+    \b
+    Example:
+      lash-store restore --db agent.db agent-2026-11-26.db
+    """
+    from pathlib import Path
+
+    from ..copies import restore as put_back
+
+    told_in_one_line()
+    path = Path(required_db(ctx))
+    if path.exists() and not yes:
+        click.confirm(f"Put {safe(source)} in the place of {safe(str(path))}?", abort=True, err=True)
+    with bar("copying") as show:
+        report = put_back(Path(source), path, show)
+    if as_json:
+        write_json(report.model_dump(mode="json"))
+        return
+    click.echo(f"{safe(str(report.path))}: revision {report.revision}, {report.tasks:,} tasks")
+    if report.kept is not None:
+        click.echo(f"what was there is now {safe(str(report.kept))}")
