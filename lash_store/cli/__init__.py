@@ -20,6 +20,8 @@ _COMMANDS = {
     "list": ("look:list_tasks", "List tasks: the live ones, or all."),
     "show": ("look:show", "Show one task: its row, outcome and events."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
+    "query": ("ask:query", "Ask a question of the cook-book, or print its SQL."),
+    "schema": ("ddl:schema", "Print a file's tables, indexes, triggers and views as SQL."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
 }
 

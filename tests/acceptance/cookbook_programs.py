@@ -80,7 +80,12 @@ def store_of(path: str, say: Callable[..., None], *, everything: bool) -> tuple[
 
     @store.task(recovery=Recovery.RERUN)
     async def ask(task: TaskContext) -> Any:
-        return await task.signal("answer")
+        async with task.waiting("an answer"):
+            return await task.signal("answer")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def sleep(task: TaskContext) -> None:
+        await task.sleep(3600.0, name="an hour")
 
     @store.task(recovery=Recovery.RERUN)
     async def talk(task: TaskContext, words: list[str]) -> None:
@@ -95,7 +100,22 @@ def store_of(path: str, say: Callable[..., None], *, everything: bool) -> tuple[
     async def echo(task: TaskContext, text: str) -> str:
         return text
 
-    found = (index_repo, stay, run_crew, try_once, deploy, stubborn, fetch, sync_later, explode, ask, talk, look, echo)
+    found = (
+        index_repo,
+        stay,
+        run_crew,
+        try_once,
+        deploy,
+        stubborn,
+        fetch,
+        sync_later,
+        explode,
+        ask,
+        sleep,
+        talk,
+        look,
+        echo,
+    )
     functions = {fn.__name__: fn for fn in found}
     if everything:
 
@@ -187,8 +207,10 @@ async def _waits(store: TaskStore, one: Any, do: dict[str, Any]) -> None:
     await told.signal("answer", {"yes": True})
     await told
     asking = await one.spawn(do["ask"], id="asking")
-    await _until(store, EventType.STARTED, "asking")
+    await _until(store, EventType.STATE_CHANGED, "asking")
     await asking.signal("hint", {"try": "again"})
+    await one.spawn(do["sleep"], id="asleep")
+    await _until(store, EventType.SAVED, "asleep")
     await one.register("review", TaskKind.OTHER)
     await one.set_live_state("review", TaskState.WAITING)
 
