@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .cookbook import Parameter, Query
 
-__all__ = ["ask", "query"]
+__all__ = ["ask", "parameter_line", "query", "script"]
 
 _MOST = 2**63 - 1
 _LEAST_CELL = 12
@@ -61,7 +61,7 @@ def query(ctx: click.Context, name: str | None, given: tuple[str, ...], as_sql: 
     asked = _named(ctx, name)
     values = _values(ctx, asked, given)
     if as_sql:
-        click.echo(_script(asked, values))
+        click.echo(script(asked, values))
         return
     missing = [one.name for one in asked.parameters if one.is_required and values[one.name] in {None, ""}]
     if missing:
@@ -158,10 +158,8 @@ def _list(as_json: bool) -> None:
     console().print(rows)
 
 
-def _script(asked: Query, values: Mapping[str, object]) -> str:
+def script(asked: Query, values: Mapping[str, object]) -> str:
     """Write the input of the shell that asks the same: an older parameter of a session in it does not count."""
-    from .cookbook import parameter_line
-
     lines = [f"-- {asked.question}", ".parameter clear"]
     for parameter in asked.parameters:
         value = values[parameter.name]
@@ -171,6 +169,20 @@ def _script(asked: Query, values: Mapping[str, object]) -> str:
             example = parameter_line(parameter, parameter.example)
             lines.append(f"-- {example}   ({parameter.meaning}; {parameter.default or 'needed'})")
     return "\n".join([*lines, f"{asked.sql};"])
+
+
+def parameter_line(parameter: Parameter, value: object) -> str:
+    r"""
+    Write the command of the `sqlite3` shell that sets a parameter.
+
+    The shell reads a double-quoted argument with C's escapes, and evaluates it as SQL: so a text is an SQL literal in it, and
+    what is no printable ASCII in that is written as bytes in octal.
+    """
+    literal = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+    escaped = "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\{byte:03o}" for byte in literal.encode()
+    )
+    return f".parameter set :{parameter.name} " + (f'"{escaped}"' if isinstance(value, str) else escaped)
 
 
 def _print(answer: Answer) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["COOKBOOK", "Parameter", "Query", "parameter_line"]
+__all__ = ["COOKBOOK", "Parameter", "Query"]
 
 
 class Parameter(NamedTuple):
@@ -56,8 +56,8 @@ _QUERIES = (
     Query(
         "running",
         "What is running, and for how long?",
-        "Seconds of the current attempt; what waits or is to be cancelled is under way, too. Whether its owner still lives no file "
-        "can tell: `ps -p PID`.",
+        "Seconds of the current attempt; what waits or is to be cancelled is under way, too. No file can tell whether the owner "
+        "still lives: `ps -p PID`.",
         (_SESSION,),
         """
 SELECT t.scope AS session, t.id, t.kind, t.mode, t.state, t.attempt,
@@ -188,8 +188,8 @@ ORDER BY t.cancel_requested_at, t.task_seq
     Query(
         "retries",
         "What is tried again, because of which errors?",
-        "Executions that a retried error or the death of their owner ended, and steps that are tried again. *recovered* counts the "
-        "tasks that completed in the end.",
+        "Executions that a retried error or the death of their owner ended, and steps that are tried again. *recovered* counts "
+        "the tasks that completed in the end.",
         (_since("ever"),),
         """
 SELECT r.error, count(*) AS retries, count(DISTINCT r.task_seq) AS tasks,
@@ -310,8 +310,8 @@ ORDER BY n.note_seq
     Query(
         "waiting",
         "What waits, and for which signal, time or person?",
-        "A body shows what it waits for if it says so (`task.waiting`), sleeps, or is to be tried again. *unread_signals* were sent to "
-        "it and came to nothing so far: a name that nobody asks for shows here.",
+        "A body shows what it waits for if it says so (`task.waiting`), sleeps, or is to be tried again. *unread_signals* were "
+        "sent to it and came to nothing so far: a name that nobody asks for shows here.",
         (_SESSION,),
         """
 SELECT session, id, state, waits_for, until, unread_signals
@@ -467,17 +467,3 @@ ORDER BY t.created_at, t.task_seq
 
 COOKBOOK = {query.name: query._replace(sql=query.sql.strip()) for query in _QUERIES}
 """Every query by its name, in the order of the documents."""
-
-
-def parameter_line(parameter: Parameter, value: object) -> str:
-    r"""
-    Write the command of the `sqlite3` shell that sets a parameter.
-
-    The shell reads a double-quoted argument with C's escapes, and evaluates it as SQL: so a text is an SQL literal in it, and what
-    is no printable ASCII in that is written as bytes in octal.
-    """
-    literal = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
-    escaped = "".join(
-        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\{byte:03o}" for byte in literal.encode()
-    )
-    return f".parameter set :{parameter.name} " + (f'"{escaped}"' if isinstance(value, str) else escaped)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lash_store import Backoff, EventType, MonitorSpec, Recovery, TaskContext, TaskKind, TaskState, TaskStore
 from tests.acceptance.processes import Report, Worker, workers
+from tests.runtime.support import rows
 
 RUNTIME = "desktop"
 SLOW = 0.3
@@ -267,14 +270,27 @@ async def _until(store: TaskStore, type: EventType, task_id: str, times: int = 1
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
+class Run(NamedTuple):
+    """The owner that was killed, and the one that still works on the file."""
+
+    killed: int
+    owner: Worker
+
+
 @contextlib.contextmanager
-def run(path: Path) -> Iterator[Worker]:
-    """Write the file, and give the owner that still works on it."""
+def run(path: Path) -> Iterator[Run]:
+    """Write the file, and let its last owner work on it until it is killed or the block is over."""
     asyncio.run(close_cleanly(str(path)))
-    with workers() as start:
-        killed = start(be_killed, str(path))
-        killed.wait_for("ready")
-        killed.kill()
-        owner = start(stay_on, str(path))
-        owner.wait_for("ready")
-        yield owner
+    try:
+        with workers() as start:
+            killed = start(be_killed, str(path))
+            killed.wait_for("ready")
+            killed.kill()
+            owner = start(stay_on, str(path))
+            owner.wait_for("ready")
+            yield Run(killed.pid, owner)
+    finally:
+        # a killed owner leaves the processes of its monitors to the next one, and there is none
+        for row in rows(path, "SELECT json_extract(process, '$.pid') AS pid FROM tasks WHERE process IS NOT NULL"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(row["pid"], signal.SIGKILL)
