@@ -1,20 +1,26 @@
-"""Writes docs/cookbook.md: the questions and statements of the package, and what the shell answered on the file of a real run.
+"""
+Writes docs/cookbook.md: the questions and statements of the package, and what the shell answered on the file of a real run.
+
+It puts the questions into Datasette's metadata, too, beside the descriptions that stand there.
 
 Run it from the repository: ``python -m tests.acceptance.cookbook_page``.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lash_store.cli.ask import parameter_line, script
 from lash_store.cli.cookbook import COOKBOOK, Query
 from tests.acceptance.cookbook_programs import run
 
 PAGE = Path(__file__).parents[2] / "docs" / "cookbook.md"
+METADATA = Path(__file__).parents[2] / "examples" / "datasette" / "metadata.json"
 
 ASKED: Mapping[str, Mapping[str, object]] = {
     "family": {"task": "helper"},
@@ -86,8 +92,29 @@ def answer(path: Path, query: Query) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
+def canned() -> dict[str, dict[str, Any]]:
+    """Return the questions as Datasette's canned queries."""
+    return {
+        query.name: {
+            "title": query.question,
+            "description": " ".join(
+                [
+                    query.notes,
+                    *(f":{one.name} is {one.meaning} ({one.default or 'needed'})." for one in query.parameters),
+                ]
+            ),
+            "sql": query.sql,
+            "params": [one.name for one in query.parameters],
+        }
+        for query in COOKBOOK.values()
+    }
+
+
 def main() -> None:
-    """Make the run, ask, and write the page."""
+    """Make the run, ask, and write the page and the metadata."""
+    described = json.loads(METADATA.read_text())
+    described["databases"]["agent"]["queries"] = canned()
+    METADATA.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "agent.db")
         with run(path):
