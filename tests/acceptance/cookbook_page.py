@@ -35,25 +35,28 @@ ASKED: Mapping[str, Mapping[str, object]] = {
 INTRO = """\
 # Twenty questions about a file
 
-A store is one SQLite file, and the stock `sqlite3` shell (3.38 or newer) reads it: beside the owner that writes it, or a copy of a stopped one.
+A store is one SQLite file, and the stock `sqlite3` shell (3.38 or newer) reads it: beside the owner that writes it, or a copy
+of a stopped one.
 
 ```
 sqlite3 -readonly -box agent.db
 ```
 
-Say `-readonly`: the last shell to close a file it may write tidies up after a dead owner. A parameter is given by a line of its own, a text in
-both kinds of quotes; one that is not given is NULL, and means all. `.parameter clear` forgets them.
+Say `-readonly`: the last shell to close a file that it may write tidies up after a dead owner. A parameter is given by a line of
+its own, a text in both kinds of quotes; one that is not given is NULL, and means all. `.parameter clear` forgets them.
 
 ```
 .parameter set :session "'desktop:s1'"
 .parameter set :limit 5
 ```
 
-`lash-store query` lists these questions, `lash-store query NAME --set session=desktop:s1` asks one, `--json` gives the rows to programs, and `--sql` prints
-the statement with its parameter lines, to be pasted or piped into the shell. The shell prints control characters in data as they are;
-`lash-store` does not. Times are UTC. [Metadata for Datasette](../examples/datasette/metadata.json) has the same questions.
+`lash-store query` lists these questions, and `lash-store query NAME --set session=desktop:s1` asks one. `--json` gives the rows to
+programs, and `--sql` prints the statement with its parameter lines, to be pasted or piped into the shell. The shell prints
+control characters in data as they are; `lash-store` does not. Times are UTC.
+[Metadata for Datasette](../examples/datasette/metadata.json) has the same questions.
 
-A file says what was written last. Of a stopped store, what was running still reads `running`: the next one to open it finds its owner dead.
+A file says what was written last. Of a stopped store, what was running still reads `running`: the next one to open it finds its
+owner dead.
 
 What is shown below was asked of one file, in which an owner had been killed, and the next one was at work.
 """

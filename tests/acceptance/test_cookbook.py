@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 class Made(NamedTuple):
-    """The file of the run, stopped by now, the owners that were killed in it, and what the shell said while the last one lived."""
+    """The file of the run, stopped by now, its two killed owners, and what the shell said while the last one lived."""
 
     path: Path
     killed: int
