@@ -50,9 +50,9 @@ its own, a text in both kinds of quotes; one that is not given is NULL, and mean
 .parameter set :limit 5
 ```
 
-`lash-store query` lists these questions, and `lash-store query NAME --set session=desktop:s1` asks one. `--json` gives the rows to
-programs, and `--sql` prints the statement with its parameter lines, to be pasted or piped into the shell. The shell prints
-control characters in data as they are; `lash-store` does not. Times are UTC.
+`lash-store query` lists these questions, and `lash-store query NAME --set session=desktop:s1` asks one. `--json` gives the
+rows to programs, and `--sql` prints the statement with its parameter lines, to be pasted or piped into the shell. The shell
+prints control characters in data as they are; `lash-store` does not. Times are UTC.
 [Metadata for Datasette](../examples/datasette/metadata.json) has the same questions.
 
 A file says what was written last. Of a stopped store, what was running still reads `running`: the next one to open it finds its

@@ -82,7 +82,14 @@ def store_of(path: str, say: Callable[..., None], *, everything: bool) -> tuple[
         raise ValueError(message)
 
     @store.task(recovery=Recovery.RERUN)
-    async def ask(task: TaskContext) -> Any:
+    async def ask(task: TaskContext, after: str | None = None) -> Any:
+        """Receive a signal that is remembered, if there is to be one, then an answer."""
+
+        async def hear() -> Any:
+            return await task.signal(str(after))
+
+        if after is not None:
+            await task.step("hear", hear)
         async with task.waiting("an answer"):
             return await task.signal("answer")
 
@@ -209,7 +216,8 @@ async def _waits(store: TaskStore, one: Any, do: dict[str, Any]) -> None:
     told = await one.spawn(do["ask"], id="told")
     await told.signal("answer", {"yes": True})
     await told
-    asking = await one.spawn(do["ask"], id="asking")
+    asking = await one.spawn(do["ask"], "greeting", id="asking")
+    await asking.signal("greeting", "hello")
     await _until(store, EventType.STATE_CHANGED, "asking")
     await asking.signal("hint", {"try": "again"})
     await one.spawn(do["sleep"], id="asleep")

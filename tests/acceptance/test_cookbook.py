@@ -255,7 +255,7 @@ def test_bytes_are_counted_by_session_and_by_what_they_are(made: Made) -> None:
     assert 2 * BIG <= found["desktop:s6"]["tasks"] < 2 * BIG + 100
     assert 2 * BIG <= found["desktop:s6"]["events"] < 2 * BIG + 1000
     assert found["desktop:s1"]["updates"] == len("one" + "two" + "bad")
-    assert found["desktop:s1"]["signals"] == len('{"yes":true}' + '{"try":"again"}')
+    assert found["desktop:s1"]["signals"] == len('{"yes":true}' + '"hello"' + '{"try":"again"}')
     assert [session for session, row in found.items() if row["handoffs"]] == ["desktop:s4"]
     parts = ("tasks", "events", "steps", "signals", "notes", "updates", "handoffs")
     assert all(row["bytes"] == sum(row[part] for part in parts) for row in found.values())
@@ -395,6 +395,10 @@ def test_a_window_has_what_was_created_before_its_end_and_had_not_ended_before_i
     after = of(shell(made.path, "window", since=since), "id")
     assert {"overnight", "ci-run", "old-code", "flaky", "big"} <= {*after}
     assert not {"hello", "deploy", "tired"} & {*after}
+    # begun before it, and ended in it
+    ended = of(shell(made.path, "window", since=everything["index"]["completed_at"]), "id")
+    assert "index" in ended
+    assert "deploy" not in ended
     # the last hour, unless it is told otherwise
     assert {*of(shell(made.path, "window"), "id")} == {*everything}
 
