@@ -28,6 +28,8 @@ _COMMANDS = {
     "backup": ("keeping:backup", "Copy the file while it is in use; verified."),
     "restore": ("keeping:restore", "Put a backup back, once it is verified."),
     "export": ("export:export", "Write the file's contents as JSON Lines."),
+    "query": ("ask:query", "Ask a question of the cook-book, or print its SQL."),
+    "schema": ("ddl:schema", "Print a file's tables, indexes, triggers and views as SQL."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
 }
 
