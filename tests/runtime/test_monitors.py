@@ -327,6 +327,19 @@ async def test_one_that_ended_by_itself_is_completed_though_its_stop_comes_befor
     assert watch.running() == []
 
 
+@pytest.mark.parametrize(("status", "state"), [(0, TaskState.COMPLETED), (3, TaskState.FAILED)])
+async def test_a_stop_that_comes_before_an_end_is_noticed_comes_too_late(
+    session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch, status: int, state: TaskState
+) -> None:
+    # nothing tells of the exit
+    monkeypatch.setattr(supervising, "_exit_watched", lambda launched, exited: contextlib.nullcontext())
+    task = await session.start_monitor(watch.sh("m", f"exit {status}"))
+    pid = await begun(task)
+    await until(lambda: pid in zombies())
+
+    assert (await session.stop_monitor("m")).state == state
+
+
 async def test_one_that_ends_by_itself_once_its_stop_was_asked_for_wakes_nobody(
     opened: Callable[..., Any], watch: Watch
 ) -> None:
