@@ -31,7 +31,7 @@ from .callbacks import Callbacks
 from .context import TaskContext
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
-from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, UnknownSession
+from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
 from .handles import TaskHandle, owner_handle
 from .lifecycle import MONITOR, Task
@@ -41,6 +41,7 @@ from .models import (
     ProcessFate,
     Recovery,
     RecoveryReport,
+    SchemaChange,
     Scope,
     SessionRecord,
     StepRecord,
@@ -55,7 +56,6 @@ from .policies import Backoff, Errors, Limits
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
 from .runner import Runner
-from .schema import HEAD
 from .sessions import SessionTasks, as_scope
 from .statements import names
 from .supervising import Supervisor, supervise
@@ -81,6 +81,10 @@ class TaskStore:
     may lose the last acknowledged commits when the machine loses power. *max_running* bodies run at once. *cancel_grace* is how
     many seconds a cooperative body has before it is cancelled; *lock_timeout* how long a commit waits for other processes;
     *callback_timeout* how long the cancel callback of external work may take. *limits* bound what is put into the file.
+
+    *upgrade* says what is done with a file of an older revision: ``"auto"`` upgrades it, ``"refuse"`` leaves it to those who
+    run ``lash-store upgrade`` by hand. `upgraded` tells what was done. Unless *upgrade_backup* is False, the file from before
+    is kept beside it.
     """
 
     def __init__(
@@ -94,11 +98,15 @@ class TaskStore:
         lock_timeout: float = 30.0,
         callback_timeout: float = 10.0,
         limits: Limits | None = None,
+        upgrade: migrate.Willingness = "auto",
+        upgrade_backup: bool = True,
     ) -> None:
         if limits is not None and not isinstance(limits, Limits):
             raise ValueError(f"limits must be Limits(…), not {limits!r}")
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
+        if upgrade not in {"auto", "refuse"}:
+            raise ValueError(f"upgrade must be 'auto' or 'refuse', not {upgrade!r}")
         if not isinstance(max_running, int) or max_running < 1:
             raise ValueError(f"max_running must be a number of bodies, at least 1, not {max_running!r}")
         waits = {"cancel_grace": cancel_grace, "lock_timeout": lock_timeout, "callback_timeout": callback_timeout}
@@ -114,6 +122,9 @@ class TaskStore:
         self._lock_timeout = lock_timeout
         self._callback_timeout = callback_timeout
         self._limits = limits or Limits()
+        self._upgrade: migrate.Willingness = upgrade
+        self._upgrade_backup = upgrade_backup
+        self._upgraded: SchemaChange | None = None
         self._registry = Registry()
         self._registry.add(supervise, recovery=Recovery.RERUN, name=MONITOR)
         self._core: Core | None = None
@@ -300,7 +311,9 @@ class TaskStore:
 
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
         """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""
-        await asyncio.to_thread(migrate.prepare, self._path)
+        self._upgraded = await asyncio.to_thread(
+            migrate.prepare, self._path, self._upgrade, backup=self._upgrade_backup
+        )
         lock = OwnerLock(self._path)
         lives.callback(lock.release)
         core, writer = await self._open_core(lives)
@@ -571,6 +584,11 @@ class TaskStore:
         return self._open.feed.subscribe(after, scope=None if scope is None else as_scope(scope), types=types)
 
     @property
+    def upgraded(self) -> SchemaChange | None:
+        """What the latest opening did to an older file; None if it was new, or of this revision already."""
+        return self._upgraded
+
+    @property
     def recovered(self) -> RecoveryReport:
         """What the latest recovery that found something did: the one at open, a later one by itself, or one asked for."""
         self._open.to_create()
@@ -631,10 +649,7 @@ async def _whole(task: asyncio.Task[None]) -> None:
 
 def _check_head(revision: str | None, path: Path) -> None:
     database.check_revision(revision, path)
-    if revision != HEAD:
-        raise SchemaTooOld(
-            f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: open it once with TaskStore to upgrade it"
-        )
+    migrate.refuse_older(revision, path, "open it once with TaskStore to upgrade it, or run lash-store upgrade")
 
 
 # --- the owner's own row --------------------------------------------------------------------------------------------

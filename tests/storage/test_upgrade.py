@@ -843,7 +843,7 @@ async def test_an_owner_that_finds_the_file_old_after_all_is_not_written_into_it
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # somebody took the file back between this store's upgrade and its owner row
-    monkeypatch.setattr(migrate, "prepare", lambda path: None)
+    monkeypatch.setattr(migrate, "prepare", lambda path, *_, **__: None)
     before = contents(old)
 
     with pytest.raises(SchemaTooOld):
