@@ -219,7 +219,7 @@ def _one_transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, Connectio
 @contextmanager
 def _whole(raw: sqlite3.Connection, path: Path, revision: str | None) -> Iterator[None]:
     """Hold what is done in between to the file's rules: what programs added works still, and no row or page is amiss."""
-    revisions.make_version_table(raw)
+    raw.execute(revisions.MAKE_VERSION_TABLE).fetchall()
     try:
         with additions.set_aside(raw, revisions.shape(revision)):
             yield

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
     from sqlalchemy.engine import Connection
 
-__all__ = ["BASE", "Revision", "Shape", "bring", "head", "known", "make_version_table", "memory", "shape", "shapes"]
+__all__ = [
+    "BASE",
+    "MAKE_VERSION_TABLE",
+    "Revision",
+    "Shape",
+    "bring",
+    "head",
+    "known",
+    "memory",
+    "position",
+    "shape",
+    "shapes",
+]
 
 BASE = "base"
 """Where a store has no tables yet: before the first revision."""
@@ -134,9 +146,8 @@ def bring(connection: Connection, revision: str, *, down: bool = False) -> None:
             logger.setLevel(level)
 
 
-def make_version_table(raw: sqlite3.Connection) -> None:
-    """Make Alembic's version table, if there is none: STRICT, which Alembic's own would not be."""
-    raw.execute(f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num TEXT NOT NULL PRIMARY KEY) STRICT").fetchall()
+MAKE_VERSION_TABLE = f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num TEXT NOT NULL PRIMARY KEY) STRICT"
+"""Alembic's version table, which its own statement would not make STRICT."""
 
 
 @contextmanager
@@ -184,7 +195,7 @@ def shapes() -> Mapping[str, Shape]:
     """Return the shape of every revision, as a trial of the scripts in memory made it."""
     found = {BASE: _EMPTY}
     with _alembic, memory() as (raw, connection):
-        make_version_table(raw)
+        raw.execute(MAKE_VERSION_TABLE).fetchall()
         for script in known():
             bring(connection, script.revision)
             found[script.revision] = read_shape(raw)

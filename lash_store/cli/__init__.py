@@ -20,6 +20,10 @@ _COMMANDS = {
     "list": ("look:list_tasks", "List tasks: the live ones, or all."),
     "show": ("look:show", "Show one task: its row, outcome and events."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
+    "upgrade": ("revising:upgrade", "Bring a file to this package's revision; --sql only prints how."),
+    "downgrade": ("revising:downgrade", "Take a file back to an older revision, and say what it loses."),
+    "history": ("revising:history", "List the revisions, and what each adds."),
+    "current": ("revising:current", "Print the revision a file is at."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
 }
 
