@@ -6,6 +6,7 @@ import logging
 import shutil
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -71,7 +72,9 @@ def change(path: Path, *statements: str) -> None:
 
 
 def backups(path: Path) -> list[str]:
-    return sorted(file.name for file in path.parent.glob(f"{path.name}*backup*"))
+    """Return the copies beside a file, without what a reader of one leaves beside that."""
+    found = {file.name for file in path.parent.glob(f"{path.name}*backup*")}
+    return sorted(name for name in found if not name.endswith(("-wal", "-shm")))
 
 
 # --- refused --------------------------------------------------------------------------------------------------------
@@ -201,6 +204,11 @@ def test_a_downgrade_keeps_the_file_from_before_as_well_under_a_name_nothing_has
 
 # --- checked before it counts ---------------------------------------------------------------------------------------
 
+UNSOUND = (
+    "PRAGMA ignore_check_constraints = ON",
+    "UPDATE handles SET role = 'x'",
+    "PRAGMA ignore_check_constraints = OFF",
+)
 ORPHAN = "INSERT INTO steps (task_seq, kind, name, attempt, value, saved_at) VALUES (999, 'checkpoint', '', 1, '1', '')"
 
 
@@ -221,11 +229,8 @@ def with_statements(monkeypatch: pytest.MonkeyPatch, *statements: str) -> None:
 @pytest.mark.parametrize(
     ("statements", "told"),
     [
-        ((ORPHAN,), "rows without parents \\(steps \\d* ?.*without its tasks\\)"),
-        (
-            ("PRAGMA ignore_check_constraints = ON", "UPDATE handles SET role = 'x'"),
-            "CHECK constraint failed in handles",
-        ),
+        ((ORPHAN,), r"rows without parents \(steps .*without its tasks\)"),
+        (UNSOUND, "CHECK constraint failed in handles"),
     ],
     ids=["foreign_key_check", "integrity_check"],
 )
@@ -244,37 +249,33 @@ def test_a_revision_that_would_leave_the_file_damaged_changes_nothing(
 
 @pytest.mark.parametrize(
     "statements",
-    [(ORPHAN,), ("PRAGMA ignore_check_constraints = ON", "UPDATE handles SET role = 'x'")],
+    [(ORPHAN,), UNSOUND],
     ids=["foreign_key_check", "integrity_check"],
 )
 def test_a_file_damaged_before_is_not_upgraded_and_says_so(oldest: Path, statements: tuple[str, ...]) -> None:
     change(oldest, *statements)
     before = bytes_of(oldest)
 
-    with pytest.raises(StorageCorrupt, match="was damaged before: .*nothing was changed"):
+    with pytest.raises(StorageCorrupt, match=r"was damaged before: .*nothing was changed"):
         migrate.upgrade(oldest)
 
     assert bytes_of(oldest) == before
     assert not backups(oldest)
 
 
-@pytest.mark.parametrize("beginning", ["CREATE TABLE", "ALTER TABLE", "CREATE VIEW"])
-def test_what_is_killed_in_an_upgrade_leaves_no_copy_that_the_next_one_keeps(
-    old: Path, spawn: Any, beginning: str
-) -> None:
-    revision, before = migrate.current(old), contents(old)
-    for _ in range(2):
-        killed = spawn(DIES_IN_THE_MIDDLE, old, "up", beginning, "after")
-        assert killed.wait(timeout=30) in {-signal.SIGKILL, 0}
-        if killed.returncode == 0:
-            pytest.skip(f"no {beginning} on the way up from {revision}")
-        assert (contents(old), migrate.current(old)) == (before, revision)
+def test_what_is_killed_in_an_upgrade_leaves_no_copy_that_the_next_one_keeps(oldest: Path, spawn: Any) -> None:
+    before = contents(oldest)
+    for beginning in ("ALTER TABLE", "CREATE VIEW"):
+        killed = spawn(DIES_IN_THE_MIDDLE, oldest, "up", beginning, "after")
+        assert killed.wait(timeout=30) == -signal.SIGKILL
+        assert (contents(oldest), migrate.current(oldest)) == (before, OLD[0])
+        assert backups(oldest) == [f"{oldest.name}-backup-making"]
 
-    migrate.upgrade(old)
+    migrate.upgrade(oldest)
 
-    assert contents(old, before) == before
-    assert backups(old) == [f"{old.name}-{revision}.backup"]
-    check_file(old)
+    assert contents(oldest, before) == before
+    assert backups(oldest) == [f"{oldest.name}-{OLD[0]}.backup"]
+    check_file(oldest)
 
 
 # --- what programs added --------------------------------------------------------------------------------------------
@@ -301,16 +302,12 @@ def test_what_programs_added_to_a_file_goes_up_and_down_with_it(old: Path) -> No
     before, rows = added(old), contents(old)
 
     migrate.upgrade(old)
-    assert (added(old), contents(old, rows)) == (before, rows)
+    assert (added(old), contents(old, rows)) == (before, {table: kept for table, kept in rows.items() if kept})
     migrate.downgrade(old, revision)
 
     assert (added(old), contents(old)) == (before, rows)
     # what fires on rows of ours did not fire on what revisions did to them
     assert rows["mine"] == []
-    change(old, "INSERT INTO steps SELECT task_seq, 'checkpoint', 'x', 1, '1', '' FROM tasks LIMIT 1") if revision in (
-        "0001",
-        "0002",
-    ) else None
 
 
 NEEDS_WHAT_GOES = {
@@ -341,7 +338,7 @@ def test_a_table_of_a_program_in_the_way_of_a_revision_is_named(oldest: Path) ->
     change(oldest, "CREATE TABLE signals (mine TEXT)")
     before, was = contents(oldest), objects(oldest)
 
-    with pytest.raises(SchemaError, match="table signals already exists.*nothing was changed"):
+    with pytest.raises(SchemaError, match=r"table signals already exists.*nothing was changed"):
         migrate.upgrade(oldest)
 
     assert (contents(oldest), objects(oldest), migrate.current(oldest)) == (before, was, OLD[0])
@@ -397,9 +394,8 @@ def test_every_downgrade_but_the_first_says_what_it_takes_away() -> None:
 # --- the statements -------------------------------------------------------------------------------------------------
 
 
-def through_the_shell(path: Path, script: str) -> Any:
-    import subprocess
-
+def through_the_shell(path: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Give the script to the real shell, as a person would."""
     found = shutil.which("sqlite3")
     if found is None:
         pytest.skip("no sqlite3 shell on this machine")
@@ -447,7 +443,7 @@ def test_the_printed_statements_make_a_store_of_one_without_tables(path: Path) -
     [
         ((f"UPDATE {schema.VERSION_TABLE} SET version_num = '0000'",), "the_file_is_at_0001"),
         ((ORPHAN,), "rows_have_their_parents"),
-        (("PRAGMA ignore_check_constraints = ON", "UPDATE handles SET role = 'x'"), "the_file_is_sound"),
+        (UNSOUND, "the_file_is_sound"),
     ],
 )
 def test_the_printed_statements_refuse_a_file_that_is_not_as_it_should_be(
