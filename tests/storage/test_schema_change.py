@@ -141,8 +141,9 @@ async def test_a_file_of_a_newer_package_is_refused_and_no_byte_of_it_or_its_log
 def test_a_downgrade_is_refused_beside_a_live_owner_and_changes_nothing(newest: Path, spawn: Any) -> None:
     bring_to_life(newest, 2, spawn)
     before = contents(newest)
+    pid = before["owners"][1]["pid"]
 
-    with pytest.raises(SchemaError, match="open in process 4002: close it there first; nothing was changed"):
+    with pytest.raises(SchemaError, match=f"open in process {pid}: close it there first; nothing was changed"):
         migrate.downgrade(newest, KNOWN[0])
 
     assert (contents(newest), migrate.current(newest), backups(newest)) == (before, schema.HEAD, [])
