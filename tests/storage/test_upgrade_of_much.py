@@ -171,7 +171,7 @@ def test_a_kill_at_a_random_time_leaves_the_old_file_or_the_new_one_whole(
     for n in range(kills):
         path = Path(shutil.copy(few, tmp_path / f"{n}.db"))
 
-        left.append(kill_while_upgrading(path, spawn, chance.uniform(0.0, done.seconds)))
+        left.append(kill_while_upgrading(path, spawn, chance.uniform(0.0, 1.5 * done.seconds)))
 
         if left[-1] == OLDEST:
             assert (objects(path), contents(path)) == (was, before)
