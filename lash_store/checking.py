@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict
 from . import database, guards, processes
 from .copies import STAMP, stamp_of
 from .errors import StorageError
+from .identity import HEAD
 from .lifecycle import JSON_COLUMNS, TERMINAL_EVENTS, fold
 from .models import EventType, ProcessIdentity, TaskState
 from .owners import Life, life_of, sweep
 from .queries import ALL_OPEN_OWNERS, OwnerRow
-from .schema import HEAD, TRIGGERS, VIEWS, metadata
+from .schema import TRIGGERS, VIEWS, metadata
 
 __all__ = ["CheckReport", "Finding", "Severity", "check"]
 

@@ -20,10 +20,21 @@ from .database import Transaction
 from .errors import SchemaError, StorageError, StoreCopied
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
-from .owners import Life, life_of
+from .owners import Life, open_beside
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
-__all__ = ["BackupReport", "RestoreReport", "adopt", "back_up", "check_not_copied", "keep_copy", "restore"]
+__all__ = [
+    "BackupReport",
+    "RestoreReport",
+    "adopt",
+    "back_up",
+    "check_not_copied",
+    "copy",
+    "free_name",
+    "made",
+    "name",
+    "restore",
+]
 
 STAMP = 1
 """The ``user_version`` of a copy; a store's own is 0."""
@@ -125,50 +136,43 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
     """
     if target.exists() or target.is_symlink():
         raise StorageError(f"{target} exists: give a backup a name of its own, or move that away")
-    with _made(target) as made:
+    with made(target) as making:
         database.probe(path)
-        _copy(path, made, STAMP, progress)
-        report = _verified(made, target)
-        _name(made, target)
+        copy(path, making, progress=progress)
+        report = _verified(making, target)
+        name(making, target)
     return report
 
 
-def keep_copy(path: Path, wanted: Path) -> Path:
-    """Back a file up under a name that begins as *wanted* and nothing has yet; see `back_up`."""
-    target, number = wanted, 1
-    while target.exists():
-        number += 1
-        target = Path(f"{wanted}-{number}")
-    with _made(target) as made:
-        _copy(path, made, STAMP, None)
-        _name(made, target)
-    return target
-
-
 @contextmanager
-def _made(target: Path) -> Iterator[Path]:
-    """Give a private file beside the target to be filled; whatever happens, nothing is left of that."""
+def made(target: Path) -> Iterator[Path]:
+    """
+    Give a private file beside *target* to be filled; whatever happens, nothing is left of that under its own name.
+
+    Raises:
+        StorageError: it cannot be made, or written.
+    """
     if not target.parent.is_dir():
         raise StorageError(f"the folder {target.parent} does not exist: create it first")
-    made = Path(f"{target}-making")
-    _remove(made)
-    guards.create_private(made)
+    making = Path(f"{target}-making")
+    _remove(making)
+    guards.create_private(making)
     try:
-        yield made
+        yield making
     except sqlite3.Error as error:
-        database.raise_translated(error, made)
+        database.raise_translated(error, making)
     finally:
-        _remove(made)
+        _remove(making)
 
 
-def _remove(made: Path) -> None:
-    for left in (made, *database.side_files(made)):
+def _remove(making: Path) -> None:
+    for left in (making, *database.side_files(making)):
         left.unlink(missing_ok=True)
 
 
-def _copy(path: Path, made: Path, stamp: int, progress: Progress | None) -> None:
+def copy(path: Path, making: Path, *, stamp: int = STAMP, progress: Progress | None = None) -> None:
     """Copy a file as it is at one moment, through SQLite: a read transaction held for as long as it takes keeps it at that."""
-    with closing(database.open_sqlite(path, "read")) as source, closing(sqlite3.connect(made)) as copy:
+    with closing(database.open_sqlite(path, "read")) as source, closing(sqlite3.connect(making)) as target:
         source.execute("BEGIN").fetchall()
         source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
 
@@ -176,22 +180,22 @@ def _copy(path: Path, made: Path, stamp: int, progress: Progress | None) -> None
             if progress is not None:
                 progress(pages - left, pages)
 
-        source.backup(copy, pages=_PAGES, progress=told, sleep=0.001)
+        source.backup(target, pages=_PAGES, progress=told, sleep=0.001)
         source.execute("ROLLBACK").fetchall()
         # a file alone, until it is opened as a store
-        copy.execute("PRAGMA journal_mode=DELETE").fetchall()
-        copy.execute(f"PRAGMA user_version={stamp:d}")
-        copy.execute("PRAGMA journal_mode=WAL").fetchall()
+        target.execute("PRAGMA journal_mode=DELETE").fetchall()
+        target.execute(f"PRAGMA user_version={stamp:d}")
+        target.execute("PRAGMA journal_mode=WAL").fetchall()
 
 
-def _verified(made: Path, named: Path) -> BackupReport:
+def _verified(making: Path, named: Path) -> BackupReport:
     """
     Read the whole of a copy once.
 
     Raises:
         StorageCorrupt: it is not whole.
     """
-    with closing(sqlite3.connect(f"{made.as_uri()}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(f"{making.as_uri()}?mode=ro", uri=True)) as connection:
         revision = database.read_revision(connection, named) or "none"
         database.check_whole(connection, named)
         has_tables = revision != "none"
@@ -199,17 +203,26 @@ def _verified(made: Path, named: Path) -> BackupReport:
             connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if has_tables else 0
             for name in ("tasks", "events")
         ]
-    return BackupReport(path=named, revision=revision, bytes=made.stat().st_size, tasks=tasks, events=events)
+    return BackupReport(path=named, revision=revision, bytes=making.stat().st_size, tasks=tasks, events=events)
 
 
-def _name(made: Path, target: Path) -> None:
+def free_name(wanted: Path) -> Path:
+    """Return a name that begins as *wanted* and that nothing has yet."""
+    found, number = wanted, 1
+    while found.exists() or found.is_symlink():
+        number += 1
+        found = Path(f"{wanted}-{number}")
+    return found
+
+
+def name(making: Path, target: Path) -> None:
     """Give what was made its name, unless something has it; durable on return."""
-    _sync(made)
+    _sync(making)
     try:
-        os.link(made, target)
+        os.link(making, target)
     except FileExistsError:
         raise StorageError(f"{target} exists: somebody made it meanwhile") from None
-    made.unlink()
+    making.unlink()
     guards.sync_folder(target.parent)
 
 
@@ -243,14 +256,14 @@ def restore(backup: Path, path: Path, progress: Progress | None = None) -> Resto
         raise StorageError(f"{backup} is the file itself: nothing to restore")
     is_there = guards.check_target(path, writing=True)
     kept: Path | None = None
-    with guards.alone(path, _PATIENCE), _made(path) as made:
-        _copy(backup, made, 0, progress)
-        report = _verified(made, path)
+    with guards.alone(path, _PATIENCE), made(path) as making:
+        copy(backup, making, stamp=0, progress=progress)
+        report = _verified(making, path)
         if is_there and database.has_content(path):
             kept = _put_aside(path)
         elif is_there:
             path.unlink()
-        _name(made, path)
+        name(making, path)
     return RestoreReport(path=path, backup=backup, kept=kept, revision=report.revision, tasks=report.tasks)
 
 
@@ -260,7 +273,11 @@ def _put_aside(path: Path) -> Path:
         with closing(database.open_sqlite(path, "write")) as connection:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
             connection.execute("BEGIN EXCLUSIVE").fetchall()
-            _refuse_beside_owners(connection, path)
+            alive = [str(pid) for pid, life in open_beside(connection, path) if life is Life.ALIVE]
+            if alive:
+                raise SchemaError(
+                    f"{path} is open in process {', '.join(alive)}: close it there first; nothing was changed"
+                )
             connection.execute("COMMIT").fetchall()
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.Error as error:
@@ -269,24 +286,9 @@ def _put_aside(path: Path) -> Path:
         if database.primary_code(error) not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
             database.raise_translated(error, path)
         # what is damaged is what a restore is for
-    kept, number = Path(f"{path}-replaced"), 1
-    while kept.exists():
-        number += 1
-        kept = Path(f"{path}-replaced-{number}")
+    kept = free_name(Path(f"{path}-replaced"))
     for suffix in ("", "-wal", "-journal"):
         if Path(f"{path}{suffix}").exists():
             Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
     Path(f"{path}-shm").unlink(missing_ok=True)
     return kept
-
-
-def _refuse_beside_owners(connection: sqlite3.Connection, path: Path) -> None:
-    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
-        return
-    alive = [
-        str(owner.pid)
-        for owner in map(OwnerRow._make, connection.execute(ALL_OPEN_OWNERS))
-        if life_of(path, owner) is Life.ALIVE
-    ]
-    if alive:
-        raise SchemaError(f"{path} is open in process {', '.join(alive)}: close it there first; nothing was changed")

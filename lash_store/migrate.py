@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from . import database, guards
-from .errors import SchemaError
-from .owners import Life, life_of
-from .queries import ALL_OPEN_OWNERS, OwnerRow
-from .schema import HEAD, VERSION_TABLE
+from . import additions, copies, database, guards, revisions
+from .errors import SchemaError, SchemaTooOld, StorageCorrupt
+from .identity import HEAD
+from .models import SchemaChange
+from .owners import open_beside
+from .revisions import BASE, head
 
 if TYPE_CHECKING:
-    from alembic.config import Config
     from sqlalchemy.engine import Connection
 
-__all__ = ["current", "downgrade", "head", "prepare", "transaction", "upgrade"]
+__all__ = ["Willingness", "current", "downgrade", "head", "prepare", "transaction", "upgrade"]
 
 log = logging.getLogger(__name__)
 
-_alembic = threading.Lock()
-"""Alembic keeps global state: one run at a time in a process."""
+Willingness = Literal["auto", "refuse"]
+"""What is done with an older file that is to be opened: it is upgraded, or refused."""
 
 _PATIENCE = 30.0
 
@@ -39,25 +37,29 @@ def current(path: str | os.PathLike[str]) -> str | None:
     return database.probe(guards.resolve(path))
 
 
-def head() -> str:
-    """Return the newest revision in the migrations that came with this package."""
-    from alembic.script import ScriptDirectory
-
-    found = ScriptDirectory.from_config(_config()).get_current_head()
-    if found is None:
-        raise SchemaError("the migrations of this package are missing: install it again")
-    return found
-
-
-def prepare(path: Path) -> None:
+def prepare(path: Path, willingness: Willingness = "auto", *, backup: bool = True) -> SchemaChange | None:
     """
-    Make sure the file exists and is at head: born now, as it was, or upgraded.
+    Make sure the file exists and is at head: born now, as it was, or upgraded; return what an upgrade did.
 
     Raises:
-        NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
+        NotAStore, SchemaTooNew, SchemaTooOld, StorageCorrupt: refused, with the file as it was.
     """
-    upgrade(path)
+    if willingness == "refuse" and guards.check_target(path, writing=True) and database.has_content(path):
+        refuse_older(database.probe(path), path, f"run: lash-store upgrade --db {shlex.quote(str(path))}")
+    done = upgrade(path, backup=backup)
     guards.make_private(path)
+    return done
+
+
+def refuse_older(revision: str | None, path: Path, advice: str) -> None:
+    """
+    Refuse a file that is not at head, and say what to do.
+
+    Raises:
+        SchemaTooOld: it is older.
+    """
+    if revision != HEAD:
+        raise SchemaTooOld(f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: {advice}")
 
 
 def make(path: Path, fill: Callable[[Path], None]) -> None:
@@ -75,172 +77,174 @@ def make(path: Path, fill: Callable[[Path], None]) -> None:
         database.bear(made)
         fill(made)
         made.rename(path)
-        _sync_folder(path.parent)
+        guards.sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def upgrade(path: str | os.PathLike[str], revision: str = "head") -> None:
+def upgrade(path: str | os.PathLike[str], revision: str = "head", *, backup: bool = True) -> SchemaChange | None:
     """
     Bring the file to *revision* in one transaction; a crash leaves the old one. A file that is not there is made.
 
-    The file from before an upgrade is kept beside it, as ``<file>-<revision>.backup``.
+    Return what was done, None if the file is new or was there already. With *backup* the file from before is kept beside it, as
+    ``<file>-<revision>.backup``.
 
     Raises:
         NotAStore, SchemaTooNew, StorageCorrupt: refused, with the file as it was.
-        SchemaError: it is open elsewhere, in a process that an upgrade would break.
+        SchemaError: it is open elsewhere, in a process that an upgrade would break, or the revisions do not fit it.
     """
     path = guards.resolve(path)
     guards.check_target(path, writing=True)
     target = HEAD if revision == "head" else revision
     if not database.has_content(path):
-        make(path, lambda made: _run(made, lambda config: _command().upgrade(config, revision), target))
-    elif database.probe(path) != target:
-        _run(path, lambda config: _command().upgrade(config, revision), target)
+        make(path, lambda made: _fill(made, target))
+        return None
+    if database.probe(path) == target:
+        return None
+    return _change(path, target, down=False, backup=backup)
 
 
-def downgrade(path: str | os.PathLike[str], revision: str) -> None:
-    """Take the file back to *revision* in one transaction; ``base`` leaves a store without tables."""
-    _run(guards.resolve(path), lambda config: _command().downgrade(config, revision))
+def downgrade(path: str | os.PathLike[str], revision: str, *, backup: bool = True) -> SchemaChange | None:
+    """
+    Take the file back to *revision* in one transaction; ``base`` leaves a store without tables. See `upgrade`.
+
+    What the older revision has no place for is lost: `rehearsal.losses` says what that is.
+    """
+    path = guards.resolve(path)
+    if not guards.check_target(path, writing=True) or not database.has_content(path):
+        raise SchemaError(f"{path} does not exist, or is empty: check the path")
+    return _change(path, revision, down=True, backup=backup)
 
 
-def _command() -> ModuleType:
-    # most openings find a file at head, and need not wait for Alembic to be imported
-    from alembic import command
-
-    return command
+def _fill(made: Path, target: str) -> None:
+    with transaction(made) as connection:
+        revisions.bring(connection, target)
 
 
-def _run(path: Path, action: Callable[[Config], object], target: str | None = None) -> None:
-    from alembic.util import CommandError
+def _change(path: Path, target: str, *, down: bool, backup: bool) -> SchemaChange | None:
+    begun = time.monotonic()
+    with _one_transaction(path) as (raw, connection, revision):
+        check_direction(path, revision, target, down=down)
+        if (revision or BASE) == target:
+            # somebody else has brought it there meanwhile
+            return None
+        _refuse_beside_owners(raw, path)
+        kept: Path | None = None
+        with copies.made(Path(f"{path}-backup")) as making:
+            if backup and revision is not None:
+                copies.copy(path, making)
+            with _whole(raw, path, revision):
+                revisions.bring(connection, target, down=down)
+            if backup and revision is not None:
+                # last of all, so that what is killed before leaves no copies behind
+                kept = copies.free_name(Path(f"{path}-{revision}.backup"))
+                copies.name(making, kept)
+            try:
+                raw.execute("COMMIT").fetchall()
+            except BaseException:
+                if kept is not None and raw.in_transaction:
+                    kept.unlink(missing_ok=True)
+                raise
+    seconds = time.monotonic() - begun
+    after = None if target == BASE else target
+    done = SchemaChange(from_revision=revision, to_revision=after, backup=kept, seconds=seconds)
+    log.info("downgraded" if down else "upgraded", extra={"path": str(path), **done.model_dump(mode="json")})
+    return done
 
-    config = _config()
-    logger = logging.getLogger("alembic")
-    with _alembic:
-        level = logger.level
-        logger.setLevel(logging.WARNING)
-        try:
-            with transaction(path, target) as connection:
-                config.attributes["connection"] = connection
-                action(config)
-        except CommandError as error:
-            raise SchemaError(f"{path}: {error}: install the lash_store that made it; nothing was changed") from error
-        finally:
-            logger.setLevel(level)
 
+def check_direction(path: Path, revision: str | None, target: str, *, down: bool) -> None:
+    """
+    Refuse to go up to an older revision, or down to a newer one.
 
-def _config() -> Config:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
-    return config
-
-
-def _scripts() -> Path:
-    try:
-        return Path(str(files("lash_store.migrations")))
-    except ModuleNotFoundError:
-        # a checkout whose package is imported where it lies, before any that is installed
-        return Path(__file__).parent.parent / "migrations"
+    Raises:
+        SchemaError: that, or one of them is unknown.
+    """
+    names = [BASE, *(script.revision for script in revisions.known())]
+    if revision is not None and revision not in names:
+        raise SchemaError(
+            f"{path} is at revision {revision}, which this lash_store does not have: install the one that made it; "
+            "nothing was changed"
+        )
+    here, there = names.index(revision or BASE), revisions.position(target)
+    if here != there and (there < here) is not down:
+        way, other = ("up", "an upgrade") if down else ("down", "a downgrade")
+        raise SchemaError(
+            f"{path} is at revision {revision or 'none'}, from which {target} is {way}: that is {other}; nothing was changed"
+        )
 
 
 @contextmanager
-def transaction(path: Path, target: str | None = None) -> Iterator[Connection]:
+def transaction(path: Path) -> Iterator[Connection]:
     """
     Give an SQLAlchemy connection inside one ``BEGIN IMMEDIATE``, with Alembic's version table made; commit at the end.
 
-    On the way up to *target*, a file that somebody else has brought there meanwhile is let be, and an older one is kept.
-
     Raises:
-        SchemaError: the revisions left rows without their parents; nothing is committed.
+        SchemaError: the file is open elsewhere, or the revisions left it unsound; nothing is committed.
         SchemaTooNew, NotAStore: the file is not one this package may change.
     """
-    import sqlalchemy.exc
-    from sqlalchemy.pool import StaticPool
+    with _one_transaction(path) as (raw, connection, revision):
+        _refuse_beside_owners(raw, path)
+        with _whole(raw, path, revision):
+            yield connection
+        raw.execute("COMMIT").fetchall()
 
-    kept: list[Path] = []
-    raw = _open(path)
-    engine = sqlalchemy.create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+
+@contextmanager
+def _one_transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, Connection, str | None]]:
+    """Give the driver's connection, SQLAlchemy's on it, and the file's revision, under the write lock; commit nothing."""
+    import sqlalchemy.exc
+
     try:
-        # SQLAlchemy looks around at its first connect and rolls back: before our BEGIN, or it would end it
-        with engine.connect() as connection:
+        with closing(database.open_sqlite(path, "write")) as raw:
             # with foreign keys on, a revision that rebuilds a table would take the children with it
             raw.execute("PRAGMA foreign_keys=OFF").fetchall()
-            # SQLAlchemy's side of the same transaction: Alembic then leaves the commit to us
-            with connection.begin():
+            with revisions.through_sqlalchemy(raw) as connection, connection.begin():
+                # SQLAlchemy's side of the same transaction: Alembic then leaves the commit to us
                 _begin(raw)
                 revision = database.read_revision(raw, path)
                 database.check_revision(revision, path)
-                if target is None or revision != target:
-                    _refuse_beside_owners(raw, path)
-                    if target is not None and revision is not None:
-                        kept.append(_keep(path, revision))
-                # STRICT, which Alembic's own would not be
-                raw.execute(
-                    f"CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num TEXT NOT NULL PRIMARY KEY) STRICT"
-                )
-                yield connection
-                orphans = raw.execute("PRAGMA foreign_key_check").fetchall()
-                if orphans:
-                    raise SchemaError(
-                        f"{path}: the revision leaves rows without parents, {orphans[:3]}: nothing was changed"
-                    )
-    except BaseException as error:
-        for backup in kept:
-            backup.unlink(missing_ok=True)
-        if isinstance(error, sqlite3.Error):
-            database.raise_translated(error, path)
-        if isinstance(error, sqlalchemy.exc.DBAPIError):
-            raise database.translate(error.orig or error, path) from error
-        raise
-    else:
-        for backup in kept:
-            log.info("upgraded", extra={"path": str(path), "backup": str(backup)})
-    finally:
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
-        engine.dispose()
-        raw.close()
+                yield raw, connection, revision
+    except sqlite3.Error as error:
+        database.raise_translated(error, path)
+    except sqlalchemy.exc.DBAPIError as error:
+        raise database.translate(error.orig or error, path) from error
 
 
-def _keep(path: Path, revision: str) -> Path:
-    """Copy the file as it is before an upgrade, through SQLite, under a name nothing has yet; whole or not at all."""
-    backup = Path(f"{path}-{revision}.backup")
-    number = 1
-    while backup.exists():
-        number += 1
-        backup = Path(f"{path}-{revision}.backup-{number}")
-    made = Path(f"{path}-backup-making")
-    made.unlink(missing_ok=True)
-    guards.create_private(made)
-    with closing(database.open_sqlite(path, "read")) as source, closing(sqlite3.connect(made)) as copy:
-        source.backup(copy)
-    made.rename(backup)
-    _sync_folder(path.parent)
-    return backup
+@contextmanager
+def _whole(raw: sqlite3.Connection, path: Path, revision: str | None) -> Iterator[None]:
+    """Hold what is done in between to the file's rules: what programs added works still, and no row or page is amiss."""
+    raw.execute(revisions.MAKE_VERSION_TABLE).fetchall()
+    try:
+        with additions.set_aside(raw, revisions.shape(revision)):
+            yield
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
+    amiss = _amiss(raw)
+    if amiss is None:
+        return
+    raw.execute("ROLLBACK").fetchall()
+    if _amiss(raw) is not None:
+        raise StorageCorrupt(
+            f"{path} was damaged before: {amiss}: restore a backup, or mend it first; nothing was changed"
+        )
+    raise SchemaError(f"{path}: the revision would leave it damaged: {amiss}; nothing was changed")
+
+
+def _amiss(raw: sqlite3.Connection) -> str | None:
+    """Return what is wrong with rows, indexes and pages, or None."""
+    orphans = raw.execute("PRAGMA foreign_key_check").fetchall()
+    if orphans:
+        some = ", ".join(f"{table} {row} without its {parent}" for table, row, parent, _ in orphans[:3])
+        return f"{len(orphans)} rows without parents ({some})"
+    found = [str(line) for (line,) in raw.execute("PRAGMA integrity_check(3)").fetchall()]
+    return None if found == ["ok"] else "; ".join(found)
+
+
+# --- under the lock -------------------------------------------------------------------------------------------------
 
 
 def _refuse_beside_owners(raw: sqlite3.Connection, path: Path) -> None:
-    if not raw.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
-        return
-    found = map(OwnerRow._make, raw.execute(ALL_OPEN_OWNERS).fetchall())
-    alive = [str(owner.pid) for owner in found if life_of(path, owner) is not Life.DEAD]
+    alive = [str(pid) for pid, _ in open_beside(raw, path)]
     if alive:
         raise SchemaError(f"{path} is open in process {', '.join(alive)}: close it there first; nothing was changed")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        return database.open_sqlite(path, "write")
-    except sqlite3.Error as error:
-        database.raise_translated(error, path)
 
 
 def _begin(raw: sqlite3.Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Self
 from unicodedata import category
 
@@ -28,6 +29,7 @@ __all__ = [
     "ProcessIdentity",
     "Recovery",
     "RecoveryReport",
+    "SchemaChange",
     "Scope",
     "SessionRecord",
     "StepKind",
@@ -592,3 +594,16 @@ class RecoveryReport(_Record):
     unknown_functions: tuple[str, ...] = ()
     unknown_versions: tuple[str, ...] = ()
     in_flight: tuple[StepRecord, ...] = ()
+
+
+class SchemaChange(_Record):
+    """
+    What an upgrade or a downgrade did to a file; a revision of None is a store without tables.
+
+    ``backup`` is the copy from before it, or None if none was kept; ``seconds`` is how long it took, the waiting included.
+    """
+
+    from_revision: str | None
+    to_revision: str | None
+    backup: Path | None
+    seconds: float

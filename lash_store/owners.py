@@ -14,13 +14,14 @@ import os
 import platform
 import re
 import secrets
+import sqlite3
 from enum import StrEnum
 from pathlib import Path
 
 from . import processes
 from .errors import StorageError
 from .guards import make_side_folder, side_folder
-from .queries import OwnerRow
+from .queries import ALL_OPEN_OWNERS, OwnerRow
 
 __all__ = ["Life", "OwnerLock", "describe_process", "life_of"]
 
@@ -145,6 +146,15 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
     finally:
         os.close(descriptor)
     return Life.DEAD
+
+
+def open_beside(connection: sqlite3.Connection, path: Path) -> list[tuple[int, Life]]:
+    """Return pid and life of each owner that the database under *connection* names as open and that is not known to be dead."""
+    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
+        return []
+    found = [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS).fetchall()]
+    lives = [(owner.pid, life_of(path, owner)) for owner in found]
+    return [(pid, life) for pid, life in lives if life is not Life.DEAD]
 
 
 def release_orphans(tokens: set[str]) -> None:

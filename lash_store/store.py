@@ -37,10 +37,9 @@ from .context import TaskContext
 from .copies import BackupReport, RestoreReport
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
-from .errors import SchemaTooOld, SessionError, StorageError, StoreClosed, StoreError, UnknownSession
+from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
 from .handles import TaskHandle, owner_handle
-from .identity import HEAD
 from .lifecycle import MONITOR, Task
 from .models import (
     EventType,
@@ -48,6 +47,7 @@ from .models import (
     ProcessFate,
     Recovery,
     RecoveryReport,
+    SchemaChange,
     Scope,
     SessionRecord,
     StepRecord,
@@ -92,6 +92,10 @@ class TaskStore:
     *callback_timeout* how long the cancel callback of external work may take. *limits* bound what is put into the file,
     *retention* what stays in it: finished tasks are pruned in the background; without it, when `prune` is called. A file
     that is a copy is run only with *adopt*, which makes it a store of its own.
+
+    *upgrade* says what is done with a file of an older revision: ``"auto"`` upgrades it, ``"refuse"`` leaves it to those who
+    run ``lash-store upgrade`` by hand. `upgraded` tells what was done. Unless *upgrade_backup* is False, the file from before
+    is kept beside it.
     """
 
     def __init__(
@@ -107,6 +111,8 @@ class TaskStore:
         limits: Limits | None = None,
         retention: Retention | None = None,
         adopt: bool = False,
+        upgrade: migrate.Willingness = "auto",
+        upgrade_backup: bool = True,
     ) -> None:
         if retention is not None and not isinstance(retention, Retention):
             raise ValueError(f"retention must be Retention(…), not {retention!r}")
@@ -114,6 +120,8 @@ class TaskStore:
             raise ValueError(f"limits must be Limits(…), not {limits!r}")
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
+        if upgrade not in {"auto", "refuse"}:
+            raise ValueError(f"upgrade must be 'auto' or 'refuse', not {upgrade!r}")
         if not isinstance(max_running, int) or max_running < 1:
             raise ValueError(f"max_running must be a number of bodies, at least 1, not {max_running!r}")
         waits = {"cancel_grace": cancel_grace, "lock_timeout": lock_timeout, "callback_timeout": callback_timeout}
@@ -131,6 +139,9 @@ class TaskStore:
         self._limits = limits or Limits()
         self._retention = retention
         self._adopts = bool(adopt)
+        self._upgrade: migrate.Willingness = upgrade
+        self._upgrade_backup = upgrade_backup
+        self._upgraded: SchemaChange | None = None
         self._registry = Registry()
         self._registry.add(supervise, recovery=Recovery.RERUN, name=MONITOR)
         self._core: Core | None = None
@@ -317,7 +328,7 @@ class TaskStore:
 
     async def _open_to_own(self, lives: AsyncExitStack) -> Core:
         """File, lock, owner row, one recovery; what each pushes undoes it, so closing goes the same way back."""
-        await asyncio.to_thread(self._prepare)
+        self._upgraded = await asyncio.to_thread(self._prepare)
         lock = OwnerLock(self._path)
         lives.callback(lock.release)
         core, writer = await self._open_core(lives)
@@ -370,10 +381,10 @@ class TaskStore:
         lives.push_async_callback(core.feed.close)
         return core
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> SchemaChange | None:
         if not self._adopts and guards.check_target(self._path, writing=True) and database.has_content(self._path):
             copies.refuse_copy(self._path)
-        migrate.prepare(self._path)
+        return migrate.prepare(self._path, self._upgrade, backup=self._upgrade_backup)
 
     async def _open_core(self, lives: AsyncExitStack) -> tuple[Core, Writer | None]:
         writer = None
@@ -595,6 +606,11 @@ class TaskStore:
         return self._open.feed.subscribe(after, scope=None if scope is None else as_scope(scope), types=types)
 
     @property
+    def upgraded(self) -> SchemaChange | None:
+        """What the latest opening did to an older file; None if it was new, or of this revision already."""
+        return self._upgraded
+
+    @property
     def recovered(self) -> RecoveryReport:
         """What the latest recovery that found something did: the one at open, a later one by itself, or one asked for."""
         self._open.to_create()
@@ -739,10 +755,7 @@ async def _whole(task: asyncio.Task[None]) -> None:
 
 def _check_head(revision: str | None, path: Path) -> None:
     database.check_revision(revision, path)
-    if revision != HEAD:
-        raise SchemaTooOld(
-            f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: open it once with TaskStore to upgrade it"
-        )
+    migrate.refuse_older(revision, path, "open it once with TaskStore to upgrade it, or run lash-store upgrade")
 
 
 # --- the owner's own row --------------------------------------------------------------------------------------------

@@ -30,6 +30,10 @@ _COMMANDS = {
     "export": ("export:export", "Write the file's contents as JSON Lines."),
     "query": ("ask:query", "Ask a question of the cook-book, or print its SQL."),
     "schema": ("ddl:schema", "Print a file's tables, indexes, triggers and views as SQL."),
+    "upgrade": ("revising:upgrade", "Bring a file to this package's revision; --sql only prints how."),
+    "downgrade": ("revising:downgrade", "Take a file back to an older revision, and say what it loses."),
+    "history": ("revising:history", "List the revisions, and what each adds."),
+    "current": ("revising:current", "Print the revision a file is at."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
 }
 

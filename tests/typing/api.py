@@ -45,6 +45,7 @@ from lash_store import (
     Recovery,
     RecoveryReport,
     ResultNotSerializable,
+    SchemaChange,
     SchemaError,
     SchemaTooNew,
     SchemaTooOld,
@@ -240,6 +241,7 @@ async def main() -> None:
         assert_type(await opened.handle("desktop:s1", "index"), TaskHandle)
         assert_type(await opened.recover(), RecoveryReport)
         assert_type(await opened.abandon_owner(2, "it hangs"), RecoveryReport)
+        assert_type(opened.upgraded, SchemaChange | None)
         async for event in opened.events(after=None, scope="desktop:s1", types=[EventType.FAILED]):
             use_event(event)
     await store.open()
@@ -383,6 +385,13 @@ def use_report(report: RecoveryReport) -> None:
     assert_type((report.dead_owners, report.unreachable), tuple[tuple[int, ...], tuple[int, ...]])
     assert_type(report.reattached, tuple[TaskRecord, ...])
     assert_type(report.unknown_functions, tuple[str, ...])
+
+
+def use_schema_change(change: SchemaChange) -> TaskStore:
+    """Everything an upgrade tells, and how it is not wanted."""
+    assert_type((change.from_revision, change.to_revision), tuple[str | None, str | None])
+    assert_type((change.backup, change.seconds), tuple[Path | None, float])
+    return TaskStore("agent.db", runtime="desktop", upgrade="refuse", upgrade_backup=False)
 
 
 def use_session_record(record: SessionRecord) -> None:
