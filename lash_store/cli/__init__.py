@@ -17,7 +17,8 @@ from .output import complain, safe
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
-    "list": ("look:list_tasks", "List tasks: the live ones, or all."),
+    "sessions": ("listing:sessions", "List sessions: what lives in each, how the rest ended, what is unread."),
+    "list": ("listing:list_tasks", "List tasks: the live ones, or all."),
     "show": ("look:show", "Show one task: its row, outcome and events."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
