@@ -19,7 +19,7 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "sessions": ("listing:sessions", "List sessions: what lives in each, how the rest ended, what is unread."),
     "list": ("listing:list_tasks", "List tasks: the live ones, or all."),
-    "show": ("look:show", "Show one task: its row, outcome and events."),
+    "show": ("showing:show", "Show one task: its row, outcome, events, and all that belongs to it."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
     "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
 }

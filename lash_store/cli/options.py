@@ -14,7 +14,17 @@ import click
 if TYPE_CHECKING:
     from ..models import Scope
 
-__all__ = ["chosen_db", "db_option", "json_option", "names_of_task", "required_db", "scope_of", "since_of", "text_of", "words"]
+__all__ = [
+    "chosen_db",
+    "db_option",
+    "json_option",
+    "names_of_task",
+    "required_db",
+    "scope_of",
+    "since_of",
+    "text_of",
+    "words",
+]
 
 C = TypeVar("C", bound=Callable[..., Any])
 

@@ -344,9 +344,8 @@ def size(count: int) -> str:
     """Write a number of bytes roughly: ``812 B``, ``3.4 kB``, ``128 MB``."""
     if count < 1000:
         return f"{count} B"
-    scaled = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
+    scaled, units = count / 1000, ["kB", "MB", "GB", "TB"]
+    while scaled >= 999.5 and len(units) > 1:
         scaled /= 1000
-        if scaled < 999.5:
-            break
-    return f"{scaled:.1f} {unit}" if scaled < 9.95 else f"{scaled:.0f} {unit}"
+        units.pop(0)
+    return f"{scaled:.1f} {units[0]}" if scaled < 9.95 else f"{scaled:.0f} {units[0]}"

@@ -1,4 +1,4 @@
-"""Owns how the commands look at a file through plain SQLite, once it is known to be one of ours; prints nothing, writes nothing."""
+"""Owns how commands look at a file through plain SQLite, once it is known to be one of ours; neither prints nor writes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .. import database, guards
 from ..errors import SchemaTooOld, StorageError, TaskNotFound, UnknownSession
 from ..schema import HEAD
 
-__all__ = ["Snapshot", "check_session", "known_sessions", "looking", "tasks_named"]
+__all__ = [
+    "Snapshot",
+    "check_session",
+    "loaded",
+    "looking",
+    "no_task",
+    "one_task",
+    "storable",
+    "task_json",
+    "tasks_named",
+]
 
 
 class Snapshot:
@@ -150,6 +162,27 @@ def tasks_named(snapshot: Snapshot, scope: object | None, name: str) -> list[tup
     if not found and is_number:
         found = snapshot.rows("SELECT scope, task_seq FROM tasks WHERE task_seq = :seq", seq=int(digits))
     return [(str(where), int(seq)) for where, seq in found if scope is None or where == str(scope)]
+
+
+def one_task(snapshot: Snapshot, scope: object | None, name: str) -> int:
+    """
+    Return the ``task_seq`` of the task a person means; see `tasks_named`.
+
+    Raises:
+        TaskNotFound: nothing of that name.
+        click.ClickException: several sessions have it.
+    """
+    found = tasks_named(snapshot, scope, name)
+    if len(found) > 1:
+        raise many(name, [where for where, _ in found])
+    if not found:
+        raise no_task(scope, name)
+    return found[0][1]
+
+
+def many(name: str, scopes: list[str]) -> click.ClickException:
+    """Say that several sessions have a task of the id."""
+    return click.ClickException(f"task id {name!r} is in {len(scopes)} sessions: name one first: {some(scopes)}")
 
 
 def no_task(scope: object | None, name: str) -> TaskNotFound:
