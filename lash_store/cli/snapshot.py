@@ -31,8 +31,9 @@ __all__ = [
 class Snapshot:
     """A file that is being looked at."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, revision: str) -> None:
         self.path = path
+        self.revision = revision
         self._raw = database.open_sqlite(path, "read")
 
     def close(self) -> None:
@@ -110,7 +111,7 @@ def looking(path: str) -> Iterator[Snapshot]:
             f"{file} is at revision {revision or 'none'}, this lash_store knows {HEAD}: open it once with TaskStore to upgrade it"
         )
     try:
-        snapshot = Snapshot(file)
+        snapshot = Snapshot(file, revision)
     except sqlite3.Error as error:
         raise database.translate(error, file) from error
     try:
