@@ -170,23 +170,25 @@ FROM monitors AS m JOIN tasks AS t USING (task_seq)
 ORDER BY m.bytes DESC, m.task_seq
 """
 
+_HAS_DBSTAT = "SELECT 1 FROM pragma_module_list WHERE name = 'dbstat'"
 _COUNT_PAGES = """
-SELECT s.tbl_name AS name, SUM(d.pgsize) AS bytes, SUM(d.pgsize) FILTER (WHERE s.type = 'index') AS index_bytes,
-  SUM(d.unused) AS unused
-FROM dbstat('main', 1) AS d JOIN sqlite_schema AS s ON s.name = d.name
-GROUP BY s.tbl_name ORDER BY bytes DESC
+SELECT COALESCE(s.tbl_name, d.name) AS name, SUM(d.pgsize) AS bytes,
+  COALESCE(SUM(d.pgsize) FILTER (WHERE s.type = 'index'), 0) AS index_bytes, SUM(d.unused) AS unused
+FROM dbstat('main', 1) AS d LEFT JOIN sqlite_schema AS s ON s.name = d.name
+GROUP BY 1 ORDER BY bytes DESC, 1
 """
 
 
 def _tables(snapshot: Snapshot) -> list[dict[str, Any]] | None:
     """Return the bytes of each table with its indexes, the biggest first; None if this SQLite was built without `dbstat`."""
-    if not snapshot.rows("SELECT 1 FROM pragma_module_list WHERE name = 'dbstat'"):
+    if not snapshot.rows(_HAS_DBSTAT):
         return None
-    found = snapshot.dicts(_COUNT_PAGES)
-    return [{**row, "index_bytes": row["index_bytes"] or 0} for row in found]
+    return snapshot.dicts(_COUNT_PAGES)
 
 
 def _file(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the sizes of the files, and of their content, some of which may stand in the ``-wal`` still."""
+
     def pragma(name: str) -> int:
         row = snapshot.row(f"PRAGMA {name}")
         return 0 if row is None else int(row[0])
@@ -199,6 +201,7 @@ def _file(snapshot: Snapshot) -> dict[str, Any]:
         "wal_bytes": _size_of(Path(f"{snapshot.path}-wal")),
         "shm_bytes": _size_of(Path(f"{snapshot.path}-shm")),
         "page_bytes": page_size,
+        "content_bytes": pragma("page_count") * page_size,
         "free_bytes": pragma("freelist_count") * page_size,
     }
 

@@ -44,7 +44,7 @@ def stats(ctx: click.Context, as_json: bool) -> None:
     _tasks(found["tasks"])
     _live(found["live"])
     _rates(found["rates"])
-    _tables(found["tables"], found["file"]["bytes"])
+    _tables(found["tables"], found["file"]["content_bytes"])
     _sessions(found["sessions"])
     _monitors(found["monitors"])
 
@@ -65,8 +65,8 @@ def _file(file: Mapping[str, Any]) -> None:
     line = text(file["path"], "bold")
     line.append_text(
         text(
-            f"  revision {file['revision']}  {size(file['bytes'])}, of it {size(file['free_bytes'])} free; "
-            f"wal {size(file['wal_bytes'])}"
+            f"  revision {file['revision']}  {size(file['bytes'])} and {size(file['wal_bytes'])} of wal; "
+            f"{size(file['free_bytes'])} free inside"
         )
     )
     line.overflow = "fold"
@@ -125,7 +125,7 @@ def _tables(tables: Sequence[Mapping[str, Any]] | None, whole: int) -> None:
         rows.append(
             ((table["name"], "bold"), size(table["bytes"]), size(table["index_bytes"]), size(table["unused"]), share)
         )
-    heads = (("bytes", "right"), ("of it indexes", "right"), ("unused", "right"), ("of the file", "right"))
+    heads = (("bytes", "right"), ("of it indexes", "right"), ("unused", "right"), ("of all", "right"))
     _section("bytes by table", (("table", "fold"), *heads), rows)
 
 
