@@ -32,7 +32,7 @@ def _grid(rows: Iterable[Sequence[Cell]]) -> Table:
     made = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for row in rows:
         while len(made.columns) < len(row):
-            made.add_column(overflow="fold")
+            made.add_column(overflow="fold", no_wrap=not made.columns)
         made.add_row(*(text(cell) if isinstance(cell, str) else text(*cell) for cell in row))
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -269,7 +269,7 @@ def sessions(ctx: click.Context, only_open: bool, as_json: bool) -> None:
     if as_json:
         write_json_array(map(_session_json, found))
     elif found:
-        print_table(_SESSION_COLUMNS, [_session_line(row) for row in found])
+        _print_sessions(found)
     else:
         click.echo("no open sessions" if only_open else "no sessions", err=True)
 
@@ -296,14 +296,28 @@ _SESSION_COLUMNS = (
 )
 
 
+def _print_sessions(found: Sequence[dict[str, Any]]) -> None:
+    """Print a line a session; a column in which nothing stands would only take room."""
+    lines = [_session_line(row) for row in found]
+    shown = [place for place, column in enumerate(zip(*lines, strict=True)) if place < 4 or any(map(_says, column))]
+    print_table([_SESSION_COLUMNS[place] for place in shown], [[line[place] for place in shown] for line in lines])
+
+
+def _says(cell: Cell) -> bool:
+    return cell not in {"", _NONE}
+
+
+_NONE: Cell = ("0", "dim")
+
+
 def _session_line(row: dict[str, Any]) -> tuple[Cell, ...]:
     live = sum(row[state] for state in _STATES[:4])
     ended = ((row[state], state) for state in _STATES[4:])
     return (
         (row["scope"], "bold"),
         ("closed", "dim") if row["closed_at"] else ("open", "green"),
-        (str(live), "green") if live else ("0", "dim"),
-        *((str(count), state_style(state)) if count else ("0", "dim") for count, state in ended),
+        (str(live), "green") if live else _NONE,
+        *((str(count), state_style(state)) if count else _NONE for count, state in ended),
         *(str(row[name] or "") for name in ("unread_notes", "unread_updates")),
         size(row["update_bytes"]) if row["update_bytes"] else "",
         age_of(row["opened_at"]),

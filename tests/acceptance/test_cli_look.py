@@ -296,8 +296,8 @@ def test_sessions_count_what_lives_what_ended_and_what_nobody_has_read(db: Path)
 def test_sessions_are_a_line_each(db: Path) -> None:
     lines = run("sessions", db=db).stdout.splitlines()
     assert len(lines) == 5
-    assert re.match(r"session +is +live +completed", lines[0])
-    assert re.match(r"desktop:s1 +open +2 +3 +2 +0 +0 ", lines[1])
+    assert re.match(r"session +is +live +completed +failed +notes +lines +kept +age +changed$", lines[0])
+    assert re.match(r"desktop:s1 +open +2 +3 +2 +2 +2 +10 B ", lines[1])
     assert re.match(r"desktop:s3 +closed +0 ", lines[4])
 
 
