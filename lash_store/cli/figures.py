@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
+from .listing import STATES
 from .snapshot import Snapshot
 
 __all__ = ["figures"]
 
-_STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
-_LIVE = _STATES[:4]
+_LIVE = STATES[:4]
 
 
 def figures(snapshot: Snapshot) -> dict[str, Any]:
@@ -54,7 +54,7 @@ FROM tasks GROUP BY scope, state, kind
 
 def _by_kind(counted: Iterable[Any]) -> dict[str, dict[str, int]]:
     """Return how many tasks of each kind stand in each state."""
-    found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_STATES, 0))
+    found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(STATES, 0))
     for _, state, kind, count, _ in counted:
         found[kind][state] = found[kind].get(state, 0) + count
     return dict(sorted(found.items()))

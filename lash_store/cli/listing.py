@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..models import Scope, TaskKind, TaskState
     from .snapshot import Snapshot
 
-__all__ = ["list_tasks", "sessions"]
+__all__ = ["SAYS", "STATES", "list_tasks", "sessions"]
 
 _MOST_PROGRESS = 120
 """Characters of a progress message a table shows; `show` has all of it."""
@@ -230,14 +230,16 @@ def _line(row: tuple[Any, ...]) -> tuple[Cell, ...]:
 
 # --- sessions --------------------------------------------------------------------------------------------------------
 
-_STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
-_COUNTS = ", ".join(f"COUNT(*) FILTER (WHERE state = '{state}') AS {state}" for state in _STATES)
+STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
+"""The words of `TaskState`, which is not imported to print help; the first four are live."""
+
+_COUNTS = ", ".join(f"COUNT(*) FILTER (WHERE state = '{state}') AS {state}" for state in STATES)
 _SESSIONS = f"""
 WITH work AS (SELECT scope, {_COUNTS}, MAX(updated_at) AS changed_at FROM tasks GROUP BY scope),
   notes AS (SELECT scope, COUNT(*) AS unread FROM inbox WHERE acknowledged_at IS NULL GROUP BY scope),
   lines AS (SELECT scope, COUNT(*) AS unread FROM updates WHERE acknowledged_at IS NULL GROUP BY scope)
 SELECT s.scope, s.parent, s.opened_at, s.closed_at, s.sync_needed,
-  {", ".join(f"COALESCE(work.{state}, 0) AS {state}" for state in _STATES)},
+  {", ".join(f"COALESCE(work.{state}, 0) AS {state}" for state in STATES)},
   COALESCE(notes.unread, 0) AS unread_notes, COALESCE(lines.unread, 0) AS unread_updates, s.update_bytes,
   MAX(s.opened_at, COALESCE(s.closed_at, ''), COALESCE(work.changed_at, '')) AS changed_at
 FROM sessions AS s LEFT JOIN work USING (scope) LEFT JOIN notes USING (scope) LEFT JOIN lines USING (scope)
@@ -275,8 +277,8 @@ def sessions(ctx: click.Context, only_open: bool, as_json: bool) -> None:
 
 
 def _session_json(row: dict[str, Any]) -> dict[str, Any]:
-    made = {name: value for name, value in row.items() if name not in _STATES}
-    return {**made, "sync_needed": bool(row["sync_needed"]), "tasks": {state: row[state] for state in _STATES}}
+    made = {name: value for name, value in row.items() if name not in STATES}
+    return {**made, "sync_needed": bool(row["sync_needed"]), "tasks": {state: row[state] for state in STATES}}
 
 
 _SESSION_COLUMNS = (
@@ -311,8 +313,8 @@ _NONE: Cell = ("0", "dim")
 
 
 def _session_line(row: dict[str, Any]) -> tuple[Cell, ...]:
-    live = sum(row[state] for state in _STATES[:4])
-    ended = ((row[state], state) for state in _STATES[4:])
+    live = sum(row[state] for state in STATES[:4])
+    ended = ((row[state], state) for state in STATES[4:])
     return (
         (row["scope"], "bold"),
         ("closed", "dim") if row["closed_at"] else ("open", "green"),

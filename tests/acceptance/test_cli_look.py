@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import TaskStore
+from lash_store import TaskState, TaskStore
 from tests.acceptance import agent_file
 from tests.acceptance.commands import HOSTILE, assert_harmless, run
 from tests.runtime.support import everything
@@ -167,6 +167,24 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_1(db: Path) -> None:
         assert part in done.stderr, arguments
         assert "Traceback" not in done.stderr
         assert_harmless(done.stderr)
+
+
+def test_a_long_table_on_a_terminal_begins_before_all_of_it_is_laid_out(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lash_store.cli import output
+
+    monkeypatch.setattr(output, "_BLOCK", 3)
+    lines = run("list", "--all", db=db, COLUMNS="200").stdout.splitlines()
+    assert [place for place, line in enumerate(lines) if line.startswith("#")] == [0, 4, 8]
+    assert len(lines) == 8 + 3
+
+
+def test_the_words_of_states_are_those_of_the_library() -> None:
+    from lash_store.cli.listing import STATES
+
+    assert [*STATES] == [*TaskState]
+    assert [state for state in TaskState if not state.is_terminal] == [*STATES[:4]]
 
 
 # --- list ------------------------------------------------------------------------------------------------------------
