@@ -34,7 +34,7 @@ def figures(snapshot: Snapshot) -> dict[str, Any]:
             "rates": {name: _rate(snapshot, now - span) for name, span in _SPANS.items()},
             "tables": _tables(snapshot),
             "sessions": by_session,
-            "monitors": snapshot.dicts(_MONITORS),
+            "monitors": [{**row, "armed": bool(row["armed"])} for row in snapshot.dicts(_MONITORS)],
         }
 
 

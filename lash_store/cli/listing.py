@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, required_db, scope_of, since_of, text_of, words
+from .options import db_option, json_option, most_of, required_db, scope_of, since_of, text_of, words
 from .output import Cell, age_of, cropped, print_table, safe, size, state_style, write_json_array
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _SEARCHED = "id, label, progress, arguments or failure message"
     help=f"Only tasks with TEXT in their {_SEARCHED}; A to Z are found as a to z, too.",
 )
 @click.option("--all", "with_finished", is_flag=True, help="Finished tasks too.")
-@click.option("--limit", type=click.IntRange(min=0, max=2**62), metavar="N", help="At most N tasks, the oldest first.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N tasks, the oldest first.")
 @json_option("Print a JSON array.")
 @db_option
 @click.pass_context
@@ -86,7 +86,7 @@ def list_tasks(
     from .snapshot import check_session, looking
 
     conditions, parameters = _chosen(scope, kinds, states, since, wanted, with_finished)
-    most = -1 if limit is None else limit
+    most = most_of(limit)
     with looking(required_db(ctx)) as snapshot:
         if scope is not None:
             check_session(snapshot, scope)

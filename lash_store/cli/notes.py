@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, required_db, scope_of
+from .options import db_option, json_option, most_of, required_db, scope_of
 from .output import Cell, age_of, cropped, print_table, safe, write_json_array
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ORDER BY n.note_seq LIMIT :most
 @click.command()
 @click.argument("scope", required=False, callback=scope_of, metavar="[SCOPE]")
 @click.option("--all", "with_read", is_flag=True, help="Notes that were read, too.")
-@click.option("--limit", type=click.IntRange(min=0, max=2**62), metavar="N", help="At most N notes, the oldest first.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N notes, the oldest first.")
 @json_option("Print a JSON array.")
 @db_option
 @click.pass_context
@@ -49,7 +49,7 @@ def notes(ctx: click.Context, scope: Scope | None, with_read: bool, limit: int |
     from .snapshot import check_session, loaded, looking
 
     where = None if scope is None else str(scope)
-    most = -1 if limit is None else limit
+    most = most_of(limit)
     with looking(required_db(ctx)) as snapshot:
         if scope is not None:
             check_session(snapshot, scope)

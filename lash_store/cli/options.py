@@ -18,6 +18,7 @@ __all__ = [
     "chosen_db",
     "db_option",
     "json_option",
+    "most_of",
     "names_of_task",
     "required_db",
     "scope_of",
@@ -99,6 +100,11 @@ def names_of_task(ctx: click.Context, names: tuple[str, ...]) -> tuple[Scope | N
     if len(names) > 2:
         raise click.UsageError(f"{ctx.info_name} takes SCOPE and ID, or ID alone, not {len(names)} names", ctx)
     return (scope_of(ctx, None, names[0]) if len(names) == 2 else None), names[-1]
+
+
+def most_of(limit: int | None) -> int:
+    """Return what ``--limit`` means to SQLite, where no limit is -1, and a number has 64 bits."""
+    return -1 if limit is None else min(limit, 2**62)
 
 
 def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

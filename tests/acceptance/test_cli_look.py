@@ -258,6 +258,7 @@ def test_filters_narrow_together_and_limit_counts_what_is_left(db: Path) -> None
     assert ids("--all", "--state", "failed", "--text", "monitor", db=db) == ["monitor:tests"]
     assert ids("--all", "--text", "e", "--limit", "2", db=db) == ids("--all", "--text", "e", db=db)[:2]
     assert ids("--limit", "0", db=db) == []
+    assert ids("--all", "--limit", str(10**30), db=db) == ids("--all", db=db)
 
 
 def test_a_page_ends_where_the_next_begins(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
