@@ -100,6 +100,23 @@ def test_what_is_left_out_is_counted_and_live_work_is_not(db: Path) -> None:
     assert run("tree", "desktop:s1", "--limit", "1", db=db).stdout.splitlines()[1:] != []
 
 
+def test_what_is_left_out_is_told_where_it_would_stand(edited: Path) -> None:
+    change(edited, "UPDATE tasks SET parent_seq = 4 WHERE id IN ('index', 'bystander')")
+    lines = run("tree", "desktop:s1", "--limit", "3", db=edited).stdout.splitlines()
+    assert [line.partition(" #")[0].partition("  open")[0] for line in lines] == [
+        "desktop:s1",
+        "├─ listener",
+        "├─ research",
+        "│  ├─ part",
+        "│  ├─ bystander",
+        "│  ├─ desktop:deep",
+        "│  │  └─ fetch",
+        "│  └─ … 1 more: see --limit",
+        "├─ monitor:tests",
+        "└─ … 1 more: see --limit",
+    ]
+
+
 def test_a_line_says_state_attempt_and_age_and_guides_show_what_is_under_what(db: Path) -> None:
     lines = run("tree", "desktop:s1", db=db).stdout.splitlines()
     assert lines[0].startswith("desktop:s1  open  ")
