@@ -17,8 +17,12 @@ from .output import complain, safe
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
-    "list": ("look:list_tasks", "List tasks: the live ones, or all."),
-    "show": ("look:show", "Show one task: its row, outcome and events."),
+    "sessions": ("listing:sessions", "List sessions: what lives in each, how the rest ended, what is unread."),
+    "list": ("listing:list_tasks", "List tasks: the live ones, or all."),
+    "show": ("showing:show", "Show one task: its row, outcome, events, and all that belongs to it."),
+    "tree": ("tree:tree", "Show who belongs to whom: parents, children, sub-agents and their sessions."),
+    "notes": ("notes:notes", "Look into inboxes: what waits to be read; takes nothing."),
+    "stats": ("stats:stats", "Count: tasks, ages, rates, and where the bytes are."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
     "cancel": ("act:cancel", "Ask a task, and all below it, to stop."),
     "signal": ("act:signal", "Send a signal to a task that waits, or will."),

@@ -32,16 +32,18 @@ def memory(steps: Sequence[StepRecord]) -> Table:
 
 
 def output(lines: Sequence[MonitorUpdate]) -> Table:
-    """Return the last of what a monitor wrote."""
+    """Return the last of what a monitor wrote, and where to."""
     from rich.table import Table
 
     rows = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    for style in ("dim", "dim", ""):
+    for style in ("dim", "dim", "dim", ""):
         rows.add_column(style=style, overflow="fold")
     rows.columns[1].justify = "right"
     for line in lines[-_MOST_LINES:]:
         said = text(line.text, "red" if line.stream == "stderr" else "")
-        rows.add_row(f"  {moment(line.at)}", str(line.line), said)
+        if line.is_cut:
+            said.append(" … cut", "dim")
+        rows.add_row(f"  {moment(line.at)}", str(line.line), "err" if line.stream == "stderr" else "out", said)
     return rows
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +14,18 @@ import click
 if TYPE_CHECKING:
     from ..models import Scope
 
-__all__ = ["chosen_db", "db_option", "json_option", "required_db", "scope_of", "words"]
+__all__ = [
+    "chosen_db",
+    "db_option",
+    "json_option",
+    "most_of",
+    "names_of_task",
+    "required_db",
+    "scope_of",
+    "since_of",
+    "text_of",
+    "words",
+]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -80,3 +93,49 @@ def scope_of(ctx: click.Context, param: click.Parameter | None, value: str | Non
         return Scope.parse(value)
     except InvalidId as error:
         raise click.BadParameter(str(error), ctx, param) from error
+
+
+def names_of_task(ctx: click.Context, names: tuple[str, ...]) -> tuple[Scope | None, str]:
+    """Read the arguments ``[SCOPE] ID``."""
+    if len(names) > 2:
+        raise click.UsageError(f"{ctx.info_name} takes SCOPE and ID, or ID alone, not {len(names)} names", ctx)
+    return (scope_of(ctx, None, names[0]) if len(names) == 2 else None), names[-1]
+
+
+def most_of(limit: int | None) -> int:
+    """Return what ``--limit`` means to SQLite, where no limit is -1, and a number has 64 bits."""
+    return -1 if limit is None else min(limit, 2**62)
+
+
+def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Read text to look for, which must be some that a file can hold; an option's callback."""
+    if value is None:
+        return None
+    if not value or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise click.BadParameter("it is empty, or has characters that no file holds", ctx, param)
+    return value
+
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def since_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """
+    Read how long ago (``90s``, ``2h``, ``1d12h``), or a time in ISO 8601, UTC if it names no zone; an option's callback.
+
+    Returns the time as the file writes it.
+    """
+    if value is None:
+        return None
+    try:
+        if value and not _SPAN.sub("", value):
+            at = datetime.now(UTC) - timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _SPAN.findall(value)))
+        else:
+            at = datetime.fromisoformat(value)
+        at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{value!r} is neither a span such as 90s, 2h or 1d12h nor a time such as 2025-01-31T09:30", ctx, param
+        ) from error
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
@@ -13,23 +13,28 @@ from unicodedata import category
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
     from ..models import TaskEvent, TaskRecord
 
 __all__ = [
+    "Cell",
     "EventLines",
     "age",
+    "age_of",
     "complain",
     "console",
     "cropped",
     "event_json",
     "moment",
     "one_line",
+    "print_table",
+    "put",
     "safe",
     "seconds",
+    "size",
     "state_style",
     "table",
     "task_json",
@@ -81,6 +86,8 @@ def text(value: object, style: str = "") -> Text:
 
 def cropped(value: str, width: int) -> str:
     """Return *value* cut to *width* cells, the cut shown by an ellipsis."""
+    if len(value) <= width and value.isascii():
+        return value
     from rich.cells import cell_len, set_cell_size
 
     return value if cell_len(value) <= width else set_cell_size(value, max(width - 1, 0)).rstrip() + "…"
@@ -133,15 +140,75 @@ def table(*columns: tuple[str, str]) -> Table:
     return made
 
 
+Cell = str | tuple[str, str]
+"""What stands in a table: data, or data and the style it is shown in."""
+
+_BLOCK = 500
+"""Rows of a table on a terminal that are laid out together: the first are there at once, however many there are."""
+
+
+def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> None:
+    """
+    Print rows of data in columns, which are as `table` takes them.
+
+    On a terminal long cells are folded. Elsewhere a row is a line, and nothing stands at the end of it.
+    """
+    if console().width < _UNBOUNDED:
+        for first in range(0, len(rows), _BLOCK):
+            made = table(*columns)
+            for row in rows[first : first + _BLOCK]:
+                made.add_row(*(text(cell) if isinstance(cell, str) else text(*cell) for cell in row))
+            put(made)
+        return
+    # a hundred times as quick as a library that folds
+    lines = [[safe(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in rows]
+    lines.insert(0, [header for header, _ in columns])
+    widths = [_widest(column) for column in zip(*lines, strict=True)]
+    sides = [str.rjust if behaviour == "right" else str.ljust for _, behaviour in columns]
+    for line in lines:
+        if not "".join(line).isascii():
+            widths_here = [width - _wider(cell) for cell, width in zip(line, widths, strict=True)]
+        else:
+            widths_here = widths
+        padded = [side(cell, width) for side, cell, width in zip(sides, line, widths_here, strict=True)]
+        sys.stdout.write("  ".join(padded).rstrip(" ") + "\n")
+
+
+def _widest(column: Sequence[str]) -> int:
+    """Return the cells that the widest of some texts takes."""
+    return max(map(len, column)) if "".join(column).isascii() else max(len(cell) + _wider(cell) for cell in column)
+
+
+def _wider(value: str) -> int:
+    """Return how many more cells a text takes than it has characters."""
+    from rich.cells import cell_len
+
+    return 0 if value.isascii() else cell_len(value) - len(value)
+
+
+def put(renderable: RenderableType) -> None:
+    """Print what a library laid out; where it is not a terminal, without the spaces it fills lines with."""
+    out = console()
+    if out.is_terminal:
+        out.print(renderable)
+        return
+    with out.capture() as kept:
+        out.print(renderable)
+    sys.stdout.write("\n".join(line.rstrip(" ") for line in kept.get().split("\n")))
+
+
 def write_json(value: Any, *, indent: int | None = 2) -> None:
     """Print a JSON value in ASCII."""
     sys.stdout.write(json.dumps(value, ensure_ascii=True, indent=indent) + "\n")
 
 
 def write_json_array(values: Iterable[Any]) -> None:
-    """Print a JSON array in ASCII, one element a line."""
-    lines = ",\n".join(json.dumps(value, ensure_ascii=True) for value in values)
-    sys.stdout.write(f"[\n{lines}\n]\n" if lines else "[]\n")
+    """Print a JSON array in ASCII, one element a line, each as it comes."""
+    before = "[\n"
+    for value in values:
+        sys.stdout.write(before + json.dumps(value, ensure_ascii=True))
+        before = ",\n"
+    sys.stdout.write("[]\n" if before == "[\n" else "\n]\n")
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -261,3 +328,24 @@ def seconds(span: float) -> str:
         if span >= size:
             return f"{int(span // size)}{unit}"
     return f"{int(span)}s"
+
+
+def age_of(since: str | None) -> str:
+    """Write how long ago a time of the file was; a question mark for one that somebody's hand made unreadable."""
+    if since is None:
+        return ""
+    try:
+        return age(datetime.fromisoformat(since))
+    except (ValueError, TypeError):
+        return "?"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes roughly: ``812 B``, ``3.4 kB``, ``128 MB``."""
+    if count < 1000:
+        return f"{count} B"
+    scaled, units = count / 1000, ["kB", "MB", "GB", "TB"]
+    while scaled >= 999.5 and len(units) > 1:
+        scaled /= 1000
+        units.pop(0)
+    return f"{scaled:.1f} {units[0]}" if scaled < 9.95 else f"{scaled:.0f} {units[0]}"

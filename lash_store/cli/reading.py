@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..models import EventType, Scope, TaskEvent, TaskRecord
     from ..store import TaskStore
 
-__all__ = ["check_session", "events_so_far", "find_task", "task_by_seq", "task_events"]
+__all__ = ["check_session", "events_so_far", "find_task", "task_by_seq"]
 
 _LOOK = 0.01
 
@@ -58,15 +58,6 @@ async def events_so_far(
         if event.seq > head:
             return
         yield event
-
-
-async def task_events(store: TaskStore, record: TaskRecord) -> list[TaskEvent]:
-    """Return the events of one incarnation, from its first."""
-    own = [event async for event in events_so_far(store, scope=record.scope) if event.task_seq == record.task_seq]
-    if own and own[0].type == "registered":
-        return own
-    # it came from another session, where its first events stay
-    return [event async for event in events_so_far(store) if event.task_seq == record.task_seq]
 
 
 async def task_by_seq(store: TaskStore, task_seq: int) -> TaskRecord | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import json
 import os
 import pty
@@ -14,15 +12,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import pytest
 
 from lash_store import Recovery, TaskContext, TaskKind, TaskStore
-from lash_store.cli import main
-
-HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\n[red]\u202egnp.exe\u2066\x9b31m\x7f :bomb:"
+from tests.acceptance.commands import HOSTILE, Done, assert_harmless, run
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +54,6 @@ async def _fill(path: Path) -> None:
         async for event in handle.events():
             if event.type == "progress":
                 break
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: str | Path, db: Path | None = None, **environment: str) -> Done:
-    """Run a command here, which is quicker than a process of its own, and nothing else."""
-    clean = {name: value for name, value in os.environ.items() if name not in {"LASH_STORE_DB", "COLUMNS"}}
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.dict(os.environ, {**clean, **environment}, clear=True),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        status = main([*(["--db", str(db)] if db else []), *map(str, arguments)])
-    return Done(status, out.getvalue(), err.getvalue())
 
 
 def run_process(*arguments: str | Path, **environment: str) -> Done:
@@ -356,11 +332,6 @@ def test_a_reader_that_goes_away_is_met_in_silence(db: Path) -> None:
 
 
 # --- what reaches a terminal -----------------------------------------------------------------------------------------
-
-
-def assert_harmless(output: str) -> None:
-    for char in output:
-        assert char == "\n" or char.isprintable(), f"{char!r} got through"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,230 @@
+"""Owns how commands look at a file through plain SQLite, once it is known to be one of ours; neither prints nor writes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import database, guards
+from ..errors import SchemaTooOld, StorageError, TaskNotFound, UnknownSession
+from ..schema import HEAD
+
+__all__ = [
+    "Snapshot",
+    "check_session",
+    "loaded",
+    "looking",
+    "no_task",
+    "one_task",
+    "storable",
+    "task_json",
+    "tasks_named",
+]
+
+
+class Snapshot:
+    """A file that is being looked at."""
+
+    def __init__(self, path: Path, revision: str) -> None:
+        self.path = path
+        self.revision = revision
+        self._raw = database.open_sqlite(path, "read")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._raw.close()
+
+    @contextlib.contextmanager
+    def one_state(self) -> Iterator[None]:
+        """Let all that is read meanwhile be of one moment. It keeps the ``-wal`` from being emptied: no printing in between."""
+        self._raw.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._raw.in_transaction:
+                self._raw.execute("ROLLBACK")
+
+    def rows(self, sql: str, **parameters: Any) -> list[Any]:
+        """
+        Return every row of a statement.
+
+        Text that is not UTF-8, in a row edited by hand, is read with replacement characters. What looks like a damaged file, but
+        may be the disk's passing trouble, is believed once the file was opened again.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        return self._read(sql, parameters)[1]
+
+    def row(self, sql: str, **parameters: Any) -> Any | None:
+        """Return the first row of a statement, or None; see `rows`."""
+        found = self.rows(sql, **parameters)
+        return found[0] if found else None
+
+    def dicts(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Return every row of a statement with the names of its columns; see `rows`."""
+        columns, found = self._read(sql, parameters)
+        return [dict(zip(columns, row, strict=True)) for row in found]
+
+    def _read(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], list[Any]]:
+        try:
+            try:
+                return self._ask(sql, parameters)
+            except sqlite3.Error as error:
+                if database.is_not_utf8(error):
+                    self._raw.text_factory = database.replacing
+                elif database.primary_code(error) in database.PASSING:
+                    opened = database.open_sqlite(self.path, "read")
+                    self._raw.close()
+                    self._raw = opened
+                else:
+                    raise
+            return self._ask(sql, parameters)
+        except sqlite3.Error as error:
+            raise database.translate(error, self.path) from error
+
+    def _ask(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], list[Any]]:
+        cursor = self._raw.execute(sql, parameters)
+        return [column[0] for column in cursor.description], cursor.fetchall()
+
+
+@contextlib.contextmanager
+def looking(path: str) -> Iterator[Snapshot]:
+    """
+    Open a file to look at it, beside its owners, stopped, or a copy.
+
+    Raises:
+        StorageError, NotAStore, SchemaTooNew, SchemaTooOld: refused, with the file as it was.
+    """
+    file = guards.resolve(path)
+    if not guards.check_target(file, writing=False):
+        raise StorageError(f"{file} does not exist: check the path")
+    revision = database.probe(file)
+    if revision != HEAD:
+        raise SchemaTooOld(
+            f"{file} is at revision {revision or 'none'}, this lash_store knows {HEAD}: open it once with TaskStore to upgrade it"
+        )
+    try:
+        snapshot = Snapshot(file, revision)
+    except sqlite3.Error as error:
+        raise database.translate(error, file) from error
+    try:
+        yield snapshot
+    finally:
+        snapshot.close()
+
+
+def known_sessions(snapshot: Snapshot) -> str:
+    """Return the names of some sessions of the file, for a message."""
+    known = [scope for (scope,) in snapshot.rows("SELECT scope FROM sessions ORDER BY session_seq LIMIT 6")]
+    return some(known) if known else "none"
+
+
+def some(names: list[str]) -> str:
+    """Name the first of many."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def check_session(snapshot: Snapshot, scope: object) -> None:
+    """
+    Make sure the file has a session: an empty answer would hide a wrong name.
+
+    Raises:
+        UnknownSession: it has not.
+    """
+    if not storable(str(scope)) or not snapshot.rows("SELECT 1 FROM sessions WHERE scope = :scope", scope=str(scope)):
+        raise UnknownSession(f"no session {str(scope)!r} in this file: it has {known_sessions(snapshot)}")
+
+
+_OF_ID = """
+SELECT scope, COALESCE(MAX(task_seq) FILTER (WHERE completed_at IS NULL), MAX(task_seq))
+FROM tasks WHERE id = :id AND scope IN (SELECT scope FROM sessions) GROUP BY scope ORDER BY scope
+"""
+"""Of every session that has a task of an id, the live one, else the newest; the index begins with the scope."""
+
+
+def tasks_named(snapshot: Snapshot, scope: object | None, name: str) -> list[tuple[str, int]]:
+    """
+    Return what ``#12``, an id, or a bare number may mean, each as its session and its ``task_seq``; in one session, if given.
+
+    An id means the live task of it, else the newest; a number that is no task's id, the incarnation.
+    """
+    if not storable(name):
+        return []
+    digits = name.removeprefix("#")
+    is_number = digits.isascii() and digits.isdigit() and len(digits) < 19
+    found = [] if name.startswith("#") and is_number else snapshot.rows(_OF_ID, id=name)
+    if not found and is_number:
+        found = snapshot.rows("SELECT scope, task_seq FROM tasks WHERE task_seq = :seq", seq=int(digits))
+    return [(str(where), int(seq)) for where, seq in found if scope is None or where == str(scope)]
+
+
+def one_task(snapshot: Snapshot, scope: object | None, name: str) -> int:
+    """
+    Return the ``task_seq`` of the task a person means; see `tasks_named`.
+
+    Raises:
+        TaskNotFound: nothing of that name.
+        click.ClickException: several sessions have it.
+    """
+    found = tasks_named(snapshot, scope, name)
+    if len(found) > 1:
+        raise many(name, [where for where, _ in found])
+    if not found:
+        raise no_task(scope, name)
+    return found[0][1]
+
+
+def many(name: str, scopes: list[str]) -> click.ClickException:
+    """Say that several sessions have a task of the id."""
+    return click.ClickException(f"task id {name!r} is in {len(scopes)} sessions: name one first: {some(scopes)}")
+
+
+def no_task(scope: object | None, name: str) -> TaskNotFound:
+    """Say that nothing has the name."""
+    where = "this file" if scope is None else f"session {str(scope)!r}"
+    return TaskNotFound(f"no task {name!r} in {where}: see lash-store list --all", task_id=name)
+
+
+def storable(value: str) -> bool:
+    """Say whether text could be in a file at all; what a shell passes on need not be UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def loaded(text: str | None) -> Any:
+    """Read JSON of a row; what somebody's hand made unreadable comes as the text it is."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+JSON_COLUMNS = ("arguments", "result", "failure", "evidence", "callback_error", "last_error", "process")
+_FAILURE = dict.fromkeys(("type", "message", "traceback"))
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "failure": _FAILURE,
+    "callback_error": _FAILURE,
+    "last_error": _FAILURE,
+    "evidence": dict.fromkeys(("owner_id", "pid", "host", "end", "found_at", "reason", "by", "process")),
+}
+_FLAGS = ("notify_on_end", "has_callback")
+
+
+def task_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of `tasks` as plain JSON, as `TaskRecord` gives it, without building one."""
+    made = dict(row)
+    for name in JSON_COLUMNS:
+        if made[name] is not None:
+            value = loaded(made[name])
+            made[name] = {**_SHAPES[name], **value} if name in _SHAPES and isinstance(value, dict) else value
+    for name in _FLAGS:
+        made[name] = bool(made[name])
+    return made
