@@ -197,7 +197,7 @@ def test_a_number_that_is_a_cursor_is_never_used_again(path: Path, table: str) -
     assert "AUTOINCREMENT" in objects(path)["table", table]
 
 
-@pytest.mark.parametrize("view", ["live_tasks", "task_history", "recent_failures", "session_summary"])
+@pytest.mark.parametrize("view", ["live_tasks", "task_history", "recent_failures", "session_summary", "live_monitors"])
 def test_a_view_for_the_shell_can_be_read(
     filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], view: str
 ) -> None:
