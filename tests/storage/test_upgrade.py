@@ -840,10 +840,11 @@ async def test_the_outcomes_of_bodies_that_remembered_are_handed_out_after_the_u
 async def test_what_monitors_wrote_is_handed_out_after_the_upgrade_but_for_what_was_read(watches: Path) -> None:
     kept = rows(watches, "SELECT text, acknowledged_at FROM updates ORDER BY update_seq")
     unread = [row["text"] for row in kept if row["acknowledged_at"] is None]
-    assert {len(unread), len(kept)} == {15, 19}
+    assert (len(unread), len(kept)) == (15, 19)
+    migrate.upgrade(watches)
 
-    async with asyncio.timeout(20), TaskStore(watches, runtime="another") as store:
-        session = await store.session("desktop:s9")
+    async with asyncio.timeout(20), TaskStore.connect(watches, runtime="desktop") as store:
+        session = await store.session("s9")
         # who had two of them when it was killed was never done with them
         async with session.take_updates() as updates:
             assert [one.text for one in updates] == unread
@@ -851,8 +852,10 @@ async def test_what_monitors_wrote_is_handed_out_after_the_upgrade_but_for_what_
 
 
 async def test_monitors_are_shown_after_the_upgrade_as_they_were_left(watches: Path) -> None:
-    async with TaskStore(watches, runtime="another") as store:
-        found = {one.id: one for one in await (await store.session("desktop:s9")).monitors()}
+    migrate.upgrade(watches)
+
+    async with TaskStore.connect(watches, runtime="desktop") as store:
+        found = {one.id: one for one in await (await store.session("s9")).monitors()}
 
     assert {
         id: (str(one.state), one.lines, one.dropped, one.unread, one.exit_status, one.armed)
@@ -949,14 +952,12 @@ async def test_a_downgrade_loses_what_was_left_of_pruned_tasks_and_nothing_else(
     assert contents(watches, like) == before
     assert objects_of_ours(watches) == was
     check_file(watches)
-    async with asyncio.timeout(20), TaskStore(watches, runtime="another") as store:
+    async with asyncio.timeout(20), TaskStore(watches, runtime="desktop") as store:
         with pytest.raises(TaskNotFound):
             await store.get("desktop:s1", "keyed")
         # nor does anything tell of a gap
         assert (await anext(store.events(0))).type is not EventType.PRUNED
-        task = await (await store.session("desktop:s1")).spawn(
-            asyncio.sleep(0), id="again", idempotency_key="key of keyed"
-        )
+        task = await (await store.session("s1")).spawn(asyncio.sleep(0), id="again", idempotency_key="key of keyed")
         assert (await task.record()).id == "again"
 
 
