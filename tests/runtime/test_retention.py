@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -1004,7 +1005,8 @@ async def test_an_old_cursor_is_told_of_the_gap_once_and_then_given_all_that_is_
 
     for cursor in (0, left[3], left[3] + 1):
         first, *rest = await all_of(store.events(cursor), left[-1])
-        [gap] = rows(path, "SELECT min(first_event) AS low, max(last_event) AS high FROM tombstones")
+        missing = "SELECT min(first_event) AS low, max(last_event) AS high FROM tombstones WHERE last_event > ?"
+        [gap] = rows(path, missing, cursor)
         assert (first.type, first.seq, first.task_seq, first.task_id) == (EventType.PRUNED, cursor, None, None)
         assert first.data == {"first_seq": max(gap["low"], cursor + 1), "last_seq": gap["high"]}
         assert str(first.scope) == "desktop:s1"
@@ -1131,7 +1133,7 @@ async def test_the_events_of_what_is_left_are_followed_beside_what_was_pruned(
 
 # --- the file, in parts ---------------------------------------------------------------------------------------------
 
-MANY = 1_200
+MANY = 600
 
 
 @pytest.fixture(scope="module")
@@ -1186,7 +1188,7 @@ async def test_a_prune_goes_in_parts_of_bounded_size_and_tells_of_each(
     assert (report.tasks, report.seen) == (MANY, MANY)
     assert event_count(crowded) == 1
     parts = [PruneReport(newest_seq=MANY), *(one for one in told if not one.freed)]
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert 0 <= after.tasks - before.tasks <= retention._TASKS
         assert 0 <= after.events - before.events <= retention._EVENTS
         assert before.task_seq < after.task_seq <= after.newest_seq == MANY
@@ -1202,7 +1204,8 @@ async def test_one_part_takes_few_statements_and_looks_at_few_rows(crowded: Path
     parts: list[int] = []
 
     def told(_: PruneReport) -> None:
-        parts.append(len(ran))
+        # what triggers do is told under the name of the statement, once more
+        parts.append(sum(1 for _ in groupby(ran)))
         ran.clear()
 
     raw = store._core.writer._connection._conn
@@ -1211,14 +1214,14 @@ async def test_one_part_takes_few_statements_and_looks_at_few_rows(crowded: Path
     await store._core.writer._connection.run(lambda _: raw.set_trace_callback(None))
 
     # a tombstone each, and the same few for all
-    assert max(parts[: MANY // retention._TASKS]) <= retention._TASKS + 30
-    assert max(parts) <= max(retention._TASKS + 30, retention._PAGES + 10)
+    assert len(parts) > MANY / retention._TASKS
+    assert max(parts) <= retention._TASKS + 30
 
 
 async def test_a_task_with_more_events_than_a_part_may_have_goes_alone(
     store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_EVENTS", 5)
+    monkeypatch.setattr(retention, "_EVENTS", 6)
     for id in ("a", "noisy", "b", "c"):
         handle = await session.register(id, OTHER)
         for number in range(10 if id == "noisy" else 0):
@@ -1241,8 +1244,9 @@ async def test_the_room_is_given_back(crowded: Path, new: Callable[..., TaskStor
 
     assert (report.tasks, dry.tasks) == (MANY - 10, MANY - 10)
     assert rows(crowded, "PRAGMA freelist_count") == [{"freelist_count": 0}]
-    assert (dry.freed, report.freed) == (0, report.freed)
-    assert before - after >= report.freed - 4096 > before / 2
+    assert dry.freed == 0
+    # it was the larger part of the file, of which tombstones took a little again
+    assert min(before - after, report.freed) > before / 2
 
 
 async def test_a_file_that_was_not_made_to_shrink_is_pruned_and_stays_as_large(
@@ -1334,8 +1338,9 @@ async def test_two_prunes_at_once_take_each_task_once(crowded: Path, opened: Cal
 
 
 async def test_who_writes_beside_a_long_prune_gets_in_between_its_parts(
-    crowded: Path, opened: Callable[..., Any]
+    crowded: Path, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retention, "_TASKS", 20)
     store, peer = await opened(), await opened()
     session, beside = await store.session("s1"), await peer.session("s1")
     for id, where in (("here", session), ("beside", beside)):
@@ -1356,7 +1361,7 @@ async def test_who_writes_beside_a_long_prune_gets_in_between_its_parts(
 
     assert report.tasks == MANY
     for id in commits:
-        between = [after[id] - before[id] for before, after in zip(parts, parts[1:], strict=False)]
+        between = [after[id] - before[id] for before, after in pairwise(parts)]
         # now and then one loses its turn
         assert sum(count > 0 for count in between) > 0.7 * len(between), (id, between)
 
@@ -1370,9 +1375,9 @@ async def test_bodies_and_waiters_go_on_while_a_peer_and_a_caller_without_rows_p
     waiter = asyncio.create_task((await peer.handle("desktop:s1", "body")).wait())
     before = rows(crowded, "SELECT * FROM tasks WHERE id = 'body'")
 
-    assert (await peer.prune(keep_last=600)).tasks == MANY - 600
+    assert (await peer.prune(keep_last=300)).tasks == MANY - 300
     async with TaskStore.connect(crowded, runtime=RUNTIME) as caller:
-        assert (await caller.prune()).tasks == 600
+        assert (await caller.prune()).tasks == 300
 
     assert rows(crowded, "SELECT * FROM tasks") == before
     with pytest.raises(TaskPruned):
