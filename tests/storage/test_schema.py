@@ -915,7 +915,8 @@ SELECT scope, 'end:' || task_seq, task_seq, id, '', '{}', :at, :at FROM tasks WH
 
 
 MANY_TOMBSTONES = """
-INSERT INTO tombstones (task_seq, scope, id, kind, state, handle_id, idempotency_key, completed_at, pruned_at, first_event, last_event)
+INSERT INTO tombstones (task_seq, scope, id, kind, state, handle_id, idempotency_key, completed_at, pruned_at,
+  first_event, last_event)
 SELECT -task_seq, scope, iif(task_seq % 2, 'again', 'p' || task_seq), kind, state, 'h-p-' || task_seq, 'old-' || task_seq,
   :at, :at, -2 * task_seq, -2 * task_seq + 1
 FROM tasks

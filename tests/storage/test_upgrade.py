@@ -926,7 +926,6 @@ def test_a_downgrade_loses_monitors_and_their_lines_and_keeps_their_tasks(watche
 
 
 async def test_finished_tasks_of_an_old_file_are_pruned_after_the_upgrade(older: Path, before_us: str) -> None:
-    # their times are from before they were made: what is young stays
     async with asyncio.timeout(20), TaskStore(older, runtime="another") as store:
         finished = rows(older, "SELECT task_seq FROM tasks WHERE completed_at IS NOT NULL")
         assert (await store.prune(older_than=timedelta(days=36_500), unread=True)).tasks == 0
