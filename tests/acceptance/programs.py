@@ -7,7 +7,7 @@ import os
 import random
 from typing import Any
 
-from lash_store import Recovery, StaleAttempt, TaskContext, TaskState, TaskStore, owners
+from lash_store import Recovery, StaleAttempt, TaskContext, TaskKind, TaskState, TaskStore, owners, retention
 from tests.acceptance.processes import Report
 
 RUNTIME = "desktop"
@@ -212,3 +212,21 @@ async def ask(report: Report, path: str, operation: str, task_id: str) -> None:
                     report("event", str(event.type))
                     if event.type == "completed":
                         return
+
+
+async def leave_finished(report: Report, path: str, count: int) -> None:
+    """Leave so many finished tasks, read, in a file."""
+    async with TaskStore(path, runtime=RUNTIME) as store:
+        session = await store.session("s1")
+        for number in range(count):
+            await session.register(f"t{number}", TaskKind.OTHER)
+            await session.complete(f"t{number}", TaskState.CANCELLED)
+
+
+async def prune(report: Report, path: str) -> None:
+    """Prune everything in small parts, saying how far each has come, beside work that goes on."""
+    retention._TASKS = 10
+    async with TaskStore(path, runtime=RUNTIME) as store:
+        report("open")
+        done = await store.prune(progress=lambda report_: report("part", report_.tasks))
+        report("pruned", done.tasks)

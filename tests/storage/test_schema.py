@@ -22,7 +22,18 @@ from alembic.config import Config
 from alembic.operations import Operations
 from sqlalchemy import Float, Integer
 
-from lash_store import births, database, families, lifecycle, migrate, queries, schema, session_queries, step_queries
+from lash_store import (
+    births,
+    database,
+    families,
+    lifecycle,
+    migrate,
+    queries,
+    retention_queries,
+    schema,
+    session_queries,
+    step_queries,
+)
 from lash_store.births import NewTask
 from lash_store.database import Transaction
 from lash_store.errors import StorageFull, StoreError
@@ -197,7 +208,7 @@ def test_a_number_that_is_a_cursor_is_never_used_again(path: Path, table: str) -
     assert "AUTOINCREMENT" in objects(path)["table", table]
 
 
-@pytest.mark.parametrize("view", ["live_tasks", "task_history", "recent_failures", "session_summary"])
+@pytest.mark.parametrize("view", ["live_tasks", "task_history", "recent_failures", "session_summary", "live_monitors"])
 def test_a_view_for_the_shell_can_be_read(
     filled: sqlite3.Connection, insert: Insert, task_row: dict[str, Any], view: str
 ) -> None:
@@ -903,9 +914,18 @@ SELECT scope, 'end:' || task_seq, task_seq, id, '', '{}', :at, :at FROM tasks WH
 """
 
 
+MANY_TOMBSTONES = """
+INSERT INTO tombstones (task_seq, scope, id, kind, state, handle_id, idempotency_key, completed_at, pruned_at,
+  first_event, last_event)
+SELECT -task_seq, scope, iif(task_seq % 2, 'again', 'p' || task_seq), kind, state, 'h-p-' || task_seq, 'old-' || task_seq,
+  :at, :at, -2 * task_seq, -2 * task_seq + 1
+FROM tasks
+"""
+
+
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with 100,000 finished tasks in one session; only read, or changed and rolled back."""
+    """A file with 100,000 finished tasks in one session, and as many that were pruned; only read, or changed and rolled back."""
     path = tmp_path_factory.mktemp("crowded") / "agent.db"
     migrate.prepare(path)
     at = {"at": AT}
@@ -931,6 +951,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         connection.execute(MANY_STEPS.format(kind="'step'", name="'fetch'", state="'failed'"), at)
         connection.execute(MANY_SIGNALS, at)
         connection.execute(MANY_NOTES, at)
+        connection.execute(MANY_TOMBSTONES, at)
         connection.execute("COMMIT")
     return path
 
@@ -1005,8 +1026,26 @@ STEP_CHANGES = {
     "signals are taken": step_queries._TAKE_SIGNALS,
 }
 
+RETENTION_LOOK_UPS = {
+    "the newest task": retention_queries.NEWEST_TASK,
+    "whether a family lives on": retention_queries._LIVES_ON,
+    "what is left of a task by its number": retention_queries._BY_SEQ,
+    "what is left of a task by its id": retention_queries._BY_ID,
+    "what is left of a task by its key": retention_queries._BY_KEY,
+    "what is left of a task by its handle": retention_queries._BY_HANDLE,
+}
+
+RETENTION_CHANGES = {
+    "how much lines take of a session": retention_queries._KEPT_BYTES,
+    "lines take less of a session": retention_queries._FREE_BYTES,
+    **{sql.split()[2] + " go": sql for sql in retention_queries._DELETIONS},
+}
+
 # what is asked for is all there is: every note of a session, every session whose notes are being read or that has an id
 WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS", "_RELEASE_CLAIMS", "SCOPES_OF_ID"}
+
+# a range of numbers; the gaps behind a cursor; once a prune, what each session keeps
+RANGES = {"_CANDIDATES", "PRUNED_AFTER", "LAST_KEPT"}
 
 LOOK_UPS = {
     "a live task by its id": queries.LIVE_TASK_BY_ID,
@@ -1025,6 +1064,8 @@ LOOK_UPS = {
     **SESSION_CHANGES,
     **STEP_LOOK_UPS,
     **STEP_CHANGES,
+    **RETENTION_LOOK_UPS,
+    **RETENTION_CHANGES,
 }
 
 # hidden work that failed and was told of is read again with every look: it is few
@@ -1033,6 +1074,7 @@ FLAT_LOOK_UPS = {
     **{name: sql for name, sql in SESSION_LOOK_UPS.items() if name != "hidden failures"},
     **STEP_LOOK_UPS,
     **STEP_CHANGES,
+    **RETENTION_LOOK_UPS,
     "a task by its id": queries.TASK_BY_ID,
     "live tasks of the file": _listed(include_terminal=False),
     "the count of live tasks of the file": queries.count_tasks(TaskFilter(include_terminal=False))[0],
@@ -1066,7 +1108,7 @@ GIVEN = {
 
 SCANS_A_HISTORY = re.compile(
     # a range of the primary key from a cursor is the whole history too
-    r"SCAN (tasks|events|handles|owners|inbox|handoffs|steps|signals)\b|PRIMARY KEY \(rowid>"
+    r"SCAN (tasks|events|handles|owners|inbox|handoffs|steps|signals|tombstones|monitors|updates)\b|PRIMARY KEY \(rowid>"
 )
 
 
@@ -1103,6 +1145,72 @@ def test_every_statement_about_what_bodies_remember_is_looked_at_here() -> None:
     found = statements_of(step_queries)
 
     assert sorted(found.values()) == sorted([*STEP_LOOK_UPS.values(), *STEP_CHANGES.values()])
+
+
+def test_every_statement_about_what_is_pruned_is_looked_at_here() -> None:
+    found = statements_of(retention_queries)
+
+    looked_at = {*RETENTION_LOOK_UPS.values(), *RETENTION_CHANGES.values()}
+    assert {name for name, sql in found.items() if sql not in looked_at} == RANGES
+
+
+NO_LIMIT = {"before": None, "states": None, "scopes": None}
+
+
+def test_what_may_be_pruned_is_found_by_a_bounded_range_of_numbers_and_by_indexes(long: sqlite3.Connection) -> None:
+    sql = retention_queries._CANDIDATES
+
+    steps = plan(long, sql)
+    assert "SEARCH tasks USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in steps
+    assert not [step for step in steps if step.startswith("SCAN") and "json_each" not in step]
+    tx = Transaction(long, AT)
+
+    def looked_at(count: int, **limits: Any) -> int:
+        chosen: dict[str, Any] = {**NO_LIMIT, **limits}
+        return steps_of(long, lambda: retention_queries.candidates(tx, 70_000, 70_000 + count, **chosen))
+
+    assert looked_at(1_000) < 12 * looked_at(100)
+    assert looked_at(100, before=AT, states=["completed"], scopes=["desktop:s1"]) < 12 * looked_at(10) + FLAT
+
+
+def test_tasks_are_taken_away_in_time_in_proportion_to_them(long: sqlite3.Connection) -> None:
+    tx = Transaction(long, AT)
+
+    def take(count: int, after: int) -> int:
+        chosen = retention_queries.candidates(tx, after, after + count, before=None, states=None, scopes=None)
+        assert len(chosen) == count
+        return steps_of(long, lambda: retention_queries.bury(tx, chosen))
+
+    few = take(10, 50_000)
+    many = take(100, 60_000)
+
+    assert few < FLAT
+    assert many < 12 * few
+
+
+def test_a_cursor_behind_which_nothing_was_pruned_learns_that_from_an_index(long: sqlite3.Connection) -> None:
+    wanted = {"after": 0, "scope": None, "task_seq": None}
+
+    [step] = plan(long, retention_queries.PRUNED_AFTER)
+    assert "USING INDEX tombstones_events (last_event>?)" in step
+    assert steps_of(long, lambda: long.execute(retention_queries.PRUNED_AFTER, wanted).fetchall()) < 500
+
+
+def test_who_follows_one_task_does_not_walk_through_what_is_left_of_others(long: sqlite3.Connection) -> None:
+    wanted = {"after": -(10**9), "scope": None, "task_seq": HISTORY}
+
+    assert steps_of(long, lambda: long.execute(retention_queries.PRUNED_AFTER, wanted).fetchall()) < FLAT
+
+
+def test_whether_an_agent_is_needed_is_found_without_the_history_of_its_session(
+    long: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
+) -> None:
+    ended = {**ENDINGS["completed"], "completed_at": AT}
+    agent = insert(long, "tasks", {**task_row, **ended, "scope": "desktop:s2", "id": "agent", "child_session_id": "s1"})
+    tx = Transaction(long, AT)
+
+    assert retention_queries.lives_on(tx, agent)
+    assert steps_of(long, lambda: retention_queries.lives_on(tx, agent)) < FLAT
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ from lash_store import (
     TaskContext,
     TaskFailed,
     TaskKind,
+    TaskNotFound,
+    TaskPruned,
     TaskState,
     TaskStore,
     TransactConnection,
@@ -59,7 +61,9 @@ def copy_of(revision: str, folder: Path) -> Path:
 
     The first left what is finished; the second, owner 2, died over `half-way`, `asked`, `bare` and `open-ended`. At revision
     0002 there are also families, hidden and external work, notes and handoffs; `half-way` has counted to 2, not to 3. At
-    revision 0003 session s8 has what bodies remember, finished and live: steps, sleeps, signals, children, retries, deadlines.
+    revision 0003 session s8 has what bodies remember, finished and live: steps, sleeps, signals, children, retries, deadlines. At
+    0004 session s9 has monitors: finished ones, whose lines were read, are unread, or were dropped, an armed one, and
+    live ones (`restored`, `tail`, `follow`), the first two lines of which a reader had when it was killed.
     """
     folder.mkdir(exist_ok=True)
     return Path(shutil.copy(DATA / f"{revision}.db", folder / "agent.db"))
@@ -71,7 +75,7 @@ def old(tmp_path: Path) -> Path:
     return copy_of("0001", tmp_path)
 
 
-@pytest.fixture(params=["0001", "0002", "0003"])
+@pytest.fixture(params=["0001", "0002", "0003", "0004"])
 def before_us(request: pytest.FixtureRequest) -> str:
     """Each revision before the newest."""
     return str(request.param)
@@ -87,6 +91,12 @@ def older(tmp_path: Path, before_us: str) -> Path:
 def remembers(tmp_path: Path) -> Path:
     """A file of revision 0003, whose bodies remember."""
     return copy_of("0003", tmp_path)
+
+
+@pytest.fixture
+def watches(tmp_path: Path) -> Path:
+    """A file of revision 0004, which has monitors."""
+    return copy_of("0004", tmp_path)
 
 
 @contextmanager
@@ -304,6 +314,20 @@ COUNTS = {
         "steps": 47,
         "tasks": 92,
     },
+    "0004": {
+        "events": 449,
+        "handles": 108,
+        "handoffs": 2,
+        "inbox": 14,
+        "monitors": 14,
+        "own": 3,
+        "owners": 2,
+        "sessions": 9,
+        "signals": 11,
+        "steps": 47,
+        "tasks": 106,
+        "updates": 19,
+    },
 }
 
 
@@ -458,12 +482,23 @@ WHAT_BECOMES_OF_THE_REMEMBERING = {
     # this program has another version of its function
     "dated": ("pending", 1, 1, None),
 }
-"""The same of what only 0003.db has."""
+"""The same of what 0003.db has beside that."""
+
+WHAT_BECOMES_OF_MONITORS = {
+    "monitor:restored": ("running", 3, 2, 3),
+    "monitor:follow": ("running", 2, 1, 3),
+    "monitor:tail": ("abandoned", 1, 0, 2),
+}
+"""The same of what 0004.db has beside that."""
 
 
 @pytest.mark.parametrize(
     ("revision", "becomes", "reattached"),
-    [("0002", WHAT_BECOMES, 16), ("0003", WHAT_BECOMES | WHAT_BECOMES_OF_THE_REMEMBERING, 27)],
+    [
+        ("0002", WHAT_BECOMES, 16),
+        ("0003", WHAT_BECOMES | WHAT_BECOMES_OF_THE_REMEMBERING, 27),
+        ("0004", WHAT_BECOMES | WHAT_BECOMES_OF_THE_REMEMBERING | WHAT_BECOMES_OF_MONITORS, 29),
+    ],
 )
 async def test_the_work_of_families_sessions_and_others_goes_on_after_the_upgrade(
     tmp_path: Path, revision: str, becomes: dict[str, Any], reattached: int
@@ -475,7 +510,7 @@ async def test_the_work_of_families_sessions_and_others_goes_on_after_the_upgrad
     async with asyncio.timeout(20), working(path, begun) as store:
         assert await (await store.handle("desktop:s1", "half-way")) == [2, 3]
         await take(store.events(COUNTS[revision]["events"], types=[EventType.REATTACHED]), reattached)
-        if revision == "0003":
+        if revision >= "0003":
             for name in ("dozing", "begetting"):
                 await (await store.handle("desktop:s8", name))
             await next_event(store, EventType.STATE_CHANGED, task_id="approving", after=COUNTS[revision]["events"])
@@ -800,6 +835,132 @@ async def test_the_outcomes_of_bodies_that_remembered_are_handed_out_after_the_u
     }
 
 
+# --- up, with monitors ----------------------------------------------------------------------------------------------
+
+
+async def test_what_monitors_wrote_is_handed_out_after_the_upgrade_but_for_what_was_read(watches: Path) -> None:
+    kept = rows(watches, "SELECT text, acknowledged_at FROM updates ORDER BY update_seq")
+    unread = [row["text"] for row in kept if row["acknowledged_at"] is None]
+    assert (len(unread), len(kept)) == (15, 19)
+    migrate.upgrade(watches)
+
+    async with asyncio.timeout(20), TaskStore.connect(watches, runtime="desktop") as store:
+        session = await store.session("s9")
+        # who had two of them when it was killed was never done with them
+        async with session.take_updates() as updates:
+            assert [one.text for one in updates] == unread
+        assert await session.updates() == []
+
+
+async def test_monitors_are_shown_after_the_upgrade_as_they_were_left(watches: Path) -> None:
+    migrate.upgrade(watches)
+
+    async with TaskStore.connect(watches, runtime="desktop") as store:
+        found = {one.id: one for one in await (await store.session("s9")).monitors()}
+
+    assert {
+        id: (str(one.state), one.lines, one.dropped, one.unread, one.exit_status, one.armed)
+        for id, one in found.items()
+    } == {
+        "checks": ("completed", 3, 0, 0, 0, False),
+        "lint": ("failed", 1, 0, 1, 3, False),
+        "chatty": ("completed", 10, 7, 3, 0, False),
+        "watch": ("cancelled", 2, 0, 1, -9, False),
+        "slow": ("failed", 0, 0, 0, -9, False),
+        "again": ("failed", 1, 0, 1, 1, False),
+        "armed": ("completed", 1, 0, 1, 0, True),
+        "disarmed": ("completed", 0, 0, 0, 0, False),
+        "bound": ("abandoned", 1, 0, 1, None, False),
+        "restored": ("running", 2, 0, 2, None, False),
+        "tail": ("running", 2, 0, 2, None, False),
+        "follow": ("running", 1, 0, 1, None, False),
+    }
+    assert (found["lint"].spec.label, found["follow"].spec.timeout, found["chatty"].spec.keep_lines) == (
+        "the linter",
+        3600.0,
+        3,
+    )
+
+
+def test_the_view_of_live_monitors_shows_those_of_an_upgraded_file(watches: Path) -> None:
+    migrate.upgrade(watches)
+
+    shown = rows(watches, "SELECT monitor_id, process, unread_lines, owner_pid FROM live_monitors")
+    assert [tuple(row.values()) for row in shown] == [
+        ("restored", 6001, 2, 4002),
+        ("tail", 6003, 2, 4002),
+        ("follow", 6004, 1, 4002),
+    ]
+
+
+async def test_an_armed_monitor_is_started_with_its_session_after_the_upgrade_and_its_lines_go_on(
+    watches: Path,
+) -> None:
+    async with asyncio.timeout(20), working(watches, []) as store:
+        session = await store.session("s9")
+        ended = await (await session.handle("monitor:armed")).wait()
+        notes = {note.task_id: note.text for note in await session.notes()}
+        incarnations = [task for task in await store.list() if task.id == "monitor:armed"]
+
+    assert (str(ended.state), len(incarnations)) == ("completed", 3)
+    assert notes["monitor:tail"].startswith("monitor 'tail' wrote 2 lines, and was abandoned")
+    assert notes["monitor:again"] == "monitor 'again' wrote 1 line, and failed: exit status 1"
+    check_file(watches)
+
+
+def test_a_downgrade_loses_monitors_and_their_lines_and_keeps_their_tasks(watches: Path, tmp_path: Path) -> None:
+    older = copy_of("0003", tmp_path / "older")
+    like, was = contents(older), objects(older)
+    before = contents(watches, like)
+
+    migrate.downgrade(watches, "0003")
+
+    assert contents(watches, like) == before
+    assert objects(watches) == was
+    migrate.upgrade(watches)
+    assert contents(watches, like) == before
+    after = contents(watches)
+    assert (after["monitors"], after["updates"]) == ([], [])
+
+
+# --- what was pruned ------------------------------------------------------------------------------------------------
+
+
+async def test_finished_tasks_of_an_old_file_are_pruned_after_the_upgrade(older: Path, before_us: str) -> None:
+    async with asyncio.timeout(20), TaskStore(older, runtime="another") as store:
+        finished = rows(older, "SELECT task_seq FROM tasks WHERE completed_at IS NOT NULL")
+        assert (await store.prune(older_than=timedelta(days=36_500), unread=True)).tasks == 0
+        assert (await store.prune(unread=True, dry_run=True)).tasks == (report := await store.prune(unread=True)).tasks
+
+        assert report.tasks + report.needed == report.seen == len(finished)
+        assert 0 < report.tasks == len(contents(older)["tombstones"])
+    assert rows(older, "PRAGMA foreign_key_check") == []
+    check_file(older)
+
+
+async def test_a_downgrade_loses_what_was_left_of_pruned_tasks_and_nothing_else(tmp_path: Path, watches: Path) -> None:
+    older = copy_of("0004", tmp_path / "older")
+    like, was = contents(older), objects_of_ours(older)
+    async with asyncio.timeout(20), TaskStore(watches, runtime="another") as store:
+        await store.prune(unread=True)
+        with pytest.raises(TaskPruned):
+            await store.get("desktop:s1", "keyed")
+    before = contents(watches, like)
+
+    migrate.downgrade(watches, "0004")
+
+    assert contents(watches, like) == before
+    assert objects_of_ours(watches) == was
+    check_file(watches)
+    async with asyncio.timeout(20), TaskStore(watches, runtime="desktop") as store:
+        with pytest.raises(TaskNotFound):
+            await store.get("desktop:s1", "keyed")
+        # nor does anything tell of a gap
+        assert (await anext(store.events(0))).type is not EventType.PRUNED
+        task = await (await store.session("s1")).spawn(asyncio.sleep(0), id="again", idempotency_key="key of keyed")
+        assert (await task.record()).id == "again"
+
+
 # --- who does not upgrade -------------------------------------------------------------------------------------------
 
 UNWILLING: dict[str, Callable[[Path], TaskStore]] = {
@@ -991,6 +1152,9 @@ DIES_IN_THE_MIDDLE = """
         ("0002", "ALTER TABLE tasks ADD COLUMN waiting_for", "after"),
         ("0002", "CREATE INDEX signals_untaken", "before"),
         ("0002", "CREATE VIEW live_tasks", "after"),
+        ("0003", "CREATE TABLE updates", "after"),
+        ("0004", "CREATE TABLE tombstones", "after"),
+        ("0004", "CREATE VIEW live_monitors", "before"),
     ],
 )
 def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_file_row_by_row(
@@ -1014,6 +1178,7 @@ def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_file_row_by
         ("0001", "DROP TABLE inbox"),
         ("0002", "ALTER TABLE steps DROP COLUMN state"),
         ("0002", "ALTER TABLE tasks DROP COLUMN version"),
+        ("0004", "DROP TABLE tombstones"),
     ],
 )
 def test_a_process_killed_in_the_middle_of_a_downgrade_leaves_the_newer_file_row_by_row(
@@ -1030,7 +1195,9 @@ def test_a_process_killed_in_the_middle_of_a_downgrade_leaves_the_newer_file_row
     check_file(old)
 
 
-@pytest.mark.parametrize(("revision", "table"), [("0001", "handoffs"), ("0001", "signals"), ("0002", "signals")])
+@pytest.mark.parametrize(
+    ("revision", "table"), [("0001", "handoffs"), ("0001", "signals"), ("0002", "signals"), ("0004", "tombstones")]
+)
 def test_a_disk_that_is_full_in_an_upgrade_leaves_the_old_file_row_by_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str, table: str
 ) -> None:
