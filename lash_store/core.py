@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import platform
-import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,20 +169,16 @@ class Core:
 
     async def steps(self, task_seq: int) -> Sequence[StepRecord]:
         """Return what an incarnation remembers, in the order it was first noted."""
-        rows = await self.reader.rows(step_queries.STEPS, {"task_seq": task_seq})
-        return [step_queries.step_record(StepRow._make(row)) for row in rows]
+
+        def steps(tx: Transaction) -> list[Any]:
+            transitions.by_seq(tx, task_seq)
+            return tx.all(step_queries.STEPS, {"task_seq": task_seq})
+
+        return [step_queries.step_record(StepRow._make(row)) for row in await self.look(steps)]
 
     async def look(self, function: Callable[[Transaction], T]) -> T:
         """Run a function of a transaction that only reads, on one state of the file."""
-
-        def read(raw: sqlite3.Connection) -> T:
-            raw.execute("BEGIN").fetchall()
-            try:
-                return function(Transaction(raw, ""))
-            finally:
-                raw.execute("ROLLBACK").fetchall()
-
-        return await self.reader.run(read)
+        return await self.reader.look(function)
 
     async def look_back(self, function: Callable[[Transaction], T]) -> T:
         """Do the same once what cancelled callers never heard of was taken back, unless that takes long."""

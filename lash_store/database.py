@@ -278,6 +278,18 @@ class Reader:
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
 
+    async def look(self, function: Callable[[Transaction], T]) -> T:
+        """Run a function of a transaction that only reads, on one state of the file; see `rows`."""
+
+        def read(raw: sqlite3.Connection) -> T:
+            raw.execute("BEGIN").fetchall()
+            try:
+                return function(Transaction(raw, ""))
+            finally:
+                raw.execute("ROLLBACK").fetchall()
+
+        return await self.run(read)
+
     def at_once(self, sql: str) -> Any:
         """
         Return the one value of a statement that is quickly answered, on the caller's thread.

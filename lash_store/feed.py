@@ -10,13 +10,14 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from . import queries, retention_queries
-from .database import Committed, Reader
+from .database import Committed, Reader, Transaction
 from .errors import StoreClosed, StoreError
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, Scope, TaskEvent
+from .retention_queries import Gap
 from .statements import names
 
 __all__ = ["Feed", "Subscription"]
@@ -30,6 +31,18 @@ _PAGE = 500
 _NOWHERE = 2**63
 _BUFFER = 1_000
 """Events a slow subscriber may be handed directly; beyond that it pages from the table."""
+
+
+class Page(NamedTuple):
+    """
+    Events behind a cursor, oldest first, and what is missing among them.
+
+    *cursor* is where it brings its reader to: the newest event of the file if nothing more fits before it.
+    """
+
+    events: list[Committed]
+    cursor: int
+    gap: Gap | None
 
 
 class Feed:
@@ -172,15 +185,18 @@ class Feed:
         if self._waiters:
             for event in events:
                 if event.task_seq in self._waiters and event.type in TERMINAL_EVENTS:
-                    for waiter in self._waiters[event.task_seq]:
-                        if not waiter.done():
-                            waiter.set_result(event.task)
+                    self._wake_waiters(event.task_seq, event.task)
         if self._receivers:
             for event in events:
                 if event.task_seq in self._receivers and event.type == EventType.SIGNALLED:
                     self.wake_receivers(event.task_seq)
         for subscription in self._subscriptions:
             subscription.offer(events)
+
+    def _wake_waiters(self, task_seq: int, task: Task | None) -> None:
+        for waiter in self._waiters.get(task_seq, ()):
+            if not waiter.done():
+                waiter.set_result(task)
 
     async def _look(self) -> None:
         behind = False
@@ -199,7 +215,16 @@ class Feed:
 
     async def _catch_up(self) -> None:
         """Publish what is in the table beyond what was seen, a page at a time."""
-        while page := await self.page(self._from(), {}):
+        while True:
+            after = self._from()
+            page = await self.page(after, {})
+            # read behind the page: of what was taken away before that, the page has no end
+            until = page[-1].seq if len(page) == _PAGE else _NOWHERE - 1
+            for (task_seq,) in await self._reader.rows(retention_queries.ENDS_PRUNED, {"after": after, "until": until}):
+                self._on_end(task_seq)
+                self._wake_waiters(task_seq, None)
+            if not page:
+                break
             for event in page:
                 if event.type in TERMINAL_EVENTS and event.task_seq is not None:
                     self._on_end(event.task_seq)
@@ -226,22 +251,20 @@ class Feed:
         rows = await self._reader.rows(sql, {"after": after, "limit": _PAGE, **chosen})
         return [Committed._make((*row, None, None)) for row in rows]
 
-    async def rows(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
-        """Return every row of a statement."""
-        return await self._reader.rows(sql, parameters)
-
-    async def page_to_head(self, after: int, chosen: dict[str, Any]) -> tuple[list[Committed], int]:
-        """Return one page, and the cursor it brings its reader to: the newest event if nothing more fits before it."""
+    async def page_to_head(self, after: int, chosen: dict[str, Any], told: int) -> Page:
+        """Return what follows a cursor in one state of the file; what is missing up to *told* is known."""
         sql = queries.events_page(frozenset({"after", "until", *chosen}))
+        of = {"scope": chosen.get("scope"), "task_seq": chosen.get("task_seq")}
 
-        def read(raw: sqlite3.Connection) -> tuple[list[Any], int]:
-            head = raw.execute(queries.LAST_SEQ, {}).fetchall()[0][0]
-            return raw.execute(sql, {"after": after, "until": head, "limit": _PAGE, **chosen}).fetchall(), head
+        def read(tx: Transaction) -> tuple[list[Any], int, Gap | None]:
+            head = tx.all(queries.LAST_SEQ, {})[0][0]
+            gap = retention_queries.gap_after(tx, max(after, told), **of)
+            return tx.all(sql, {"after": after, "until": head, "limit": _PAGE, **chosen}), head, gap
 
-        rows, head = await self._reader.run(read)
+        rows, head, gap = await self._reader.look(read)
         self.head = max(self.head, head)
         cursor = rows[-1][0] if len(rows) == _PAGE else max(after, head)
-        return [Committed._make((*row, None, None)) for row in rows], cursor
+        return Page([Committed._make((*row, None, None)) for row in rows], cursor, gap)
 
     def subscribe(
         self,
@@ -280,7 +303,8 @@ class Subscription(AsyncIterator[TaskEvent]):
     Every committed event after a cursor, in ``seq`` order, without loss or duplicate, for ever.
 
     Where events behind the cursor were pruned, one of type ``pruned`` comes first, whatever the types: its ``seq`` is the cursor,
-    its data the range (``first_seq``, ``last_seq``) in which some are missing, its scope that of the filter or of the newest.
+    its data the range (``first_seq``, ``last_seq``) in which some are missing, or may be when it is read; its scope that of the
+    filter or of the newest.
 
     Memory is bounded: events are handed over directly only while they follow the cursor without a hole, else paged from the
     table. It ends when the store closes, and raises what stopped it otherwise.
@@ -329,32 +353,33 @@ class Subscription(AsyncIterator[TaskEvent]):
                     raise StopAsyncIteration
                 raise self._feed.error
             if self._cursor < self._feed.head:
-                if (pruned := await self._pruned()) is not None:
-                    return pruned
-                page, self._cursor = await self._feed.page_to_head(self._cursor, self._chosen)
-                self._paged.extend(page)
+                page = await self._feed.page_to_head(self._cursor, self._chosen, self._told)
+                missing = None if page.gap is None else self._pruned(page.gap)
+                self._paged.extend(page.events)
+                self._cursor = page.cursor
+                if missing is not None:
+                    return missing
                 continue
             self.wake.clear()
             await self._feed.sleep(self.wake)
 
-    async def _pruned(self) -> TaskEvent | None:
-        """Say once, before what is left, that events behind the cursor were pruned; what is in a range that was told is known."""
-        scope = self._scope
-        wanted = {"after": max(self._cursor, self._told), "scope": scope, "task_seq": self._task_seq}
-        first, last, at, newest_scope = (await self._feed.rows(retention_queries.PRUNED_AFTER, wanted))[0]
-        if last is None:
-            return None
-        self._told = last
+    def _pruned(self, gap: Gap) -> TaskEvent:
+        """
+        Say, before what is left, that events behind the cursor were pruned.
+
+        The range begins at the cursor: what is pruned of it later was told, too.
+        """
+        self._told = gap.last_event
         return TaskEvent(
             seq=self._cursor,
             task_seq=None,
-            scope=Scope.parse(scope or newest_scope),
+            scope=Scope.parse(gap.scope),
             from_scope=None,
             task_id=None,
             attempt=None,
             type=EventType.PRUNED,
-            at=datetime.fromisoformat(at),
-            data={"first_seq": max(first, self._cursor + 1), "last_seq": last},
+            at=datetime.fromisoformat(gap.pruned_at),
+            data={"first_seq": self._cursor + 1, "last_seq": gap.last_event},
         )
 
     async def one(self) -> None:

@@ -27,10 +27,9 @@ _OURS: Final = frozenset(
         *TRIGGERS,
         *VIEWS,
         VERSION_TABLE,
-        "tombstones",
     }
 )
-"""Names that are the store's, also one it will have."""
+"""Names that are the store's."""
 
 _MARK: Final = "/* guest */ "
 

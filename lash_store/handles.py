@@ -91,7 +91,8 @@ class TaskHandle:
 
         Raises:
             InvalidId: not the form that `to_json` gives.
-            HandleNotVisible: the session has no such handle (any more).
+            TaskPruned: it owned a task that is not in the file any more.
+            HandleNotVisible: the session has no such handle, or not any more; an observer's goes with its task.
         """
         if isinstance(value, str):
             value = _parsed(value)
@@ -190,7 +191,12 @@ class TaskHandle:
         return Transition(record=queries.task_record(outcome.task), verdict=outcome.verdict)
 
     async def steps(self) -> Sequence[StepRecord]:
-        """Return what this incarnation remembers, in the order it was first noted: its checkpoint, its steps and its sleeps."""
+        """
+        Return what this incarnation remembers, in the order it was first noted: its checkpoint, its steps and its sleeps.
+
+        Raises:
+            TaskPruned: it is not in the file any more.
+        """
         return await self._core.steps(self.task_seq)
 
     async def events(self) -> AsyncIterator[TaskEvent]:

@@ -170,13 +170,15 @@ def _counts(seen: Visible, *, owned: bool, read_too: bool) -> bool:
 
 
 def look_up(tx: Transaction, scope: Scope, reference: str) -> Visible | None:
-    """Return what a handle's id or a task's id names in a session, if it names anything."""
+    """Return what a handle's id or a task's id names in a session, if it names anything; an id, its newest incarnation."""
     if reference.startswith("h-"):
         handle = session_queries.handle_by_id(tx, reference)
         if handle is None or handle.scope != str(scope):
             return None
         return Visible(transitions.by_seq(tx, handle.task_seq), handle)
     task = queries.task_by_id(tx, str(scope), reference)
+    if task is not None and task.is_terminal and transitions.newest_left(tx, scope, reference, task) is not None:
+        return None
     return None if task is None else Visible(task, session_queries.owner_handle(tx, task.task_seq))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from . import families
 from . import retention_queries as queries
 from .database import Reader, Transaction, utc_text
-from .errors import StoreError
 from .retention_models import Progress, PruneReport, Retention
 from .writer import Writer
 
@@ -19,8 +20,11 @@ __all__ = ["Pruner", "prune"]
 
 log = logging.getLogger(__name__)
 
-_TASKS, _EVENTS, _LOOKED_AT = 100, 2_000, 5_000
-"""How much one transaction takes away at most, but for one task with more events than that; and how many numbers it looks at."""
+_TASKS, _EVENTS, _LOOKED_AT, _FAMILIES = 100, 2_000, 5_000, 100
+"""
+How much one transaction takes away at most, but for one task with more events than that; how many numbers it looks at, and at how
+many families.
+"""
 
 _PAGES = 256
 """How many free pages one transaction gives back."""
@@ -39,6 +43,12 @@ class _Part:
     seen: int = 0
     unread: int = 0
     needed: int = 0
+    has_notes: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take away."""
+        return not self.tasks and not self.has_notes
 
 
 async def prune(
@@ -52,22 +62,24 @@ async def prune(
     before = None
     if wanted.older_than is not None:
         before = utc_text(max(0.0, datetime.now(UTC).timestamp() - wanted.older_than.total_seconds()))
+    # what this process has read is noted before anything is looked at
+    await writer.run(lambda _tx: None)
     newest = int((await reader.rows(queries.NEWEST_TASK, {}))[0][0])
     kept = None
     if wanted.keep_last:
         kept = dict(await reader.rows(queries.LAST_KEPT, {"keep_last": wanted.keep_last}))
 
-    def part(tx: Transaction, after: int) -> _Part:
-        return _prune(tx, after, newest, wanted, before, kept, is_dry=dry_run)
+    def part(tx: Transaction, after: int, *, is_dry: bool) -> _Part:
+        return _prune(tx, after, newest, wanted, before, kept, is_dry=is_dry)
 
     report = PruneReport(newest_seq=newest)
     while report.task_seq < newest:
         began = time.monotonic()
         after = report.task_seq
-        if dry_run:
-            done = await reader.run(lambda raw, after=after: part(Transaction(raw, ""), after))  # type: ignore[misc]
-        else:
-            done = await writer.run(lambda tx, after=after: part(tx, after))  # type: ignore[misc]
+        # what needs no change needs no lock
+        done = await reader.look(functools.partial(part, after=after, is_dry=True))
+        if not dry_run and not done.is_empty:
+            done = await writer.run(functools.partial(part, after=after, is_dry=False))
         report = PruneReport(
             tasks=report.tasks + done.tasks,
             events=report.events + done.events,
@@ -106,9 +118,10 @@ def _prune(
         scopes=None if wanted.sessions is None else [str(scope) for scope in wanted.sessions],
     )
     chosen: list[queries.Candidate] = []
-    events = seen = unread = needed = 0
+    events = seen = unread = needed = families_seen = 0
     for one in found:
-        if chosen and (len(chosen) == _TASKS or events + one.events > _EVENTS):
+        is_full = len(chosen) == _TASKS or (chosen and events + one.events > _EVENTS)
+        if is_full or families_seen == _FAMILIES:
             # what has been looked at is done; the rest is for the next
             until = one.task_seq - 1
             break
@@ -117,14 +130,19 @@ def _prune(
         seen += 1
         if not one.is_read and not wanted.unread:
             unread += 1
-        elif _is_needed(tx, one):
+            continue
+        families_seen += one.may_have_family
+        if _is_needed(tx, one):
             needed += 1
         else:
             chosen.append(one)
             events += one.events
-    if chosen and not is_dry:
-        queries.bury(tx, chosen)
-    return _Part(until, len(chosen), events, seen, unread, needed)
+    if not is_dry:
+        if chosen:
+            queries.bury(tx, chosen)
+        queries.sweep_notes(tx, after, until)
+    has_notes = is_dry and queries.has_notes_left(tx, after, until)
+    return _Part(until, len(chosen), events, seen, unread, needed, has_notes)
 
 
 def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | None) -> bool:
@@ -137,7 +155,7 @@ def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | Non
 def _is_needed(tx: Transaction, one: queries.Candidate) -> bool:
     if one.is_armed or one.parent_lives:
         return True
-    return bool(one.has_children or one.child_session_id is not None) and queries.lives_on(tx, one.task_seq)
+    return one.may_have_family and bool(families.live_descendants(tx, one.task_seq))
 
 
 async def _give_back(writer: Writer, reader: Reader, report: PruneReport, progress: Progress | None) -> PruneReport:
@@ -180,7 +198,7 @@ class Pruner:
                 report = await prune(self._writer, self._reader, self._wanted)
                 if report.tasks:
                     log.info("pruned", extra=report.model_dump())
-            except StoreError:
+            except Exception:
                 # the file is busy or full, or the store stops: the next time will do
                 log.warning("prune_failed", exc_info=True)
             await asyncio.sleep(self._wanted.every)

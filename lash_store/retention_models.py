@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Self
 
@@ -57,12 +57,20 @@ class Retention(BaseModel):
             raise ValueError(f"what is {', '.join(live)} is live, and never pruned")
         return given
 
+    @field_validator("states", "sessions", mode="before")
+    @classmethod
+    def _are_several(cls, given: object) -> object:
+        """Take any collection; what is in it is validated after. One text is none."""
+        if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+            return given
+        return [*given]
+
     @field_validator("sessions", mode="before")
     @classmethod
-    def _read_sessions(cls, given: object) -> object:
-        if isinstance(given, str) or not isinstance(given, Iterable):
+    def _are_scopes(cls, given: object) -> object:
+        if not isinstance(given, list):
             return given
-        return frozenset(Scope.parse(one) if isinstance(one, str) else one for one in given)
+        return [Scope.parse(one) if isinstance(one, str) else one for one in given]
 
     @classmethod
     def of(cls, **given: object) -> Self:

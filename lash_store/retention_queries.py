@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    Integer,
     Text,
     and_,
     bindparam,
@@ -15,9 +14,9 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal_column,
     or_,
     select,
+    union_all,
 )
 
 from .database import Transaction
@@ -50,6 +49,11 @@ class Candidate(NamedTuple):
     first_event: int
     last_event: int
     events: int
+
+    @property
+    def may_have_family(self) -> bool:
+        """Whether anything may descend from it."""
+        return bool(self.has_children) or self.child_session_id is not None
 
 
 _parents, _children, _owned = tasks.alias("parents"), tasks.alias("children"), handles.alias("owned")
@@ -105,7 +109,16 @@ _CANDIDATES = sql(
     .order_by(tasks.c.task_seq)
 )
 
-NEWEST_TASK = sql(select(func.coalesce(func.max(tasks.c.task_seq), ZERO)))
+NEWEST_TASK = sql(
+    select(
+        func.max(
+            *(
+                func.coalesce(select(func.max(table.c.task_seq)).scalar_subquery(), ZERO)
+                for table in (tasks, tombstones)
+            )
+        )
+    )
+)
 
 _ranked = (
     select(
@@ -118,26 +131,6 @@ _ranked = (
 )
 LAST_KEPT = sql(select(_ranked.c.scope, _ranked.c.task_seq).where(_ranked.c.place == bindparam("keep_last")))
 """The oldest of the finished tasks that each session keeps; one with fewer keeps all."""
-
-_descendants = (
-    select(tasks.c.task_seq, tasks.c.scope, tasks.c.child_session_id, tasks.c.completed_at)
-    .where(tasks.c.task_seq == bindparam("task_seq"))
-    .cte("descendants", recursive=True)
-)
-_runtime = func.substr(_descendants.c.scope, literal_column("1"), func.instr(_descendants.c.scope, word(":")))
-_descendants = _descendants.union(
-    select(tasks.c.task_seq, tasks.c.scope, tasks.c.child_session_id, tasks.c.completed_at).where(
-        or_(
-            tasks.c.parent_seq == _descendants.c.task_seq,
-            and_(
-                _descendants.c.child_session_id.is_not(None),
-                tasks.c.scope == _runtime + _descendants.c.child_session_id,
-            ),
-        )
-    )
-)
-_LIVES_ON = sql(select(func.count()).select_from(_descendants).where(_descendants.c.completed_at.is_(None)))
-"""How much of a task's family lives, by parents and by the sessions of its sub-agents, at any depth: a cancel must reach it."""
 
 
 def candidates(
@@ -158,12 +151,6 @@ def candidates(
         "scopes": None if scopes is None else names(scopes),
     }
     return [Candidate._make(row) for row in tx.all(_CANDIDATES, wanted)]
-
-
-def lives_on(tx: Transaction, task_seq: int) -> bool:
-    """Say whether anything that descends from a task is live."""
-    found = tx.one(_LIVES_ON, {"task_seq": task_seq})
-    return bool(found and found[0])
 
 
 # --- taking it away -------------------------------------------------------------------------------------------------
@@ -189,6 +176,27 @@ _FREE_BYTES = sql(
     .values(update_bytes=func.max(ZERO, sessions.c.update_bytes - bindparam("fewer")))
 )
 
+_SCOPES = [
+    select(scope.label("scope"), func.max(events.c.seq).label("newest"))
+    .where(values(events.c.task_seq, "task_seqs"), scope.is_not(None))
+    .group_by(scope)
+    for scope in (events.c.scope, events.c.from_scope)
+]
+_NEWEST_PRUNED = sql(union_all(*_SCOPES))
+_MARK_PRUNED = sql(
+    sessions.update()
+    .where(sessions.c.scope == bindparam("key_scope"))
+    .values(pruned_event=func.max(sessions.c.pruned_event, bindparam("newest")), pruned_at=bindparam("at"))
+)
+_IS_LEFT = and_(
+    inbox.c.task_seq > bindparam("after"),
+    inbox.c.task_seq <= bindparam("until"),
+    inbox.c.acknowledged_at.is_not(None),
+    ~exists().where(tasks.c.task_seq == inbox.c.task_seq),
+)
+_NOTES_LEFT = sql(delete(inbox).where(_IS_LEFT))
+_HAS_NOTES_LEFT = sql(select(exists().where(_IS_LEFT)))
+
 
 def bury(tx: Transaction, chosen: Sequence[Candidate]) -> None:
     """Take tasks away with everything of theirs, but notes nobody has read, and leave a tombstone of each."""
@@ -198,8 +206,20 @@ def bury(tx: Transaction, chosen: Sequence[Candidate]) -> None:
         tx.one(_INSERT_TOMBSTONE, {**columns, "pruned_at": tx.now})
     for scope, fewer in tx.all(_KEPT_BYTES, these):
         tx.one(_FREE_BYTES, {"key_scope": scope, "fewer": fewer})
+    for scope, newest in tx.all(_NEWEST_PRUNED, these):
+        tx.one(_MARK_PRUNED, {"key_scope": scope, "newest": newest, "at": tx.now})
     for deletion in _DELETIONS:
         tx.all(deletion, these)
+
+
+def has_notes_left(tx: Transaction, after: int, until: int) -> bool:
+    """Say whether `sweep_notes` would take any away."""
+    return tx.one(_HAS_NOTES_LEFT, {"after": after, "until": until}) == (1,)
+
+
+def sweep_notes(tx: Transaction, after: int, until: int) -> None:
+    """Take away the notes that were read after their task, of a range of ``task_seq``, was pruned."""
+    tx.all(_NOTES_LEFT, {"after": after, "until": until})
 
 
 def free_pages(tx: Transaction, pages: int) -> int:
@@ -248,22 +268,47 @@ _BY_KEY = sql(
 )
 _BY_HANDLE = sql(_TOMBSTONE.where(tombstones.c.handle_id == bindparam("handle_id")))
 
-PRUNED_AFTER = sql(
-    select(
-        func.min(tombstones.c.first_event),
-        func.max(tombstones.c.last_event),
-        func.max(tombstones.c.pruned_at),
-        func.max(tombstones.c.scope),
-    ).where(
-        tombstones.c.last_event > bindparam("after"),
-        or_(bindparam("scope", type_=Text).is_(None), tombstones.c.scope == bindparam("scope", type_=Text)),
-        or_(
-            bindparam("task_seq", type_=Integer).is_(None),
-            tombstones.c.task_seq == bindparam("task_seq", type_=Integer),
-        ),
+_PRUNED = select(tombstones.c.last_event, tombstones.c.pruned_at, tombstones.c.scope)
+_PRUNED_AFTER = sql(
+    _PRUNED.where(tombstones.c.last_event > bindparam("after"))
+    .order_by(tombstones.c.last_event.desc())
+    .limit(ONE)
+    .offset(ZERO)
+)
+_PRUNED_OF_TASK = sql(
+    _PRUNED.where(tombstones.c.task_seq == bindparam("task_seq"), tombstones.c.last_event > bindparam("after"))
+)
+_PRUNED_OF_SESSION = sql(
+    select(sessions.c.pruned_event, sessions.c.pruned_at, sessions.c.scope).where(
+        sessions.c.scope == bindparam("scope"), sessions.c.pruned_event > bindparam("after")
     )
 )
-"""The range in which events behind a cursor are missing, and since when; nothing but a look at an index, if none are."""
+
+ENDS_PRUNED = sql(
+    select(tombstones.c.task_seq).where(
+        tombstones.c.last_event > bindparam("after"), tombstones.c.last_event <= bindparam("until")
+    )
+)
+"""The tasks whose end was among the events of a range, and was taken away."""
+
+
+class Gap(NamedTuple):
+    """The newest of the events that are missing behind a cursor, when it was taken away, and whose it was."""
+
+    last_event: int
+    pruned_at: str
+    scope: str
+
+
+def gap_after(tx: Transaction, after: int, *, scope: str | None, task_seq: int | None) -> Gap | None:
+    """Say what was taken away of the events behind a cursor, of one session, one task or all; one look at an index."""
+    if task_seq is not None:
+        row = tx.one(_PRUNED_OF_TASK, {"after": after, "task_seq": task_seq})
+    elif scope is not None:
+        row = tx.one(_PRUNED_OF_SESSION, {"after": after, "scope": scope})
+    else:
+        row = tx.one(_PRUNED_AFTER, {"after": after})
+    return None if row is None else Gap._make(row)
 
 
 def _tombstone(row: Sequence[Any] | None) -> Tombstone | None:

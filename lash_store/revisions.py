@@ -193,11 +193,14 @@ _EMPTY = Shape(frozenset(), {})
 @functools.cache
 def shapes() -> Mapping[str, Shape]:
     """Return the shape of every revision, as a trial of the scripts in memory made it."""
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+
     found = {BASE: _EMPTY}
-    with _alembic, memory() as (raw, connection):
-        raw.execute(MAKE_VERSION_TABLE).fetchall()
-        for script in known():
-            bring(connection, script.revision)
+    # not through an environment: Alembic's own command may have one open, and there is only one at a time
+    with _alembic, memory() as (raw, connection), Operations.context(MigrationContext.configure(connection)):
+        for script in reversed([*_directory().walk_revisions()]):
+            script.module.upgrade()
             found[script.revision] = read_shape(raw)
     return found
 

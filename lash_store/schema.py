@@ -77,6 +77,8 @@ sessions = Table(
     Column("reopened_amid", Text, _json("reopened_amid")),
     Column("updates_claim", Text, _json("updates_claim")),
     Column("update_bytes", Integer, nullable=False, server_default=text("0")),
+    Column("pruned_event", Integer, nullable=False, server_default=text("0")),
+    Column("pruned_at", Text),
     UniqueConstraint("scope", name="sessions_scope"),
     CheckConstraint("scope = runtime || ':' || session_id", name="scope_parts"),
     CheckConstraint("instr(runtime, ':') = 0", name="runtime"),

@@ -625,6 +625,7 @@ class SessionTasks:
         if isinstance(parent, TaskHandle):
             row = session_queries.handle_by_id(tx, parent.handle_id)
             if row is None:
+                transitions.refuse_pruned(retention_queries.tombstone_by_seq(tx, parent.task_seq))
                 raise transitions.task_not_found(self._scope, parent.handle_id)
             parent = row.task_seq
         return replace(new, parent_seq=parent if isinstance(parent, int) else self._see(tx, parent).task.task_seq)

@@ -582,13 +582,27 @@ class TaskStore:
         return await self._open.count(filter or TaskFilter())
 
     async def steps(self, task_seq: int) -> Sequence[StepRecord]:
-        """Return what one incarnation remembers, in the order it was first noted; see `TaskHandle.steps`."""
+        """
+        Return what one incarnation remembers, in the order it was first noted; see `TaskHandle.steps`.
+
+        Raises:
+            TaskNotFound, TaskPruned: the file has no such incarnation, or not any more.
+        """
         return await self._open.steps(task_seq)
 
     async def updates(self, task_seq: int) -> Sequence[MonitorUpdate]:
-        """Return the lines that are kept of what one incarnation of a monitor wrote, oldest first; read ones, too."""
-        rows = await self._open.reader.rows(monitor_queries.UPDATES_OF_TASK, {"task_seq": task_seq})
-        return [monitor_queries.update_record(row) for row in rows]
+        """
+        Return the lines that are kept of what one incarnation of a monitor wrote, oldest first; read ones, too.
+
+        Raises:
+            TaskNotFound, TaskPruned: the file has no such incarnation, or not any more.
+        """
+
+        def updates(tx: Transaction) -> list[Any]:
+            transitions.by_seq(tx, task_seq)
+            return tx.all(monitor_queries.UPDATES_OF_TASK, {"task_seq": task_seq})
+
+        return [monitor_queries.update_record(row) for row in await self._open.look(updates)]
 
     def events(
         self,
@@ -701,6 +715,7 @@ class TaskStore:
 
         Raises:
             ValueError: an argument without sense.
+            UnknownSession: one of the sessions is not in this file.
             StoreReadOnly: this store only reads.
         """
         core = self._open
@@ -708,11 +723,13 @@ class TaskStore:
         wanted = Retention.of(
             older_than=older_than,
             keep_last=keep_last,
-            states=states if states is None else frozenset(states),
-            sessions=None if sessions is None else frozenset(as_scope(one) for one in sessions),
+            states=states,
+            sessions=_named(sessions),
             before_cursor=before_cursor,
             unread=unread,
         )
+        for scope in wanted.sessions or ():
+            await core.check_session(scope)
         return await retention.prune(writer, core.reader, wanted, progress, dry_run=dry_run)
 
     async def abandon_owner(self, owner_id: int, reason: str) -> RecoveryReport:
@@ -751,6 +768,13 @@ async def _whole(task: asyncio.Task[None]) -> None:
         _ = task.cancelled() or task.exception()
         raise cancelled
     await task
+
+
+def _named(sessions: object) -> object:
+    """Put scopes in the place of sessions, if there are several."""
+    if isinstance(sessions, str) or not isinstance(sessions, Iterable):
+        return sessions
+    return [one.scope if isinstance(one, SessionTasks) else one for one in sessions]
 
 
 def _check_head(revision: str | None, path: Path) -> None:

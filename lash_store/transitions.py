@@ -114,14 +114,18 @@ def find(tx: Transaction, scope: Scope, task_id: str) -> Task:
     """
     task = queries.task_by_id(tx, str(scope), task_id)
     if task is None or task.is_terminal:
-        left = retention_queries.tombstone_by_id(tx, str(scope), task_id)
-        if left is not None and (task is None or task.task_seq < left.task_seq):
-            refuse_pruned(left)
+        refuse_pruned(newest_left(tx, scope, task_id, task))
     if task is not None:
         return task
     if session_queries.session(tx, str(scope)) is None:
         raise unknown_session(scope)
     raise task_not_found(scope, task_id)
+
+
+def newest_left(tx: Transaction, scope: Scope, task_id: str, task: Task | None) -> Tombstone | None:
+    """Return what is left of an id's newest incarnation, if that was pruned; *task* is the newest that is there."""
+    left = retention_queries.tombstone_by_id(tx, str(scope), task_id)
+    return left if left is not None and (task is None or task.task_seq < left.task_seq) else None
 
 
 def open_session_row(tx: Transaction, scope: Scope) -> SessionRow:

@@ -33,6 +33,9 @@ CREATE TABLE tombstones (
     "CREATE INDEX tombstones_handle ON tombstones (handle_id) WHERE handle_id IS NOT NULL",
     "CREATE INDEX tombstones_id ON tombstones (scope, id)",
     "CREATE INDEX tombstones_key ON tombstones (scope, idempotency_key) WHERE idempotency_key IS NOT NULL",
+    # the newest event of the session that was taken away
+    "ALTER TABLE sessions ADD COLUMN pruned_event INTEGER DEFAULT 0 NOT NULL",
+    "ALTER TABLE sessions ADD COLUMN pruned_at TEXT",
     # when a task is taken away, SQLite looks for its handles
     "CREATE INDEX handles_task ON handles (task_seq)",
     """
@@ -52,6 +55,8 @@ ORDER BY +t.task_seq
 UNDO = (
     "DROP VIEW live_monitors",
     "DROP TABLE tombstones",
+    "ALTER TABLE sessions DROP COLUMN pruned_at",
+    "ALTER TABLE sessions DROP COLUMN pruned_event",
     "DROP INDEX handles_task",
 )
 

@@ -1028,24 +1028,29 @@ STEP_CHANGES = {
 
 RETENTION_LOOK_UPS = {
     "the newest task": retention_queries.NEWEST_TASK,
-    "whether a family lives on": retention_queries._LIVES_ON,
     "what is left of a task by its number": retention_queries._BY_SEQ,
     "what is left of a task by its id": retention_queries._BY_ID,
     "what is left of a task by its key": retention_queries._BY_KEY,
     "what is left of a task by its handle": retention_queries._BY_HANDLE,
+    "what is missing of everything": retention_queries._PRUNED_AFTER,
+    "what is missing of a task": retention_queries._PRUNED_OF_TASK,
+    "what is missing of a session": retention_queries._PRUNED_OF_SESSION,
+    "whose end is missing": retention_queries.ENDS_PRUNED,
 }
 
 RETENTION_CHANGES = {
     "how much lines take of a session": retention_queries._KEPT_BYTES,
     "lines take less of a session": retention_queries._FREE_BYTES,
+    "what goes of each session": retention_queries._NEWEST_PRUNED,
+    "a session is told what went": retention_queries._MARK_PRUNED,
     **{sql.split()[2] + " go": sql for sql in retention_queries._DELETIONS},
 }
 
 # what is asked for is all there is: every note of a session, every session whose notes are being read or that has an id
 WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS", "_RELEASE_CLAIMS", "SCOPES_OF_ID"}
 
-# a range of numbers; the gaps behind a cursor; once a prune, what each session keeps
-RANGES = {"_CANDIDATES", "PRUNED_AFTER", "LAST_KEPT"}
+# a range of numbers; once a prune, what each session keeps
+RANGES = {"_CANDIDATES", "LAST_KEPT", "_NOTES_LEFT", "_HAS_NOTES_LEFT"}
 
 LOOK_UPS = {
     "a live task by its id": queries.LIVE_TASK_BY_ID,
@@ -1189,17 +1194,20 @@ def test_tasks_are_taken_away_in_time_in_proportion_to_them(long: sqlite3.Connec
 
 
 def test_a_cursor_behind_which_nothing_was_pruned_learns_that_from_an_index(long: sqlite3.Connection) -> None:
-    wanted = {"after": 0, "scope": None, "task_seq": None}
+    tx = Transaction(long, AT)
 
-    [step] = plan(long, retention_queries.PRUNED_AFTER)
-    assert "USING INDEX tombstones_events (last_event>?)" in step
-    assert steps_of(long, lambda: long.execute(retention_queries.PRUNED_AFTER, wanted).fetchall()) < 500
+    for of in ({"scope": None, "task_seq": None}, {"scope": "desktop:s1", "task_seq": None}):
+        assert retention_queries.gap_after(tx, 0, **of) is None
+        assert steps_of(long, lambda of=of: retention_queries.gap_after(tx, 0, **of)) < 500  # type: ignore[misc]
+    [step] = plan(long, retention_queries.ENDS_PRUNED)
+    assert "tombstones_events (last_event>? AND last_event<?)" in step
 
 
 def test_who_follows_one_task_does_not_walk_through_what_is_left_of_others(long: sqlite3.Connection) -> None:
-    wanted = {"after": -(10**9), "scope": None, "task_seq": HISTORY}
+    tx = Transaction(long, AT)
 
-    assert steps_of(long, lambda: long.execute(retention_queries.PRUNED_AFTER, wanted).fetchall()) < FLAT
+    for of in ({"scope": None, "task_seq": HISTORY}, {"scope": None, "task_seq": None}):
+        assert steps_of(long, lambda of=of: retention_queries.gap_after(tx, -(10**9), **of)) < 500  # type: ignore[misc]
 
 
 def test_whether_an_agent_is_needed_is_found_without_the_history_of_its_session(
@@ -1209,8 +1217,8 @@ def test_whether_an_agent_is_needed_is_found_without_the_history_of_its_session(
     agent = insert(long, "tasks", {**task_row, **ended, "scope": "desktop:s2", "id": "agent", "child_session_id": "s1"})
     tx = Transaction(long, AT)
 
-    assert retention_queries.lives_on(tx, agent)
-    assert steps_of(long, lambda: retention_queries.lives_on(tx, agent)) < FLAT
+    assert families.live_descendants(tx, agent)
+    assert steps_of(long, lambda: families.live_descendants(tx, agent)) < FLAT
 
 
 @pytest.mark.parametrize(
