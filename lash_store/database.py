@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sqlite3
 import threading
 import time
@@ -19,6 +20,7 @@ from .errors import (
     CommitInDoubt,
     NotAStore,
     SchemaTooNew,
+    SchemaTooOld,
     StorageBusy,
     StorageCorrupt,
     StorageError,
@@ -135,7 +137,7 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
     Opening waits for a sibling that is closing the file or recovering its ``-wal``: both shut others out for a moment. Open, a
     writer waits for no lock by itself: the writer's own retry is fairer than SQLite's busy handler.
     """
-    access = "rw" if mode == "write" else "ro"
+    access = "rw" if mode == "write" else "ro&immutable=1" if _is_alone(path) else "ro"
     uri = f"file:{quote(str(path))}?mode={access}"
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, cached_statements=256
@@ -156,6 +158,17 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
         connection.close()
         raise
     return connection
+
+
+def _is_alone(path: Path) -> bool:
+    """
+    Whether a file is a stopped one in a folder where nothing may be made.
+
+    SQLite makes a ``-shm`` to read a file in WAL mode; this one it can only read as one that nobody changes.
+    """
+    wal, shm = Path(f"{path}-wal"), Path(f"{path}-shm")
+    is_stopped = not shm.exists() and not (wal.exists() and wal.stat().st_size)
+    return is_stopped and not os.access(path.parent, os.W_OK)
 
 
 class Connection(aiosqlite.Connection):
@@ -383,6 +396,21 @@ def check_revision(revision: str | None, path: Path) -> None:
         raise SchemaTooNew(
             f"{path} is at revision {revision}, this lash_store knows {HEAD}: upgrade the package; nothing was changed"
         )
+
+
+def refuse_older(
+    revision: str | None,
+    path: Path,
+    advice: str = "open it once with TaskStore to upgrade it, or run lash-store upgrade",
+) -> None:
+    """
+    Refuse a file that is not at head, and say what to do.
+
+    Raises:
+        SchemaTooOld: it is older.
+    """
+    if revision != HEAD:
+        raise SchemaTooOld(f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: {advice}")
 
 
 def probe(path: Path) -> str | None:

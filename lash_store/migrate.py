@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import additions, copies, database, guards, revisions
-from .errors import SchemaError, SchemaTooOld, StorageCorrupt
+from .errors import SchemaError, StorageCorrupt
 from .identity import HEAD
 from .models import SchemaChange
 from .owners import open_beside
@@ -45,21 +45,10 @@ def prepare(path: Path, willingness: Willingness = "auto", *, backup: bool = Tru
         NotAStore, SchemaTooNew, SchemaTooOld, StorageCorrupt: refused, with the file as it was.
     """
     if willingness == "refuse" and guards.check_target(path, writing=True) and database.has_content(path):
-        refuse_older(database.probe(path), path, f"run: lash-store upgrade --db {shlex.quote(str(path))}")
+        database.refuse_older(database.probe(path), path, f"run: lash-store upgrade --db {shlex.quote(str(path))}")
     done = upgrade(path, backup=backup)
     guards.make_private(path)
     return done
-
-
-def refuse_older(revision: str | None, path: Path, advice: str) -> None:
-    """
-    Refuse a file that is not at head, and say what to do.
-
-    Raises:
-        SchemaTooOld: it is older.
-    """
-    if revision != HEAD:
-        raise SchemaTooOld(f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: {advice}")
 
 
 def make(path: Path, fill: Callable[[Path], None]) -> None:

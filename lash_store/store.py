@@ -779,7 +779,7 @@ def _named(sessions: object) -> object:
 
 def _check_head(revision: str | None, path: Path) -> None:
     database.check_revision(revision, path)
-    migrate.refuse_older(revision, path, "open it once with TaskStore to upgrade it, or run lash-store upgrade")
+    database.refuse_older(revision, path)
 
 
 # --- the owner's own row --------------------------------------------------------------------------------------------

@@ -82,11 +82,11 @@ def ask(path: str, asked: Query, values: Mapping[str, object]) -> Answer:
     Raises:
         NotAStore, SchemaTooNew, SchemaTooOld, StorageError: the file cannot be read.
     """
-    from .plain import reading
+    from .snapshot import looking
 
-    with reading(path, at_head=True) as file:
-        cursor = file.connection.execute(asked.sql, values)
-        return Answer(tuple(column[0] for column in cursor.description), cursor.fetchall())
+    with looking(path) as file:
+        columns, rows = file.answer(asked.sql, values)
+        return Answer(tuple(columns), rows)
 
 
 # --- what was asked --------------------------------------------------------------------------------------------------

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from .options import ENV_DB, chosen_db, db_option, json_option
 from .output import safe, write_json_array
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
 
 __all__ = ["schema"]
 
@@ -49,10 +51,10 @@ def schema(ctx: click.Context, as_json: bool) -> None:
     """
     path = chosen_db(ctx) or os.environ.get(ENV_DB)
     if path:
-        from .plain import reading
+        from .snapshot import looking
 
-        with reading(path, at_head=False) as file:
-            revision, found = file.revision, _objects(file.connection)
+        with looking(path, at_head=False) as file:
+            revision, found = file.revision, _objects(file)
     else:
         revision, found = _of_this_version()
     if as_json:
@@ -64,17 +66,17 @@ def schema(ctx: click.Context, as_json: bool) -> None:
         click.echo("\n".join(safe(line) for line in f"{one.sql.strip()};".split("\n")))
 
 
-def _objects(connection: sqlite3.Connection) -> list[_Object]:
-    return [_Object._make(row) for row in connection.execute(_OBJECTS)]
+def _objects(file: Snapshot) -> list[_Object]:
+    return [_Object._make(row) for row in file.rows(_OBJECTS)]
 
 
 def _of_this_version() -> tuple[str, list[_Object]]:
     """Return what is in a new file, read from one: the migrations are what makes it."""
     from ..migrate import upgrade
-    from .plain import reading
+    from .snapshot import looking
 
     with TemporaryDirectory(prefix="lash-store-") as folder:
         path = str(Path(folder, "new.db"))
         upgrade(path)
-        with reading(path, at_head=True) as file:
-            return file.revision, _objects(file.connection)
+        with looking(path) as file:
+            return file.revision, _objects(file)

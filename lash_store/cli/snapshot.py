@@ -12,8 +12,7 @@ from typing import Any
 import click
 
 from .. import database, guards
-from ..errors import SchemaTooOld, StorageError, TaskNotFound, UnknownSession
-from ..schema import HEAD
+from ..errors import StorageError, TaskNotFound, UnknownSession
 
 __all__ = [
     "Snapshot",
@@ -60,7 +59,7 @@ class Snapshot:
         Raises:
             StorageError: the file cannot be read.
         """
-        return self._read(sql, parameters)[1]
+        return self.answer(sql, parameters)[1]
 
     def row(self, sql: str, **parameters: Any) -> Any | None:
         """Return the first row of a statement, or None; see `rows`."""
@@ -69,10 +68,11 @@ class Snapshot:
 
     def dicts(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         """Return every row of a statement with the names of its columns; see `rows`."""
-        columns, found = self._read(sql, parameters)
+        columns, found = self.answer(sql, parameters)
         return [dict(zip(columns, row, strict=True)) for row in found]
 
-    def _read(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], list[Any]]:
+    def answer(self, sql: str, parameters: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+        """Return the names of a statement's columns, and every row; see `rows`."""
         try:
             try:
                 return self._ask(sql, parameters)
@@ -89,15 +89,17 @@ class Snapshot:
         except sqlite3.Error as error:
             raise database.translate(error, self.path) from error
 
-    def _ask(self, sql: str, parameters: dict[str, Any]) -> tuple[list[str], list[Any]]:
+    def _ask(self, sql: str, parameters: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
         cursor = self._raw.execute(sql, parameters)
         return [column[0] for column in cursor.description], cursor.fetchall()
 
 
 @contextlib.contextmanager
-def looking(path: str) -> Iterator[Snapshot]:
+def looking(path: str, *, at_head: bool = True) -> Iterator[Snapshot]:
     """
     Open a file to look at it, beside its owners, stopped, or a copy.
+
+    Unless *at_head* is False, an older one is refused: what is to be read may not be there.
 
     Raises:
         StorageError, NotAStore, SchemaTooNew, SchemaTooOld: refused, with the file as it was.
@@ -106,12 +108,10 @@ def looking(path: str) -> Iterator[Snapshot]:
     if not guards.check_target(file, writing=False):
         raise StorageError(f"{file} does not exist: check the path")
     revision = database.probe(file)
-    if revision != HEAD:
-        raise SchemaTooOld(
-            f"{file} is at revision {revision or 'none'}, this lash_store knows {HEAD}: open it once with TaskStore to upgrade it"
-        )
+    if at_head or revision is None:
+        database.refuse_older(revision, file)
     try:
-        snapshot = Snapshot(file, revision)
+        snapshot = Snapshot(file, revision or "none")
     except sqlite3.Error as error:
         raise database.translate(error, file) from error
     try:

@@ -525,3 +525,13 @@ def test_a_translated_error_keeps_its_cause() -> None:
 )
 def test_a_time_is_utc_text_of_one_width(seconds: float, text: str) -> None:
     assert database.utc_text(seconds) == text
+
+
+def test_a_stopped_file_in_a_folder_that_may_not_be_written_is_read_without_making_anything(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _folder, mode: mode != os.W_OK)
+
+    with contextlib.closing(database.open_sqlite(path, "read")) as connection:
+        assert connection.execute("SELECT count(*) FROM tasks").fetchall() == [(0,)]
+        assert [*path.parent.iterdir()] == [path]

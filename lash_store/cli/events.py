@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import db_option, json_option, required_db, scope_of, words
-from .output import EventLines, complain, console, event_json, write_json
+from .output import EventLines, console, event_json, write_json
+from .running import run
 
 if TYPE_CHECKING:
     from ..models import EventType, Scope, TaskEvent
@@ -55,7 +54,7 @@ def events(
       lash-store events --db agent.db --session desktop:s1 --follow
       lash-store events --db agent.db --after 1200 --json | jq -c '[.seq, .type]'
     """
-    _run(_events(required_db(ctx), after, scope, types, follow, limit, as_json))
+    run(_events(required_db(ctx), after, scope, types, follow, limit, as_json))
 
 
 async def _events(
@@ -97,26 +96,3 @@ async def _write(found: AsyncIterator[TaskEvent], limit: int | None, as_json: bo
             left -= 1
             if left == 0:
                 return
-
-
-# --- around every command -------------------------------------------------------------------------------------------
-
-
-class _OneLine(logging.Handler):
-    """Tells of what the package logs in the shape of an error, without a traceback."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            error = record.exc_info[1] if record.exc_info else None
-            complain(record.getMessage() if error is None else f"{record.getMessage()}: {error}")
-        except Exception:
-            # an exception whose message raises must not end who told of it
-            self.handleError(record)
-
-
-_COMPLAINTS = _OneLine(logging.WARNING)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    logging.getLogger("lash_store").addHandler(_COMPLAINTS)
-    asyncio.run(work)
