@@ -437,6 +437,9 @@ def test_the_command_gives_the_rows_of_the_shell(made: Made, name: str) -> None:
     assert wanted
     found = json.loads(output)
     assert [[*row] for row in found] == [[*row] for row in wanted]
+    if name == "longest-waits":
+        # what waits still overtakes what has waited, between one look and the other
+        found, wanted = ([*sorted(rows, key=lambda row: (row["since"], row["id"]))] for rows in (found, wanted))
     for row, other in zip(found, wanted, strict=True):
         same = {*row} - NOW
         assert {column: row[column] for column in same} == pytest.approx(
