@@ -40,7 +40,7 @@ from lash_store.cli import main
 assert lash_store.__file__.startswith(sys.argv[1]), lash_store.__file__
 db = ["--db", sys.argv[2]]
 for command in (
-    ["current"], ["upgrade"], ["doctor"], ["list", "--all"], ["show", "#1"], ["stats"], ["query", "slowest"], ["schema"],
+    ["current"], ["upgrade"], ["doctor"], ["list", "--all"], ["show", "#1"], ["stats"], ["query", "slow-kinds"], ["schema"],
     ["backup", sys.argv[3]], ["downgrade", "0001", "--yes"], ["current"], ["upgrade"], ["history"],
 ):
     # whoever had it was killed, and the doctor says so
