@@ -1,0 +1,464 @@
+"""Owns how the time of a file's sessions is read: which tasks, what their events say, and which owners lived when."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .kin import Family, Key, TaskNode
+from .lifelines import Death, Happened, Lifeline, Mark, iso_of, lifeline, ms_of
+from .output import cropped
+from .snapshot import Snapshot
+
+__all__ = ["Chronicle", "Line", "OwnerLife", "Section", "Window", "as_json", "read"]
+
+_MOST_SAID = 400
+"""Characters that are kept of what an event says."""
+
+
+class Window(NamedTuple):
+    """Which part of the time is wanted, in milliseconds since the epoch; *last* is counted back from the end of it."""
+
+    since: int | None = None
+    until: int | None = None
+    last: int | None = None
+
+    def of(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the part that is wanted of what there is."""
+        end = end if self.until is None else self.until
+        if self.last is not None:
+            begin = end - self.last
+        if self.since is not None:
+            begin = self.since
+        return begin, max(begin, end)
+
+    @property
+    def is_whole(self) -> bool:
+        return self == Window()
+
+
+class OwnerLife(NamedTuple):
+    """
+    One owner's life.
+
+    *how*: ``closed``, ``abandoned``, ``died``, or of one that the file has as open: ``alive``, ``dead`` (nobody has found it
+    yet), ``unreachable`` (its lock file is not here, as in a copy). *last_heard* and *end* are when it died: between them.
+    """
+
+    owner_id: int
+    runtime: str
+    pid: int
+    host: str
+    begin: int
+    last_heard: int
+    end: int
+    how: str
+
+
+class Line(NamedTuple):
+    """A line of a section: a task with its time, or, without one, the heading of a session that a sub-agent works in."""
+
+    depth: int
+    name: str
+    task: TaskNode | None = None
+    mode: str | None = None
+    life: Lifeline | None = None
+
+
+@dataclass(slots=True)
+class Section:
+    """
+    What there is to see of one session, or of one task and all below it.
+
+    *left_out* tasks are not shown for there are too many, *outside* ones for they are not of the time that is wanted; *pruned*
+    ones are not in the file any more, *moved_away* ones are in other sessions now.
+    """
+
+    name: str
+    opened_at: int | None
+    closed_at: int | None
+    lines: list[Line] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    left_out: int = 0
+    outside: int = 0
+    pruned: int = 0
+    moved_away: int = 0
+
+
+class Chronicle(NamedTuple):
+    """All that a picture shows. *horizon* is up to when things are known: now, if *is_live*: an owner is at work."""
+
+    sections: list[Section]
+    owners: list[OwnerLife]
+    begin: int
+    end: int
+    horizon: int
+    is_live: bool
+    set_back: int
+
+
+def read(snapshot: Snapshot, scopes: Sequence[str], task: int | None, window: Window, most: int) -> Chronicle:
+    """
+    Read the time of some sessions, or of a task and all below it: at most *most* tasks, live ones first, then the newest.
+
+    What is under a task, and in one session alone also what its sub-agents' sessions do, stands below it.
+    """
+    family = Family(snapshot)
+    sections, places = _placed(snapshot, family, scopes, task)
+    horizon, is_live, lives = _horizon(snapshot)
+    begin, end = window.of(*_span(family, places, horizon))
+    kept = _within(family, places, begin, end, horizon) if not window.is_whole else None
+    shown = _chosen(family, places, kept, most)
+    events = _events(snapshot, shown)
+    modes = dict(
+        snapshot.rows(
+            "SELECT task_seq, mode FROM tasks WHERE task_seq IN (SELECT value FROM json_each(:keys))",
+            keys=json.dumps([*shown]),
+        )
+    )
+    named = {event.owner for happened in events.values() for event in happened if event.owner is not None}
+    owners = _owners(snapshot, sections, named, lives, horizon)
+    deaths = {
+        one.owner_id: Death(one.last_heard, one.end if one.how == "died" else None)
+        for one in owners
+        if one.how in _DEAD
+    }
+    set_back = 0
+    for section, rows in zip(sections, places, strict=True):
+        for depth, key in rows:
+            if isinstance(key, str):
+                section.lines.append(Line(depth, key))
+            elif key in shown:
+                life = lifeline(events[key], deaths, horizon, is_external=modes.get(key) == "external")
+                set_back += life.set_back
+                section.lines.append(Line(depth, family.tasks[key].id, family.tasks[key], modes.get(key), life))
+            elif kept is not None and key not in kept:
+                section.outside += 1
+            else:
+                section.left_out += 1
+    if window.is_whole:
+        begin, end = _seen(sections, horizon, (begin, end))
+    owners = [one for one in owners if one.owner_id in named or (one.begin <= end and one.end >= begin)]
+    return Chronicle(sections, owners, begin, end, horizon, is_live, set_back)
+
+
+# --- which tasks ----------------------------------------------------------------------------------------------------
+
+_Rows = list[tuple[int, Key]]
+
+
+def _placed(
+    snapshot: Snapshot, family: Family, scopes: Sequence[str], task: int | None
+) -> tuple[list[Section], list[_Rows]]:
+    """Return the sections, empty, and what stands in each, in the order of the tree, with its depth."""
+    if task is not None:
+        family.load([task])
+        node = family.tasks[task]
+        sections = [Section(f"{node.scope}  #{task}", None, None)]
+        rows = [[*_walk(family, task, 0, across=True)]]
+        seqs = json.dumps([key for _, key in rows[0] if isinstance(key, int)])
+        sections[0].pruned = snapshot.rows(_PRUNED_BELOW, seqs=seqs)[0][0]
+        return sections, rows
+    family.load(scopes)
+    sections, rows = [], []
+    for scope in scopes:
+        session = family.sessions[scope]
+        section = Section(scope, ms_of(session.opened_at), ms_of(session.closed_at))
+        section.pruned = snapshot.rows("SELECT count(*) FROM tombstones WHERE scope = :scope", scope=scope)[0][0]
+        section.moved_away = snapshot.rows(_MOVED_AWAY, scope=scope)[0][0]
+        section.marks = [*_session_marks(snapshot, scope)]
+        sections.append(section)
+        rows.append([*_walk(family, scope, -1, across=len(scopes) == 1)][1:])
+    return sections, rows
+
+
+_PRUNED_BELOW = "SELECT count(*) FROM tombstones WHERE parent_seq IN (SELECT value FROM json_each(:seqs))"
+_MOVED_AWAY = """
+SELECT count(DISTINCT e.task_seq) FROM events AS e JOIN tasks AS t ON t.task_seq = e.task_seq
+WHERE e.type = 'transferred' AND e.from_scope = :scope AND t.scope <> :scope"""
+
+
+def _walk(family: Family, root: Key, depth: int, *, across: bool) -> Iterator[tuple[int, Key]]:
+    """Yield what is under a member, itself first; *across*: also the sessions that are under it."""
+    left = [(depth, root)]
+    while left:
+        depth, key = left.pop()
+        yield depth, key
+        under = family.below.get(key, ())
+        left += [(depth + 1, one) for one in reversed(under) if across or isinstance(one, int)]
+
+
+def _session_marks(snapshot: Snapshot, scope: str) -> Iterator[Mark]:
+    for seq, kind, at, where, source, data in snapshot.rows(_OF_SESSION, scope=scope):
+        when = ms_of(at)
+        if when is None:
+            continue
+        if kind == "handed_off":
+            try:
+                moved = len(json.loads(data)["moved"])
+            except (ValueError, KeyError, TypeError):
+                moved = 0
+            yield Mark("handed_off", when, 0, seq, f"from {source} to {where}: {moved} tasks moved")
+        else:
+            yield Mark(kind, when, 0, seq, None)
+
+
+_OF_SESSION = """
+SELECT seq, type, at, scope, from_scope, data FROM events
+WHERE task_seq IS NULL AND (scope = :scope OR from_scope = :scope) ORDER BY seq"""
+
+
+def _ends(node: TaskNode, horizon: int) -> tuple[int, int] | None:
+    begin = ms_of(node.created_at)
+    if begin is None:
+        return None
+    end = horizon if node.completed_at is None else ms_of(node.completed_at)
+    return begin, max(begin, begin if end is None else end)
+
+
+def _span(family: Family, places: Iterable[_Rows], horizon: int) -> tuple[int, int]:
+    ends = [_ends(family.tasks[key], horizon) for rows in places for _, key in rows if isinstance(key, int)]
+    known = [one for one in ends if one is not None]
+    if not known:
+        return horizon, horizon
+    return min(begin for begin, _ in known), max(end for _, end in known)
+
+
+def _within(family: Family, places: Iterable[_Rows], begin: int, end: int, horizon: int) -> set[int]:
+    """Return the tasks that were there at some time of the window."""
+    found = set()
+    for rows in places:
+        for _, key in rows:
+            ends = _ends(family.tasks[key], horizon) if isinstance(key, int) else None
+            if isinstance(key, int) and (ends is None or (ends[0] <= end and ends[1] >= begin)):
+                found.add(key)
+    return found
+
+
+def _chosen(family: Family, places: Iterable[_Rows], kept: set[int] | None, most: int) -> set[int]:
+    """Return at most so many tasks, live ones before the newest; one comes with what it is under, as long as there is room."""
+    there = {key for rows in places for _, key in rows if isinstance(key, int) and (kept is None or key in kept)}
+    if len(there) <= most:
+        return there
+    chosen: set[int] = set()
+    for key in sorted(there, key=lambda seq: (family.tasks[seq].completed_at is not None, -seq)):
+        path = []
+        above: int | None = key
+        while above in there and above not in chosen and above not in path:
+            path.append(above)
+            above = family.tasks[above].parent_seq
+        if len(chosen) + len(path) <= most:
+            chosen.update(path)
+    return chosen
+
+
+def _seen(sections: Iterable[Section], horizon: int, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """Return from when to when there is something to see."""
+    moments = []
+    for section in sections:
+        for line in section.lines:
+            if line.life is not None and line.life.segments:
+                moments += [line.life.segments[0].begin, line.life.segments[-1].end]
+    if moments:
+        return min(moments), max(moments)
+    opened = [one.opened_at for one in sections if one.opened_at is not None]
+    return (min(opened), max(horizon, *opened)) if opened else otherwise
+
+
+# --- what happened to them ------------------------------------------------------------------------------------------
+
+_TOLD = (
+    "state",
+    "owner_id",
+    "waiting_for",
+    "not_before",
+    "wake_at",
+    "step",
+    "step_kind",
+    "progress",
+    "reason",
+    "signal",
+    "note",
+    "cancel_reason",
+    "last_error.message",
+    "error.message",
+    "callback_error.message",
+    "failure.message",
+)
+_EVENTS = f"""
+SELECT task_seq, seq, type, at, attempt, scope, from_scope,
+  iif(json_valid(data), json_extract(data, {", ".join(f"'$.{name}'" for name in _TOLD)}), NULL),
+  json_valid(data) AND json_type(data, '$.owner_id') IS NOT NULL
+FROM events WHERE task_seq IN (SELECT value FROM json_each(:keys)) ORDER BY task_seq, seq"""
+
+
+def _events(snapshot: Snapshot, keys: Iterable[int]) -> dict[int, list[Happened]]:
+    found: dict[int, list[Happened]] = defaultdict(list)
+    for row in snapshot.rows(_EVENTS, keys=json.dumps([*keys])):
+        found[row[0]].append(_happened(*row[1:]))
+    return found
+
+
+def _happened(
+    seq: int, kind: str, at: str, attempt: Any, scope: str, source: str | None, told: str | None, has_owner: int
+) -> Happened:
+    data = dict(zip(_TOLD, json.loads(told), strict=True)) if told else {}
+    words = [data.get(name) for name in _TOLD[7:]]
+    says = next((str(word) for word in words if word is not None), None)
+    owner = data.get("owner_id")
+    return Happened(
+        seq,
+        kind,
+        ms_of(at),
+        attempt if isinstance(attempt, int) else 0,
+        scope,
+        source,
+        _text(data.get("state")),
+        bool(has_owner),
+        owner if isinstance(owner, int) else None,
+        _text(data.get("waiting_for")),
+        ms_of(data.get("not_before")),
+        ms_of(data.get("wake_at")),
+        _text(data.get("step")),
+        _text(data.get("step_kind")),
+        None if says is None else cropped(says[:_MOST_SAID], _MOST_SAID),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value[:_MOST_SAID] if isinstance(value, str) else None
+
+
+# --- owners ---------------------------------------------------------------------------------------------------------
+
+_DEAD = frozenset({"died", "dead"})
+_LAST_WRITTEN = """
+SELECT max(at) FROM (
+  SELECT at FROM (SELECT at FROM events ORDER BY seq DESC LIMIT 1)
+  UNION ALL SELECT max(ended_at) FROM owners UNION ALL SELECT max(opened_at) FROM owners)"""
+
+
+def _horizon(snapshot: Snapshot) -> tuple[int, bool, dict[int, str]]:
+    """Return up to when things are known, whether that is now, and how each owner stands that the file has as open."""
+    from ..owners import Life, life_of
+    from ..queries import ALL_OPEN_OWNERS, OwnerRow
+
+    words = {Life.ALIVE: "alive", Life.DEAD: "dead", Life.UNREACHABLE: "unreachable"}
+    lives = {row[0]: words[life_of(snapshot.path, OwnerRow._make(row))] for row in snapshot.rows(ALL_OPEN_OWNERS)}
+    written = ms_of(snapshot.rows(_LAST_WRITTEN)[0][0])
+    is_live = "alive" in lives.values()
+    now = int(time.time() * 1000)
+    if written is None:
+        return now, is_live, lives
+    return (max(now, written) if is_live else written), is_live, lives
+
+
+_OWNERS = """
+SELECT owner_id, runtime, pid, host, opened_at, ended_at, "end" FROM owners
+WHERE runtime IN (SELECT value FROM json_each(:runtimes)) OR owner_id IN (SELECT value FROM json_each(:named))
+ORDER BY owner_id"""
+
+
+def _owners(
+    snapshot: Snapshot, sections: Iterable[Section], named: set[int], lives: dict[int, str], horizon: int
+) -> list[OwnerLife]:
+    runtimes = sorted({section.name.partition(":")[0] for section in sections})
+    rows = snapshot.rows(_OWNERS, runtimes=json.dumps(runtimes), named=json.dumps(sorted(named)))
+    ends = {row[0]: str(row[6] or lives.get(row[0], "unreachable")) for row in rows}
+    heard = _last_heard(snapshot, [owner_id for owner_id, how in ends.items() if how in _DEAD])
+    found = []
+    for owner_id, runtime, pid, host, opened_at, ended_at, _ in rows:
+        begin = ms_of(opened_at)
+        if begin is None:
+            continue
+        how = ends[owner_id]
+        end = max(begin, horizon if ended_at is None else ms_of(ended_at) or begin)
+        last = min(end, max(begin, heard.get(owner_id, begin))) if how in _DEAD else end
+        found.append(OwnerLife(owner_id, runtime, pid, host, begin, last, end, how))
+    return found
+
+
+_HEARD = """
+WITH begun AS (
+  SELECT task_seq, attempt, type, at, json_extract(data, '$.owner_id') AS owner_id FROM events
+  WHERE type IN ('registered', 'claimed', 'started', 'reattached') AND json_valid(data)
+    AND json_extract(data, '$.owner_id') IN (SELECT value FROM json_each(:owners)))
+SELECT owner_id, max(at) FROM (
+  SELECT owner_id, at FROM begun
+  UNION ALL
+  SELECT b.owner_id, e.at FROM begun AS b JOIN events AS e ON e.task_seq = b.task_seq AND e.attempt = b.attempt
+  WHERE b.type IN ('started', 'reattached') AND b.attempt > 0
+    AND e.type IN ('progress', 'saved', 'state_changed', 'retry_scheduled', 'completed'))
+GROUP BY owner_id"""
+"""When each owner last wrote something that none but it could write."""
+
+
+def _last_heard(snapshot: Snapshot, owner_ids: Sequence[int]) -> dict[int, int]:
+    if not owner_ids:
+        return {}
+    found = snapshot.rows(_HEARD, owners=json.dumps(owner_ids))
+    return {owner_id: at for owner_id, at in ((row[0], ms_of(row[1])) for row in found) if at is not None}
+
+
+# --- as data --------------------------------------------------------------------------------------------------------
+
+
+def as_json(chronicle: Chronicle) -> dict[str, Any]:
+    """Return all of it as plain JSON, times as the file writes them."""
+    return {
+        "from": iso_of(chronicle.begin),
+        "to": iso_of(chronicle.end),
+        "known_until": iso_of(chronicle.horizon),
+        "is_live": chronicle.is_live,
+        "events_set_back": chronicle.set_back,
+        "owners": [
+            {**one._asdict(), **{name: iso_of(getattr(one, name)) for name in ("begin", "last_heard", "end")}}
+            for one in chronicle.owners
+        ],
+        "sections": [_section_json(section) for section in chronicle.sections],
+    }
+
+
+def _section_json(section: Section) -> dict[str, Any]:
+    return {
+        "name": section.name,
+        "opened_at": None if section.opened_at is None else iso_of(section.opened_at),
+        "closed_at": None if section.closed_at is None else iso_of(section.closed_at),
+        "left_out": section.left_out,
+        "outside": section.outside,
+        "pruned": section.pruned,
+        "moved_away": section.moved_away,
+        "marks": [_mark_json(mark) for mark in section.marks],
+        "tasks": [_line_json(line) for line in section.lines if line.task is not None],
+    }
+
+
+def _line_json(line: Line) -> dict[str, Any]:
+    task, life = line.task, line.life
+    assert task is not None
+    assert life is not None
+    return {
+        "task_seq": task.task_seq,
+        "scope": task.scope,
+        "id": task.id,
+        "depth": line.depth,
+        "parent_seq": task.parent_seq,
+        "kind": task.kind,
+        "mode": line.mode,
+        "state": task.state,
+        "attempt": task.attempt,
+        "ended_at": None if life.end is None else iso_of(life.end[1]),
+        "segments": [
+            {**one._asdict(), "begin": iso_of(one.begin), "end": iso_of(one.end), "ms": one.end - one.begin}
+            for one in life.segments
+        ],
+        "marks": [_mark_json(mark) for mark in life.marks],
+    }
+
+
+def _mark_json(mark: Mark) -> dict[str, Any]:
+    return {**mark._asdict(), "at": iso_of(mark.at)}
