@@ -111,9 +111,13 @@ def told(chronicle: Chronicle) -> list[str]:
     ):
         if count:
             said.append(f"{count:,} {words}")
-    if not chronicle.is_live:
+    if not chronicle.is_live and any(_is_open(line) for one in sections for line in one.lines):
         said.append(f"no owner is at work: known up to {_clock(chronicle.horizon)}")
     return said
+
+
+def _is_open(line: Line) -> bool:
+    return line.life is not None and any(segment.is_open for segment in line.life.segments)
 
 
 class _Owner(NamedTuple):
@@ -245,7 +249,7 @@ class _Picture:
         yield f'<rect class="band" x="8" y="{self._y}" width="{WIDTH - 16}" height="{_HEAD - 2}"/>'
         yield _name(16, y + 4, section.name, "name", (_LEFT - 26) / 7.6)
         if section.opened_at is not None:
-            closed = self._axis.end if section.closed_at is None else section.closed_at
+            closed = max(self._axis.end if section.closed_at is None else section.closed_at, section.opened_at)
             begin, end = self._axis.x(section.opened_at), self._axis.x(closed)
             until = "still open" if section.closed_at is None else f"closed {_clock(section.closed_at)}"
             yield f"<g>{_title(f'session {section.name}, opened {_clock(section.opened_at)}, {until}')}"
@@ -271,26 +275,34 @@ class _Picture:
         if striped:
             yield f'<rect class="band" x="8" y="{self._y}" width="{WIDTH - 16}" height="{_ROW}" opacity=".6"/>'
         yield f'<g class="task" id="task-{line.task.task_seq}">'
-        number = f" #{line.task.task_seq}"
-        room = (_LEFT - 12 - indent) / _CELL - len(number)
+        number = f"#{line.task.task_seq}"
+        room = (_LEFT - 12 - indent) / _CELL - len(number) - 1
         yield _label(indent, y + 4, line, number, int(room))
         yield from self._bar(line.life, y)
         yield "</g>"
 
     def _bar(self, life: Lifeline, y: float) -> Iterator[str]:
-        tries = {one.attempt for one in life.segments if one.attempt}
-        numbered: set[int] = set()
-        for one in life.segments:
-            if one.end < self._axis.begin or one.begin > self._axis.end:
-                continue
+        axis = self._axis
+        seen = [one for one in life.segments if one.end >= axis.begin and one.begin <= axis.end]
+        for one in seen:
             yield from self._segment(one, y)
-            wide = self._axis.x(one.end) - self._axis.x(one.begin)
-            is_body = Phase.RUNNING in (one.phase, one.was)
-            if is_body and len(tries) > 1 and one.attempt not in numbered and wide > 26 and one.phase is Phase.RUNNING:
-                numbered.add(one.attempt)
-                yield f'<text class="onbar" x="{self._axis.x(one.begin) + 12}" y="{y + 3.3}">{one.attempt}</text>'
         yield from self._marks(life.marks, y)
+        if len({one.attempt for one in life.segments if one.attempt}) > 1:
+            yield from self._numbers(seen, y)
+        if seen and life.segments[0].begin < axis.begin:
+            yield f'<path class="ink" d="M{_LEFT - 3} {y - 5} l-4 5 l4 5"/>'
+        if seen and (life.end[1] if life.end else life.segments[-1].end) > axis.end:
+            yield f'<path class="ink" d="M{_RIGHT + 3} {y - 5} l4 5 l-4 5"/>'
         yield from self._end(life, y)
+
+    def _numbers(self, segments: Iterable[Segment], y: float) -> Iterator[str]:
+        """Number the tries of a task that has several, where there is room."""
+        numbered: set[int] = set()
+        for one in segments:
+            begin, end = self._axis.x(one.begin), self._axis.x(one.end)
+            if one.phase is Phase.RUNNING and one.attempt not in numbered and end - begin > 26:
+                numbered.add(one.attempt)
+                yield f'<text class="onbar" x="{begin + 13}" y="{y + 3.3}">{one.attempt}</text>'
 
     def _segment(self, one: Segment, y: float) -> Iterator[str]:
         begin, end = self._axis.x(one.begin), self._axis.x(one.end)
@@ -406,7 +418,6 @@ def _in_lanes(owners: Sequence[OwnerLife]) -> tuple[list[_Owner], int]:
     ends: list[int] = []
     placed, left_out = [], 0
     for life in sorted(owners, key=lambda one: (one.begin, one.owner_id)):
-        # one that is dead makes room when it was last heard of: its follower finds it
         lane = next((number for number, end in enumerate(ends) if end <= life.begin), len(ends))
         if lane >= _LANES:
             left_out += 1
@@ -440,12 +451,12 @@ def _name(x: float, y: float, name: str, style: str, cells: float) -> str:
 def _label(x: float, y: float, line: Line, number: str, cells: int) -> str:
     assert line.task is not None
     task = line.task
-    said = [f"{safe(task.id)}{number}", f"in {safe(task.scope)}", f"{safe(task.kind)}, {safe(task.state)}"]
+    said = [f"{safe(task.id)} {number}", f"in {safe(task.scope)}", f"{safe(task.kind)}, {safe(task.state)}"]
     if task.says:
         said.append(safe(task.says))
     return (
         f'<g clip-path="url(#names)"><text class="id" x="{x:.1f}" y="{y:.1f}">{_title(chr(10).join(said))}'
-        f'{harmless(_cut(task.id, cells))}<tspan class="dim">{number}</tspan></text></g>'
+        f'{harmless(_cut(task.id, cells))}<tspan class="dim" dx="5">{number}</tspan></text></g>'
     )
 
 

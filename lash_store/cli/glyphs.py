@@ -102,7 +102,7 @@ _MARKS = {
     "handed_off": '<path class="paper" d="M-6 -4 H1 V-7 L8 0 L1 7 V4 H-6 Z"/>',
     "signalled": '<path class="solid" d="M-3.5 -10 H3.5 L0 -5.5 Z"/>',
     "noted": '<rect class="paper" x="-3.5" y="4.5" width="7" height="5"/>',
-    "progress": '<path class="tick" d="M0 -6 V6"/>',
+    "progress": '<path class="tick" d="M0 -6 V-1"/>',
     "saved": '<path class="tock" d="M0 2 V6"/>',
 }
 
