@@ -34,6 +34,8 @@ class Window(NamedTuple):
             begin = end - self.last
         if self.since is not None:
             begin = self.since
+        elif self.until is not None:
+            begin = min(begin, end)
         return begin, max(begin, end)
 
     @property

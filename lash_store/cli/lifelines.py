@@ -156,7 +156,10 @@ class _Teller:
         if self._clock is not None and self._end is None and self._state is not None:
             self._go_on(max(horizon, self._clock))
         lasting = {segment.attempt for segment in self._segments if segment.end > segment.begin}
+        # of what took no time, only a try that has nothing else is worth a word
+        lasting.add(0)
         segments = [one for one in self._segments if one.end > one.begin or one.is_open or one.attempt not in lasting]
+        segments = segments or self._segments[-1:]
         return Lifeline(tuple(segments), tuple(self._marks), self._end, self._set_back)
 
     def _moved_on(self, at: int | None) -> int | None:

@@ -89,6 +89,8 @@ def timeline(
         raise click.UsageError("--all shows every session: leave out SESSION and --task", ctx)
     if since is not None and last is not None:
         raise click.UsageError("--since and --last both say where the picture begins: give one", ctx)
+    if since is not None and until is not None and since > until:
+        raise click.UsageError("--since is after --until: nothing is between them", ctx)
     if as_json and (target is not None or as_html):
         raise click.UsageError("--json prints, and draws nothing: leave out --output and --html", ctx)
     made = _kind(ctx, target, as_html)

@@ -75,9 +75,14 @@ async def first_life(report: Report, path: str) -> None:
         session = await store.session("s1")
         await store.session("s2")
         await (await session.spawn(functions["flaky"], id="flaky")).wait()
-        for name in ("steady", "sleeper", "asker", "once", "parent", "stubborn"):
+        for name in ("steady", "sleeper", "asker", "once", "parent"):
             await session.spawn(functions[name], id=name)
-        await until(session, steady="progress", child="progress", sleeper="saved", asker="state_changed", stubborn="started")
+        await until(session, steady="progress", child="progress", sleeper="saved", asker="state_changed")
+        # so that all of this takes time that the clock of the file shows
+        await asyncio.sleep(0.02)
+        await session.spawn(functions["stubborn"], id="stubborn")
+        await until(session, stubborn="started")
+        await asyncio.sleep(0.02)
         await session.cancel("stubborn", "no longer wanted", timeout=0)
         report("ready")
         await asyncio.Event().wait()
