@@ -135,15 +135,11 @@ def test_waits_are_told_from_work(db: Path) -> None:
     found, heard = tasks(data("--all", db=db)), last_heard(db)
     asker = found["asker"]
     begun = at(db, "asker", "state_changed", 1)
-    assert (
-        phases(asker)[:3]
-        == [
-            *([("running", 1, at(db, "asker", "started"), begun)] if begun > at(db, "asker", "started") else []),
-            ("waiting", 1, begun, max(heard, begun)),
-            ("lost", 1, heard, at(db, "asker", "reattached")),
-        ][-3:]
-    )
-    assert asker["segments"][-3]["why"] == "a person's answer"
+    first = [one for one in asker["segments"] if one["attempt"] == 1 and one["phase"] != "running"]
+    assert [(one["phase"], one["begin"], one["end"], one["why"], one["was"]) for one in first] == [
+        ("waiting", begun, heard, "a person's answer", None),
+        ("lost", heard, at(db, "asker", "reattached"), None, "waiting"),
+    ]
     # the sleep that the first try began goes on in the second, which writes nothing down of it
     sleeper = found["sleeper"]
     assert [one["phase"] for one in sleeper["segments"] if one["attempt"] == 2] == ["waiting", "lost"]
@@ -152,9 +148,8 @@ def test_waits_are_told_from_work(db: Path) -> None:
 
 def test_a_failed_try_is_put_off_until_it_is_due(db: Path) -> None:
     flaky = tasks(data("--all", db=db))["flaky"]
-    due = json.loads(rows(db, "SELECT data FROM events WHERE task_id = 'flaky' AND type = 'retry_scheduled'")[0][0])[
-        "not_before"
-    ]
+    event = rows(db, "SELECT data FROM events WHERE task_id = 'flaky' AND type = 'retry_scheduled'")[0]
+    due = json.loads(event[0])["not_before"]
     failed = at(db, "flaky", "retry_scheduled")
     backoff = next(one for one in flaky["segments"] if one["phase"] == "backoff")
     assert (backoff["attempt"], backoff["begin"], backoff["end"]) == (1, failed, due)
