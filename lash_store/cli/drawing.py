@@ -4,87 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 
-from .chronicle import Chronicle, Line, OwnerLife, Section
+from .chronicle import Chronicle, Line, Section
 from .glyphs import DEFINITIONS, ENDS, MARKS, PHASES, STYLE, end_cap, mark
-from .lifelines import Lifeline, Mark, Phase, Segment, iso_of
+from .lifelines import Lifeline, Mark, Phase, Segment
+from .lives import OwnerLife
 from .output import cropped, safe
+from .paper import LEFT, RIGHT, WIDTH, Axis, bar, clock, cut, harmless, label, moved, name, span_of, tooltip
 
-__all__ = ["draw", "harmless", "span_of", "told"]
-
-WIDTH = 1200
-_LEFT, _RIGHT = 270, 1165
-"""Where the time begins and ends, in pixels."""
+__all__ = ["draw", "told"]
 
 _ROW, _LANE, _HEAD = 22, 18, 26
 _CELL = 6.65
 _LANES = 6
-"""Lines for owners: those of a store that was killed a hundred times stand on one, but many may live at once."""
-
-
-def harmless(value: object) -> str:
-    """Return *value* as the text of an element or an attribute: one line, no control, bidi or private character, no markup."""
-    return escape(safe(value), {'"': "&quot;", "'": "&#39;"})
-
-
-def span_of(ms: int) -> str:
-    """Write a span of time as a person says it, with at most two units."""
-    if ms < 1000:
-        return f"{ms} ms"
-    if ms < 59_950:
-        return f"{ms / 1000:.1f} s" if ms < 10_000 else f"{ms / 1000:.0f} s"
-    seconds = round(ms / 1000)
-    for size, unit, less, lesser in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= size:
-            rest = seconds % size // less
-            return f"{seconds // size} {unit}" + (f" {rest} {lesser}" if rest else "")
-    return f"{seconds} s"
-
-
-# --- time on paper --------------------------------------------------------------------------------------------------
-
-_SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
-_STEPS = (
-    *(1, 2, 5, 10, 20, 50, 100, 200, 500),
-    *(_SECOND * n for n in (1, 2, 5, 10, 15, 30)),
-    *(_MINUTE * n for n in (1, 2, 5, 10, 15, 30)),
-    *(_HOUR * n for n in (1, 2, 3, 6, 12)),
-    *(_DAY * n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)),
-)
-_BETWEEN_TICKS = 95
-
-
-class _Axis:
-    """Where on the paper a time stands."""
-
-    def __init__(self, begin: int, end: int) -> None:
-        self.begin = begin
-        self.end = max(end, begin + 10)
-        self._scale = (_RIGHT - _LEFT) / (self.end - self.begin)
-
-    def x(self, at: int) -> float:
-        """Return where a time stands; one outside stands at the edge."""
-        return round(_LEFT + (min(max(at, self.begin), self.end) - self.begin) * self._scale, 1)
-
-    def holds(self, at: int) -> bool:
-        return self.begin <= at <= self.end
-
-    def ticks(self) -> list[tuple[int, str]]:
-        """Return times to write down, and what to write: the day where it is new."""
-        least = (self.end - self.begin) * _BETWEEN_TICKS / (_RIGHT - _LEFT)
-        step = next((step for step in _STEPS if step >= least), _STEPS[-1])
-        found, day = [], ""
-        for at in range(-(-self.begin // step) * step, self.end + 1, step):
-            said = iso_of(at)
-            date, _, clock = said.partition("T")
-            if step >= _DAY or not clock:
-                found.append((at, date))
-                continue
-            clock = clock[: 12 if step < _SECOND else 8 if step < _MINUTE else 5]
-            found.append((at, clock if date == day else f"{date[5:]} {clock}" if len(clock) < 6 else clock))
-            day = date
-        return found
+"""Lines for owners: those of a store that was killed a hundred times stand on two, but many may live at once."""
 
 
 # --- the picture ----------------------------------------------------------------------------------------------------
@@ -112,7 +45,7 @@ def told(chronicle: Chronicle) -> list[str]:
         if count:
             said.append(f"{count:,} {words}")
     if not chronicle.is_live and any(_is_open(line) for one in sections for line in one.lines):
-        said.append(f"no owner is at work: known up to {_clock(chronicle.horizon)}")
+        said.append(f"no owner is at work: known up to {clock(chronicle.horizon)}")
     return said
 
 
@@ -131,7 +64,7 @@ class _Picture:
     def __init__(self, chronicle: Chronicle, title: str) -> None:
         self._all = chronicle
         self._title = title
-        self._axis = _Axis(chronicle.begin, chronicle.end)
+        self._axis = Axis(chronicle.begin, chronicle.end)
         self._pids = {one.owner_id: one for one in chronicle.owners}
         self._y = 0.0
         self._used: set[str] = set()
@@ -151,7 +84,7 @@ class _Picture:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
             f'role="img" aria-label="{harmless(self._title)}">',
             f"<style>{STYLE}</style>",
-            f'<defs>{DEFINITIONS}<clipPath id="names"><rect width="{_LEFT - 6}" height="{height}"/></clipPath></defs>',
+            f'<defs>{DEFINITIONS}<clipPath id="names"><rect width="{LEFT - 6}" height="{height}"/></clipPath></defs>',
             f'<rect class="bg" width="{WIDTH}" height="{height}"/>',
             *body,
             *self._grid(top, axis_at, bottom),
@@ -162,14 +95,14 @@ class _Picture:
 
     def _heading(self) -> Iterator[str]:
         whole = self._all
-        yield _text(16, 26, cropped(safe(self._title), 120), "title", whole=self._title)
+        yield label(16, 26, cropped(safe(self._title), 120), "title", whole=self._title)
         count = sum(line.task is not None for section in whole.sections for line in section.lines)
         ends = " (now)" if whole.is_live and whole.end >= whole.horizon else ""
-        yield _text(
+        yield label(
             16,
             45,
             f"{count:,} {'task' if count == 1 else 'tasks'} · {span_of(whole.end - whole.begin)}, "
-            f"{_clock(whole.begin)} to {_clock(whole.end)}{ends} · all times UTC",
+            f"{clock(whole.begin)} to {clock(whole.end)}{ends} · all times UTC",
             "dim",
         )
         self._y = 56
@@ -177,7 +110,7 @@ class _Picture:
     def _notices(self) -> Iterator[str]:
         for said in told(self._all):
             self._y += 12
-            yield _text(16, self._y, said, "warn" if "not shown" in said else "dim")
+            yield label(16, self._y, said, "warn" if "not shown" in said else "dim")
             self._y += 4
         self._y += 4
 
@@ -186,12 +119,12 @@ class _Picture:
             x = self._axis.x(at)
             yield f'<line class="grid" x1="{x}" y1="{top}" x2="{x}" y2="{bottom}"/>'
             if x < WIDTH - 40:
-                yield _text(x, axis_at, said, "dim small", anchor="middle")
-        yield f'<line class="rule" x1="{_LEFT}" y1="{axis_at + 5}" x2="{_RIGHT}" y2="{axis_at + 5}"/>'
+                yield label(x, axis_at, said, "dim small", anchor="middle")
+        yield f'<line class="rule" x1="{LEFT}" y1="{axis_at + 5}" x2="{RIGHT}" y2="{axis_at + 5}"/>'
         if self._all.is_live and self._axis.holds(self._all.horizon):
             x = self._axis.x(self._all.horizon)
             yield f'<line class="now" x1="{x}" y1="{top}" x2="{x}" y2="{bottom}"/>'
-            yield _text(x + 3, bottom - 2, "now", "dim small")
+            yield label(x + 3, bottom - 2, "now", "dim small")
 
     # --- owners ---
 
@@ -199,9 +132,9 @@ class _Picture:
         placed, left_out = _in_lanes(self._all.owners)
         if not placed:
             return
-        yield _text(16, self._y + 13, "owners (processes)", "name")
+        yield label(16, self._y + 13, "owners (processes)", "name")
         if left_out:
-            yield _text(_LEFT - 12, self._y + 13, f"{left_out} more", "warn small", anchor="end")
+            yield label(LEFT - 12, self._y + 13, f"{left_out} more", "warn small", anchor="end")
         several = len({one.life.runtime for one in placed}) > 1
         for one in placed:
             yield from self._owner(one.life, self._y + one.lane * _LANE + 9, several)
@@ -213,27 +146,27 @@ class _Picture:
         how = {
             "alive": "alive",
             "dead": "dead, not found by another owner yet",
-            "died": f"found dead at {_clock(life.end)}",
-            "closed": f"closed at {_clock(life.end)}",
-            "abandoned": f"given up at {_clock(life.end)}",
+            "died": f"found dead at {clock(life.end)}",
+            "closed": f"closed at {clock(life.end)}",
+            "abandoned": f"given up at {clock(life.end)}",
             "unreachable": "not closed, as far as this file knows",
         }.get(life.how, life.how)
         if life.how in {"died", "dead"}:
-            how = f"last heard of at {_clock(life.last_heard)}, {how}"
-        title = f"owner {said} on {life.host}\nfrom {_clock(life.begin)}\n{how}"
-        yield f"<g>{_title(title)}"
-        yield _bar("life", begin, heard, y, 10)
+            how = f"last heard of at {clock(life.last_heard)}, {how}"
+        title = f"owner {said} on {life.host}\nfrom {clock(life.begin)}\n{how}"
+        yield f"<g>{tooltip(title)}"
+        yield bar("life", begin, heard, y, 10)
         if life.how in {"died", "dead"}:
             self._used |= {"died", "lost"}
-            yield f"{_bar('life faint', heard, end, y, 10)}{_bar('', heard, end, y, 10, fill='lost')}"
+            yield f"{bar('life faint', heard, end, y, 10)}{bar('', heard, end, y, 10, fill='lost')}"
             if self._axis.holds(life.last_heard):
-                yield _at(heard, y, mark("died"))
+                yield moved(heard, y, mark("died"))
         elif life.how == "alive":
             yield f'<path class="life" d="M{end} {y - 5} l6 5 l-6 5 Z"/>'
         elif life.how == "closed" and self._axis.holds(life.end):
             yield f'<path class="ink" d="M{end} {y - 6} V{y + 6}"/>'
         elif life.how == "abandoned" and self._axis.holds(life.end):
-            yield _at(end, y, mark("released"))
+            yield moved(end, y, mark("released"))
         wide = heard - begin
         if wide > len(said) * 5.4 + 8:
             yield f'<text class="onbar" x="{begin + 4}" y="{y + 3.3}">{harmless(said)}</text>'
@@ -247,20 +180,20 @@ class _Picture:
         self._y += 4
         y = self._y + _HEAD / 2
         yield f'<rect class="band" x="8" y="{self._y}" width="{WIDTH - 16}" height="{_HEAD - 2}"/>'
-        yield _name(16, y + 4, section.name, "name", (_LEFT - 26) / 7.6)
+        yield name(16, y + 4, section.name, "name", (LEFT - 26) / 7.6)
         if section.opened_at is not None:
             closed = max(self._axis.end if section.closed_at is None else section.closed_at, section.opened_at)
             begin, end = self._axis.x(section.opened_at), self._axis.x(closed)
-            until = "still open" if section.closed_at is None else f"closed {_clock(section.closed_at)}"
-            yield f"<g>{_title(f'session {section.name}, opened {_clock(section.opened_at)}, {until}')}"
-            yield f"{_bar('session', begin, end, y, 3)}</g>"
+            until = "still open" if section.closed_at is None else f"closed {clock(section.closed_at)}"
+            yield f"<g>{tooltip(f'session {section.name}, opened {clock(section.opened_at)}, {until}')}"
+            yield f"{bar('session', begin, end, y, 3)}</g>"
             if section.closed_at is not None and self._axis.holds(section.closed_at):
                 yield f'<path class="ink" d="M{end} {y - 5} V{y + 5}"/>'
         yield from self._marks([one for one in section.marks if one.what in MARKS], y)
         self._y += _HEAD
         if not section.lines:
             nothing = "no tasks" if not section.left_out + section.outside else "no tasks of this time"
-            yield _text(28, self._y + 14, nothing, "dim")
+            yield label(28, self._y + 14, nothing, "dim")
             self._y += _ROW
         for number, line in enumerate(section.lines):
             yield from self._line(line, striped=number % 2 == 1)
@@ -270,13 +203,13 @@ class _Picture:
         y = self._y + _ROW / 2
         indent = 20 + min(line.depth, 10) * 12
         if line.task is None or line.life is None:
-            yield _name(indent, y + 4, line.name, "name", (_LEFT - 10 - indent) / 7.6)
+            yield name(indent, y + 4, line.name, "name", (LEFT - 10 - indent) / 7.6)
             return
         if striped:
             yield f'<rect class="band" x="8" y="{self._y}" width="{WIDTH - 16}" height="{_ROW}" opacity=".6"/>'
         yield f'<g class="task" id="task-{line.task.task_seq}">'
         number = f"#{line.task.task_seq}"
-        room = (_LEFT - 12 - indent) / _CELL - len(number) - 1
+        room = (LEFT - 12 - indent) / _CELL - len(number) - 1
         yield _label(indent, y + 4, line, number, int(room))
         yield from self._bar(line.life, y)
         yield "</g>"
@@ -290,9 +223,9 @@ class _Picture:
         if len({one.attempt for one in life.segments if one.attempt}) > 1:
             yield from self._numbers(seen, y)
         if seen and life.segments[0].begin < axis.begin:
-            yield f'<path class="ink" d="M{_LEFT - 3} {y - 5} l-4 5 l4 5"/>'
+            yield f'<path class="ink" d="M{LEFT - 3} {y - 5} l-4 5 l4 5"/>'
         if seen and (life.end[1] if life.end else life.segments[-1].end) > axis.end:
-            yield f'<path class="ink" d="M{_RIGHT + 3} {y - 5} l4 5 l-4 5"/>'
+            yield f'<path class="ink" d="M{RIGHT + 3} {y - 5} l4 5 l-4 5"/>'
         yield from self._end(life, y)
 
     def _numbers(self, segments: Iterable[Segment], y: float) -> Iterator[str]:
@@ -306,13 +239,13 @@ class _Picture:
 
     def _segment(self, one: Segment, y: float) -> Iterator[str]:
         begin, end = self._axis.x(one.begin), self._axis.x(one.end)
-        name, high = PHASES[one.phase]
+        called, high = PHASES[one.phase]
         self._used.add(one.phase)
-        yield f"<g>{_title(self._said(one, name))}"
+        yield f"<g>{tooltip(self._said(one, called))}"
         if one.phase is Phase.LOST:
             was = one.was or Phase.RUNNING
             yield self._filled(was, begin, end, y, PHASES[was][1], "faint")
-            yield _bar("", begin, end, y, high, fill="lost")
+            yield bar("", begin, end, y, high, fill="lost")
         else:
             yield self._filled(one.phase, begin, end, y, high)
         if one.is_open and self._axis.holds(one.end):
@@ -327,17 +260,17 @@ class _Picture:
         wide = max(end - begin, 1.5)
         if phase is Phase.UNOWNED:
             return f'<path class="unowned {how}" d="M{begin} {y} h{wide:.1f}"/>'
-        made = _bar(f"{phase} {how}".strip(), begin, end, y, high)
+        made = bar(f"{phase} {how}".strip(), begin, end, y, high)
         pattern = {Phase.WAITING: "waits", Phase.CANCELLING: "cancels"}.get(phase)
-        return made if pattern is None or how else made + _bar("", begin, end, y, high, fill=pattern)
+        return made if pattern is None or how else made + bar("", begin, end, y, high, fill=pattern)
 
-    def _said(self, one: Segment, name: str) -> str:
-        words = [f"{name} · try {one.attempt} · {span_of(one.end - one.begin)}{' so far' if one.is_open else ''}"]
+    def _said(self, one: Segment, called: str) -> str:
+        words = [f"{called} · try {one.attempt} · {span_of(one.end - one.begin)}{' so far' if one.is_open else ''}"]
         if one.why is not None:
             words.append(one.why)
         if one.was is not None:
             words.append(f"before: {PHASES[one.was][0]}")
-        words.append(f"{_clock(one.begin)} to {_clock(one.end)}")
+        words.append(f"{clock(one.begin)} to {clock(one.end)}")
         if one.owner_id is not None:
             owner = self._pids.get(one.owner_id)
             words.append(f"owner #{one.owner_id}" + (f", pid {owner.pid} on {owner.host}" if owner else ""))
@@ -355,11 +288,11 @@ class _Picture:
             said = f"{MARKS[what[0]]}: {first.says}" if first.says else MARKS[what[0]]
             more = f"\nand {len(some) - 1} more here" if len(some) > 1 else ""
             x = self._axis.x(first.at)
-            yield _at(x, y, _title(f"{said}\n{_clock(first.at)}{more}") + mark(what[0]))
+            yield moved(x, y, tooltip(f"{said}\n{clock(first.at)}{more}") + mark(what[0]))
 
     def _end(self, life: Lifeline, y: float) -> Iterator[str]:
         if not life.segments:
-            yield _text(_LEFT + 4, y + 4, "no events of it are in the file", "dim small")
+            yield label(LEFT + 4, y + 4, "no events of it are in the file", "dim small")
             return
         begin, last = life.segments[0].begin, life.segments[-1].end
         if last < self._axis.begin or begin > self._axis.end:
@@ -370,43 +303,43 @@ class _Picture:
             state, at = life.end
             self._used.add(state)
             x = max(self._axis.x(at), self._axis.x(begin) + 1.5)
-            yield _at(x + 8, y, _title(f"{state} at {_clock(at)}, after {took}") + end_cap(state))
+            yield moved(x + 8, y, tooltip(f"{state} at {clock(at)}, after {took}") + end_cap(state))
             gap = 19
         room = len(took) * 5 + 4
         if x + gap + room < WIDTH - 6:
-            yield _text(x + gap, y + 3.3, took, "dim small")
-        elif self._axis.x(begin) - room > _LEFT:
-            yield _text(self._axis.x(begin) - 5, y + 3.3, took, "dim small", anchor="end")
+            yield label(x + gap, y + 3.3, took, "dim small")
+        elif self._axis.x(begin) - room > LEFT:
+            yield label(self._axis.x(begin) - 5, y + 3.3, took, "dim small", anchor="end")
 
     # --- the legend ---
 
     def _legend(self) -> Iterator[str]:
         self._y += 14
         x, y = 16.0, self._y + 8
-        for key, words in (
-            *((phase, name) for phase, (name, _) in PHASES.items()),
+        for key, called in (
+            *((phase, called) for phase, (called, _) in PHASES.items()),
             *ENDS.items(),
             *MARKS.items(),
         ):
             if key not in self._used:
                 continue
-            room = 34 + len(words) * 5.9 + 12
+            room = 34 + len(called) * 5.9 + 12
             if x + room > WIDTH - 10:
                 x, y = 16.0, y + 22
             yield self._key(key, x, y)
-            yield _text(x + 32, y + 4, words, "dim")
+            yield label(x + 32, y + 4, called, "dim")
             x += room
         self._y = y + 8
 
     def _key(self, key: str, x: float, y: float) -> str:
         if key == "lost":
-            return _bar("running faint", x, x + 24, y, 12) + _bar("", x, x + 24, y, 12, fill="lost")
+            return bar("running faint", x, x + 24, y, 12) + bar("", x, x + 24, y, 12, fill="lost")
         if key in PHASES:
             return self._filled(Phase(key), x, x + 24, y, PHASES[key][1])
         if key in ENDS:
-            return _at(x + 14, y, end_cap(key))
-        on_bar = _bar("running", x, x + 24, y, 12) if key in {"progress", "saved"} else ""
-        return on_bar + _at(x + 14, y, mark(key))
+            return moved(x + 14, y, end_cap(key))
+        on_bar = bar("running", x, x + 24, y, 12) if key in {"progress", "saved"} else ""
+        return on_bar + moved(x + 14, y, mark(key))
 
 
 _ORDER = {what: place for place, what in enumerate(reversed(MARKS))}
@@ -427,27 +360,6 @@ def _in_lanes(owners: Sequence[OwnerLife]) -> tuple[list[_Owner], int]:
     return placed, left_out
 
 
-# --- elements -------------------------------------------------------------------------------------------------------
-
-
-def _clock(ms: int) -> str:
-    return iso_of(ms).replace("T", " ").removesuffix("Z")
-
-
-def _title(said: str) -> str:
-    return f"<title>{chr(10).join(harmless(line) for line in said.split(chr(10)))}</title>"
-
-
-def _text(x: float, y: float, said: str, style: str, *, anchor: str = "", whole: str | None = None) -> str:
-    where = f' text-anchor="{anchor}"' if anchor else ""
-    title = "" if whole is None or safe(whole) == said else _title(safe(whole))
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}"{where}>{title}{harmless(said)}</text>'
-
-
-def _name(x: float, y: float, name: str, style: str, cells: float) -> str:
-    return f'<g clip-path="url(#names)">{_text(x, y, _cut(name, int(cells)), style, whole=name)}</g>'
-
-
 def _label(x: float, y: float, line: Line, number: str, cells: int) -> str:
     assert line.task is not None
     task = line.task
@@ -455,21 +367,6 @@ def _label(x: float, y: float, line: Line, number: str, cells: int) -> str:
     if task.says:
         said.append(safe(task.says))
     return (
-        f'<g clip-path="url(#names)"><text class="id" x="{x:.1f}" y="{y:.1f}">{_title(chr(10).join(said))}'
-        f'{harmless(_cut(task.id, cells))}<tspan class="dim" dx="5">{number}</tspan></text></g>'
+        f'<g clip-path="url(#names)"><text class="id" x="{x:.1f}" y="{y:.1f}">{tooltip(chr(10).join(said))}'
+        f'{harmless(cut(task.id, cells))}<tspan class="dim" dx="5">{number}</tspan></text></g>'
     )
-
-
-def _cut(name: str, cells: int) -> str:
-    # what takes no room of its own may come a thousand times
-    return cropped(safe(name)[: 4 * cells], max(cells, 3))
-
-
-def _bar(style: str, begin: float, end: float, y: float, high: float, *, fill: str | None = None) -> str:
-    how = f'class="{style}"' if fill is None else f'fill="url(#{fill})"'
-    wide = max(end - begin, 1.5)
-    return f'<rect {how} x="{begin:.1f}" y="{y - high / 2:.1f}" width="{wide:.1f}" height="{high}"/>'
-
-
-def _at(x: float, y: float, shape: str) -> str:
-    return f'<g transform="translate({x:.1f} {y:.1f})">{shape}</g>'

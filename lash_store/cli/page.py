@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from .chronicle import Chronicle, Line
-from .drawing import draw, harmless, span_of
+from .drawing import draw
 from .lifelines import Phase, iso_of
+from .paper import harmless, span_of
 
 __all__ = ["page"]
 
