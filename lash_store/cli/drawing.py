@@ -167,7 +167,7 @@ class _Picture:
             yield f'<path class="ink" d="M{end} {y - 6} V{y + 6}"/>'
         elif life.how == "abandoned" and self._axis.holds(life.end):
             yield moved(end, y, mark("released"))
-        wide = heard - begin
+        wide = heard - begin - (10 if life.how in {"died", "dead"} else 0)
         if wide > len(said) * 5.4 + 8:
             yield f'<text class="onbar" x="{begin + 4}" y="{y + 3.3}">{harmless(said)}</text>'
         elif wide > 20:
@@ -223,8 +223,10 @@ class _Picture:
         if len({one.attempt for one in life.segments if one.attempt}) > 1:
             yield from self._numbers(seen, y)
         if seen and life.segments[0].begin < axis.begin:
+            self._used.add("outside")
             yield f'<path class="ink" d="M{LEFT - 3} {y - 5} l-4 5 l4 5"/>'
         if seen and (life.end[1] if life.end else life.segments[-1].end) > axis.end:
+            self._used.add("outside")
             yield f'<path class="ink" d="M{RIGHT + 3} {y - 5} l4 5 l-4 5"/>'
         yield from self._end(life, y)
 
@@ -249,6 +251,7 @@ class _Picture:
         else:
             yield self._filled(one.phase, begin, end, y, high)
         if one.is_open and self._axis.holds(one.end):
+            self._used.add("open")
             style = one.was or one.phase
             shape = "solid" if style in {Phase.BACKOFF, Phase.UNOWNED} else style
             faint = " faint" if one.phase is Phase.LOST else ""
@@ -319,6 +322,8 @@ class _Picture:
         for key, called in (
             *((phase, called) for phase, (called, _) in PHASES.items()),
             *ENDS.items(),
+            ("open", "not over"),
+            ("outside", "goes on outside"),
             *MARKS.items(),
         ):
             if key not in self._used:
@@ -338,6 +343,10 @@ class _Picture:
             return self._filled(Phase(key), x, x + 24, y, PHASES[key][1])
         if key in ENDS:
             return moved(x + 14, y, end_cap(key))
+        if key == "open":
+            return bar("running", x, x + 16, y, 12) + f'<path class="running" d="M{x + 16} {y - 6} l7 6 l-7 6 Z"/>'
+        if key == "outside":
+            return bar("running", x, x + 16, y, 12) + f'<path class="ink" d="M{x + 19} {y - 5} l4 5 l-4 5"/>'
         on_bar = bar("running", x, x + 24, y, 12) if key in {"progress", "saved"} else ""
         return on_bar + moved(x + 14, y, mark(key))
 

@@ -73,7 +73,8 @@ def timeline(
     """Draw who did what when: a bar a task, with its tries, waits, kills and reattachments, under the owners' lives.
 
     What a bar shows is what the events say. Nobody can write down when a process dies: its work is hatched from when it was
-    last heard of until it was found dead. SESSION is runtime:session, or the session's part of it, and may be left out if
+    last heard of until it was found dead. A body that waits and does not say so, for a signal or a child, is shown as
+    running. SESSION is runtime:session, or the session's part of it, and may be left out if
     the file has only one. The picture is one file that needs no other, light or dark as its reader is.
 
     \b
