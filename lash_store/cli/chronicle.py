@@ -141,7 +141,7 @@ def _placed(
         family.load([task])
         node = family.tasks[task]
         sections = [Section(f"{node.scope}  #{task}", None, None)]
-        rows = [[*_walk(family, task, 0, across=True)]]
+        rows = [[*_walk(family, task, 0)]]
         seqs = json.dumps([key for _, key in rows[0] if isinstance(key, int)])
         sections[0].pruned = snapshot.rows(_PRUNED_BELOW, seqs=seqs)[0][0]
         return sections, rows
@@ -154,7 +154,7 @@ def _placed(
         section.moved_away = snapshot.rows(_MOVED_AWAY, scope=scope)[0][0]
         section.marks = [*_session_marks(snapshot, scope)]
         sections.append(section)
-        rows.append([*_walk(family, scope, -1, across=len(scopes) == 1)][1:])
+        rows.append([*_walk(family, scope, -1)][1:])
     return sections, rows
 
 
@@ -164,14 +164,14 @@ SELECT count(DISTINCT e.task_seq) FROM events AS e JOIN tasks AS t ON t.task_seq
 WHERE e.type = 'transferred' AND e.from_scope = :scope AND t.scope <> :scope"""
 
 
-def _walk(family: Family, root: Key, depth: int, *, across: bool) -> Iterator[tuple[int, Key]]:
-    """Yield what is under a member, itself first; *across*: also the sessions that are under it."""
+def _walk(family: Family, root: Key, depth: int) -> Iterator[tuple[int, Key]]:
+    """Yield what is under a member, itself first: tasks and sessions that are no section of their own."""
     left = [(depth, root)]
     while left:
         depth, key = left.pop()
         yield depth, key
         under = family.below.get(key, ())
-        left += [(depth + 1, one) for one in reversed(under) if across or isinstance(one, int)]
+        left += [(depth + 1, one) for one in reversed(under)]
 
 
 def _session_marks(snapshot: Snapshot, scope: str) -> Iterator[Mark]:
