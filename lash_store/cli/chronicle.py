@@ -12,7 +12,7 @@ from .kin import Family, Key, TaskNode
 from .lifelines import Death, Happened, Lifeline, Mark, iso_of, lifeline, ms_of
 from .lives import DEAD, OwnerLife, horizon_of, owners_of
 from .output import cropped
-from .snapshot import Snapshot
+from .snapshot import Snapshot, loaded
 
 __all__ = ["Chronicle", "Line", "Section", "Window", "as_json", "read"]
 
@@ -147,21 +147,23 @@ def _placed(
         return sections, rows
     family.load(scopes)
     sections, rows = [], []
+    pruned, moved_away = dict(snapshot.rows(_PRUNED)), dict(snapshot.rows(_MOVED_AWAY))
+    marks = _session_marks(snapshot)
     for scope in scopes:
         session = family.sessions[scope]
         section = Section(scope, ms_of(session.opened_at), ms_of(session.closed_at))
-        section.pruned = snapshot.rows("SELECT count(*) FROM tombstones WHERE scope = :scope", scope=scope)[0][0]
-        section.moved_away = snapshot.rows(_MOVED_AWAY, scope=scope)[0][0]
-        section.marks = [*_session_marks(snapshot, scope)]
+        section.pruned, section.moved_away = pruned.get(scope, 0), moved_away.get(scope, 0)
+        section.marks = marks[scope]
         sections.append(section)
         rows.append([*_walk(family, scope, -1)][1:])
     return sections, rows
 
 
 _PRUNED_BELOW = "SELECT count(*) FROM tombstones WHERE parent_seq IN (SELECT value FROM json_each(:seqs))"
+_PRUNED = "SELECT scope, count(*) FROM tombstones GROUP BY scope"
 _MOVED_AWAY = """
-SELECT count(DISTINCT e.task_seq) FROM events AS e JOIN tasks AS t ON t.task_seq = e.task_seq
-WHERE e.type = 'transferred' AND e.from_scope = :scope AND t.scope <> :scope"""
+SELECT e.from_scope, count(DISTINCT e.task_seq) FROM events AS e JOIN tasks AS t ON t.task_seq = e.task_seq
+WHERE e.type = 'transferred' AND t.scope <> e.from_scope GROUP BY e.from_scope"""
 
 
 def _walk(family: Family, root: Key, depth: int) -> Iterator[tuple[int, Key]]:
@@ -174,24 +176,24 @@ def _walk(family: Family, root: Key, depth: int) -> Iterator[tuple[int, Key]]:
         left += [(depth + 1, one) for one in reversed(under)]
 
 
-def _session_marks(snapshot: Snapshot, scope: str) -> Iterator[Mark]:
-    for seq, kind, at, where, source, data in snapshot.rows(_OF_SESSION, scope=scope):
+_OF_SESSIONS = "SELECT seq, type, at, scope, from_scope, data FROM events WHERE task_seq IS NULL ORDER BY seq"
+
+
+def _session_marks(snapshot: Snapshot) -> dict[str, list[Mark]]:
+    """Return what happened to each session; a handoff to both."""
+    found: dict[str, list[Mark]] = defaultdict(list)
+    for seq, kind, at, where, source, data in snapshot.rows(_OF_SESSIONS):
         when = ms_of(at)
         if when is None:
             continue
+        says = None
         if kind == "handed_off":
-            try:
-                moved = len(json.loads(data)["moved"])
-            except (ValueError, KeyError, TypeError):
-                moved = 0
-            yield Mark("handed_off", when, 0, seq, f"from {source} to {where}: {moved} tasks moved")
-        else:
-            yield Mark(kind, when, 0, seq, None)
-
-
-_OF_SESSION = """
-SELECT seq, type, at, scope, from_scope, data FROM events
-WHERE task_seq IS NULL AND (scope = :scope OR from_scope = :scope) ORDER BY seq"""
+            told = loaded(data)
+            moved = told.get("moved") if isinstance(told, dict) else None
+            says = f"from {source} to {where}: {len(moved) if isinstance(moved, list) else '?'} tasks moved"
+        for scope in {where, source} - {None}:
+            found[scope].append(Mark(kind, when, 0, seq, says))
+    return found
 
 
 def _ends(node: TaskNode, horizon: int) -> tuple[int, int] | None:
