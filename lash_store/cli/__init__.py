@@ -24,6 +24,7 @@ _COMMANDS = {
     "notes": ("notes:notes", "Look into inboxes: what waits to be read; takes nothing."),
     "stats": ("stats:stats", "Count: tasks, ages, rates, and where the bytes are."),
     "events": ("events:events", "Print what happened, in order; --follow goes on."),
+    "timeline": ("timeline:timeline", "Draw a session: a bar a task, its tries, waits, kills; SVG or HTML."),
     "cancel": ("act:cancel", "Ask a task, and all below it, to stop."),
     "signal": ("act:signal", "Send a signal to a task that waits, or will."),
     "abandon": ("act:abandon", "Give up what is stuck; a person's decision."),
