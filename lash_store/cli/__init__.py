@@ -16,31 +16,44 @@ from .output import complain, safe
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = {
-    "sessions": ("listing:sessions", "List sessions: what lives in each, how the rest ended, what is unread."),
-    "list": ("listing:list_tasks", "List tasks: the live ones, or all."),
-    "show": ("showing:show", "Show one task: its row, outcome, events, and all that belongs to it."),
-    "tree": ("tree:tree", "Show who belongs to whom: parents, children, sub-agents and their sessions."),
-    "notes": ("notes:notes", "Look into inboxes: what waits to be read; takes nothing."),
-    "stats": ("stats:stats", "Count: tasks, ages, rates, and where the bytes are."),
-    "events": ("events:events", "Print what happened, in order; --follow goes on."),
-    "timeline": ("timeline:timeline", "Draw a session: a bar a task, its tries, waits, kills; SVG or HTML."),
-    "cancel": ("act:cancel", "Ask a task, and all below it, to stop."),
-    "signal": ("act:signal", "Send a signal to a task that waits, or will."),
-    "abandon": ("act:abandon", "Give up what is stuck; a person's decision."),
-    "doctor": ("doctor:doctor", "Check the file, and name the next step for what is wrong."),
-    "prune": ("keeping:prune", "Take finished tasks out of the file, and shrink it."),
-    "backup": ("keeping:backup", "Copy the file while it is in use; verified."),
-    "restore": ("keeping:restore", "Put a backup back, once it is verified."),
-    "export": ("export:export", "Write the file's contents as JSON Lines."),
-    "query": ("ask:query", "Ask a question of the cook-book, or print its SQL."),
-    "schema": ("ddl:schema", "Print a file's tables, indexes, triggers and views as SQL."),
-    "upgrade": ("revising:upgrade", "Bring a file to this package's revision; --sql only prints how."),
-    "downgrade": ("revising:downgrade", "Take a file back to an older revision, and say what it loses."),
-    "history": ("revising:history", "List the revisions, and what each adds."),
-    "current": ("revising:current", "Print the revision a file is at."),
-    "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
+_SECTIONS = {
+    "See for yourself": {
+        "demo": ("demo:demo", "Kill a working process, start it again, lose nothing."),
+    },
+    "Look, beside whoever writes": {
+        "sessions": ("listing:sessions", "List sessions: what lives in each, how the rest ended, what is unread."),
+        "list": ("listing:list_tasks", "List tasks: the live ones, or all."),
+        "show": ("showing:show", "Show one task: its row, outcome, events, and all that belongs to it."),
+        "tree": ("tree:tree", "Show who belongs to whom: parents, children, sub-agents and their sessions."),
+        "top": ("top:top", "All that is live, as it changes; a key asks a task to stop."),
+        "events": ("events:events", "Print what happened, in order; --follow goes on."),
+        "notes": ("notes:notes", "Look into inboxes: what waits to be read; takes nothing."),
+        "stats": ("stats:stats", "Count: tasks, ages, rates, and where the bytes are."),
+        "timeline": ("timeline:timeline", "Draw a session: a bar a task, its tries, waits, kills; SVG or HTML."),
+        "query": ("ask:query", "Ask a question of the cook-book, or print its SQL."),
+    },
+    "Act on live work": {
+        "cancel": ("act:cancel", "Ask a task, and all below it, to stop."),
+        "signal": ("act:signal", "Send a signal to a task that waits, or will."),
+        "abandon": ("act:abandon", "Give up what is stuck; a person's decision."),
+    },
+    "Keep the file": {
+        "doctor": ("doctor:doctor", "Check the file, and name the next step for what is wrong."),
+        "backup": ("keeping:backup", "Copy the file while it is in use; verified."),
+        "restore": ("keeping:restore", "Put a backup back, once it is verified."),
+        "prune": ("keeping:prune", "Take finished tasks out of the file, and shrink it."),
+        "export": ("export:export", "Write the file's contents as JSON Lines."),
+    },
+    "Its schema": {
+        "current": ("revising:current", "Print the revision a file is at."),
+        "upgrade": ("revising:upgrade", "Bring a file to this package's revision; --sql only prints how."),
+        "downgrade": ("revising:downgrade", "Take a file back to an older revision, and say what it loses."),
+        "history": ("revising:history", "List the revisions, and what each adds."),
+        "schema": ("ddl:schema", "Print a file's tables, indexes, triggers and views as SQL."),
+    },
 }
+
+_COMMANDS = {name: command for section in _SECTIONS.values() for name, command in section.items()}
 
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
@@ -61,8 +74,9 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, summary) for name, (_, summary) in commands.items()], col_max=10)
 
 
 @click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,10 +84,10 @@ class _Commands(click.Group):
 @click.version_option(__version__, "--version", prog_name="lash-store")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Look into a lash_store file, beside the programs that use it.
+    """Look into a lash_store file, and keep it, beside the programs that use it.
 
-    The file is given by --db, before or after the command, or by the environment variable LASH_STORE_DB. Nothing but
-    `demo` writes to a file.
+    The file is given by --db, before or after the command, or by the environment variable LASH_STORE_DB. What looks
+    writes nothing to it. What lists has --json; `lash-store COMMAND --help` has examples.
 
     \b
     Examples:
@@ -85,8 +99,9 @@ def cli(ctx: click.Context) -> None:
     \b
     Exit codes:
       0    done
-      1    the file or the task is not usable, or the demo lost something
+      1    the file or the task is not usable, the doctor found something, or the demo lost something
       2    wrong usage
+      3    asked for, and it has not happened yet
       130  interrupted; 141  the reader of the output went away
     """
     if ctx.invoked_subcommand is None:
