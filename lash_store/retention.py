@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -119,24 +120,25 @@ def _prune(
     )
     chosen: list[queries.Candidate] = []
     events = seen = unread = needed = families_seen = 0
-    for one in found:
-        is_full = len(chosen) == _TASKS or (chosen and events + one.events > _EVENTS)
-        if is_full or families_seen == _FAMILIES:
-            # what has been looked at is done; the rest is for the next
-            until = one.task_seq - 1
-            break
-        if _stays(one, wanted, kept):
-            continue
-        seen += 1
-        if not one.is_read and not wanted.unread:
-            unread += 1
-            continue
-        families_seen += one.may_have_family
-        if _is_needed(tx, one):
-            needed += 1
-        else:
-            chosen.append(one)
-            events += one.events
+    with closing(found):
+        for one in found:
+            is_full = len(chosen) == _TASKS or (chosen and events + one.events > _EVENTS)
+            if is_full or families_seen == _FAMILIES:
+                # what has been looked at is done; the rest is for the next
+                until = one.task_seq - 1
+                break
+            if _stays(one, wanted, kept):
+                continue
+            seen += 1
+            if not one.is_read and not wanted.unread:
+                unread += 1
+                continue
+            families_seen += one.may_have_family
+            if _is_needed(tx, one):
+                needed += 1
+            else:
+                chosen.append(one)
+                events += one.events
     if not is_dry:
         if chosen:
             queries.bury(tx, chosen)

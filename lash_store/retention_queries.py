@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -141,8 +142,12 @@ def candidates(
     before: str | None,
     states: Sequence[str] | None,
     scopes: Sequence[str] | None,
-) -> list[Candidate]:
-    """Return the finished tasks in a range of ``task_seq`` that match, oldest first."""
+) -> Generator[Candidate, None, None]:
+    """
+    Yield the finished tasks in a range of ``task_seq`` that match, oldest first; each is looked at when it is asked for.
+
+    Close it if it was not read to its end.
+    """
     wanted = {
         "after": after,
         "until": until,
@@ -150,7 +155,9 @@ def candidates(
         "states": None if states is None else names(states),
         "scopes": None if scopes is None else names(scopes),
     }
-    return [Candidate._make(row) for row in tx.all(_CANDIDATES, wanted)]
+    with closing(tx.connection.execute(_CANDIDATES, wanted)) as found:
+        for row in found:
+            yield Candidate._make(row)
 
 
 # --- taking it away -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from lash_store import (
     lifecycle,
     migrate,
     queries,
+    retention,
     retention_queries,
     schema,
     session_queries,
@@ -51,6 +52,7 @@ from lash_store.models import (
     TaskMode,
     TaskState,
 )
+from lash_store.retention_models import Retention
 
 REPOSITORY = Path(__file__).parents[2]
 AT = "2024-05-01T10:00:00.000Z"
@@ -1172,7 +1174,7 @@ def test_what_may_be_pruned_is_found_by_a_bounded_range_of_numbers_and_by_indexe
 
     def looked_at(count: int, **limits: Any) -> int:
         chosen: dict[str, Any] = {**NO_LIMIT, **limits}
-        return steps_of(long, lambda: retention_queries.candidates(tx, 70_000, 70_000 + count, **chosen))
+        return steps_of(long, lambda: [*retention_queries.candidates(tx, 70_000, 70_000 + count, **chosen)])
 
     assert looked_at(1_000) < 12 * looked_at(100)
     assert looked_at(100, before=AT, states=["completed"], scopes=["desktop:s1"]) < 12 * looked_at(10) + FLAT
@@ -1182,7 +1184,7 @@ def test_tasks_are_taken_away_in_time_in_proportion_to_them(long: sqlite3.Connec
     tx = Transaction(long, AT)
 
     def take(count: int, after: int) -> int:
-        chosen = retention_queries.candidates(tx, after, after + count, before=None, states=None, scopes=None)
+        chosen = [*retention_queries.candidates(tx, after, after + count, before=None, states=None, scopes=None)]
         assert len(chosen) == count
         return steps_of(long, lambda: retention_queries.bury(tx, chosen))
 
@@ -1191,6 +1193,17 @@ def test_tasks_are_taken_away_in_time_in_proportion_to_them(long: sqlite3.Connec
 
     assert few < FLAT
     assert many < 12 * few
+
+
+def test_a_part_of_a_prune_looks_at_little_more_than_it_takes(long: sqlite3.Connection) -> None:
+    tx, wanted = Transaction(long, AT), Retention(unread=True)
+
+    def part(newest: int) -> int:
+        return steps_of(long, lambda: retention._prune(tx, 70_000, newest, wanted, None, None, is_dry=True))
+
+    few, many = part(70_150), part(HISTORY)
+
+    assert many < 2 * few
 
 
 def test_a_cursor_behind_which_nothing_was_pruned_learns_that_from_an_index(long: sqlite3.Connection) -> None:

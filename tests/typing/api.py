@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -15,6 +15,7 @@ from lash_store import (
     Backoff,
     CancelPolicy,
     CancelReport,
+    CheckReport,
     ClosePolicy,
     CloseReport,
     CommitInDoubt,
@@ -42,9 +43,11 @@ from lash_store import (
     ProcessEvidence,
     ProcessFate,
     ProcessIdentity,
+    PruneReport,
     Recovery,
     RecoveryReport,
     ResultNotSerializable,
+    Retention,
     SchemaChange,
     SchemaError,
     SchemaTooNew,
@@ -54,6 +57,7 @@ from lash_store import (
     SessionError,
     SessionRecord,
     SessionTasks,
+    Severity,
     StaleAttempt,
     StepFailed,
     StepInDoubt,
@@ -385,6 +389,31 @@ def use_report(report: RecoveryReport) -> None:
     assert_type((report.dead_owners, report.unreachable), tuple[tuple[int, ...], tuple[int, ...]])
     assert_type(report.reattached, tuple[TaskRecord, ...])
     assert_type(report.unknown_functions, tuple[str, ...])
+
+
+async def use_the_file(store: TaskStore) -> None:
+    """What keeps a file small, copies it, and looks whether it is sound."""
+    pruned = await store.prune(
+        older_than=timedelta(days=30),
+        keep_last=100,
+        states=[TaskState.COMPLETED, "cancelled"],
+        sessions=["desktop:s1", Scope("desktop", "s2")],
+        before_cursor=7,
+        unread=True,
+        dry_run=True,
+        progress=lambda done: print(done.task_seq, done.newest_seq),
+    )
+    assert_type(pruned, PruneReport)
+    assert_type((pruned.tasks, pruned.events, pruned.seen, pruned.unread), tuple[int, int, int, int])
+    backup = await store.backup("copy.db", progress=lambda done, pages: print(done, pages))
+    assert_type((backup.path, backup.bytes), tuple[Path, int])
+    restored = await TaskStore.restore("copy.db", "agent.db")
+    assert_type((restored.path, restored.kept), tuple[Path, Path | None])
+    checked = await store.check(repair=True)
+    assert_type(checked, CheckReport)
+    for finding in checked.findings:
+        assert_type((finding.code, finding.severity, finding.next_step), tuple[str, Severity, str])
+    TaskStore("copy.db", runtime="desktop", adopt=True, retention=Retention(older_than=timedelta(days=30), every=60.0))
 
 
 def use_schema_change(change: SchemaChange) -> TaskStore:
