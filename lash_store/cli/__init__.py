@@ -21,6 +21,7 @@ _COMMANDS = {
     "list": ("listing:list_tasks", "List tasks: the live ones, or all."),
     "show": ("showing:show", "Show one task: its row, outcome, events, and all that belongs to it."),
     "tree": ("tree:tree", "Show who belongs to whom: parents, children, sub-agents and their sessions."),
+    "top": ("top:top", "Watch the file live: tasks, progress, owners; a key cancels."),
     "notes": ("notes:notes", "Look into inboxes: what waits to be read; takes nothing."),
     "stats": ("stats:stats", "Count: tasks, ages, rates, and where the bytes are."),
     "events": ("look:events", "Print what happened, in order; --follow goes on."),
