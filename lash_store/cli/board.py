@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError
-from .output import state_style, text
+from .output import cropped, safe, state_style, text
 from .panel import Panel, picture
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ class Board:
         for task_seq, name in [*self._followed.items()]:
             row = frame.rows[places[task_seq]] if task_seq in places else None
             if row is not None and not row.is_live:
-                self._notice = _outcome(task_seq, name, row.state)
+                self._notice = _outcome(name, row.state)
             if row is None or not row.is_live:
                 del self._followed[task_seq]
 
     def press(self, key: str) -> bool:
-        """Do what a key means, and say whether to go on."""
+        """Do what a key means, and say whether to go on; what was told before has been read."""
+        self._notice = None
         if self._question is not None:
             self._answer(key)
         elif key == "q":
@@ -108,7 +109,7 @@ class Board:
 
     def _footer(self, width: int) -> Text:
         if self._question is not None:
-            return text(f"cancel #{self._question.task_seq} {self._question.id}? y/n", "bold yellow")
+            return text(f"cancel {_named(self._question)}? y/n", "bold yellow")
         line = self._notice.copy() if self._notice is not None else self._help()
         rows = self._rows
         where = f"{min(self._place + 1, len(rows)):,} of {len(rows):,}"
@@ -135,15 +136,14 @@ class Board:
         if row is not None and row.is_live:
             self._question = row
         elif row is not None:
-            self._notice = _outcome(row.task_seq, row.id, row.state)
+            self._notice = _outcome(_named(row), row.state)
 
     def _answer(self, key: str) -> None:
         row, self._question = self._question, None
         if row is None or key not in ("y", "Y"):
-            self._notice = None
             return
-        self._notice = text(f"#{row.task_seq} {row.id}: asking it to stop …", "yellow")
-        self._asked[row.task_seq] = row.id, self._ask(row.task_seq)
+        self._notice = text(f"{_named(row)}: asking it to stop …", "yellow")
+        self._asked[row.task_seq] = _named(row), self._ask(row.task_seq)
 
     def _came_of(self, task_seq: int, name: str, asked: Future[TaskRecord]) -> Text:
         try:
@@ -151,12 +151,20 @@ class Board:
         except Exception as error:
             # whatever it was, it is told, and the rest goes on
             kind = "" if isinstance(error, StoreError) else f"{type(error).__name__}: "
-            return text(f"#{task_seq} {name}: {kind}{error}", "red")
+            return text(f"{name}: {kind}{error}", "red")
         if record.state.is_terminal:
-            return _outcome(task_seq, name, record.state)
+            return _outcome(name, record.state)
         self._followed[task_seq] = name
-        return text(f"#{task_seq} {name}: was asked to stop", "magenta")
+        return text(f"{name}: was asked to stop", "magenta")
 
 
-def _outcome(task_seq: int, name: str, state: str) -> Text:
-    return text(f"#{task_seq} {name}: {state}", state_style(state))
+_MOST_ID = 20
+"""Cells of an id in the last line: what is said of it must not be cut off."""
+
+
+def _named(row: Row) -> str:
+    return f"#{row.task_seq} {cropped(safe(row.id), _MOST_ID)}"
+
+
+def _outcome(name: str, state: str) -> Text:
+    return text(f"{name}: {state}", state_style(state))

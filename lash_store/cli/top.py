@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -185,6 +184,8 @@ _REASON = "asked for in lash-store top"
 
 
 def _ask_to_stop(path: str, task_seq: int) -> TaskRecord:
+    import asyncio
+
     from .act import ask_to_stop
 
     # how the task takes it, the next frames show

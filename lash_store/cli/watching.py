@@ -125,8 +125,9 @@ FROM json_each(:keys) AS k
 """
 _NEWS = f"""
 SELECT e.task_seq, e.type, e.at, e.scope FROM events AS e
-WHERE e.seq > :after AND (e.type IN ('pruned', 'transferred') OR e.task_seq IS NOT NULL AND {_TURNS}) ORDER BY e.seq
+WHERE e.seq > :after AND (e.type = 'transferred' OR e.task_seq IS NOT NULL AND {_TURNS}) ORDER BY e.seq
 """
+_PRUNED = "SELECT COUNT(*) FROM tombstones"
 _EVENT_AFTER = "SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1"
 
 
@@ -141,6 +142,7 @@ class Watch:
         self._version: int | None = None
         self._is_reloaded = True
         self._cursor: int | None = None
+        self._pruned = 0
         self._counts = dict.fromkeys(STATES, 0)
         self._live: list[Row] = []
         self._live_left_out = 0
@@ -193,8 +195,10 @@ class Watch:
             self._samples.append((now - _RATED, self._cursor))
         news = self._rows(_NEWS, after=self._cursor)
         self._cursor = max(self._cursor, int(self._rows("SELECT COALESCE(MAX(seq), 0) FROM events")[0][0]))
-        moved = any(kind in ("pruned", "transferred") for _, kind, _, _ in news)
-        self._since.update((task_seq, at) for task_seq, kind, at, _ in news if kind not in ("pruned", "transferred"))
+        pruned = int(self._rows(_PRUNED)[0][0])
+        moved = pruned != self._pruned or any(kind == "transferred" for _, kind, _, _ in news)
+        self._pruned = pruned
+        self._since.update((task_seq, at) for task_seq, kind, at, _ in news if kind != "transferred")
         ended = [
             (task_seq, kind) for task_seq, kind, _, scope in news if kind in _ENDED and self._scope in (None, scope)
         ]
