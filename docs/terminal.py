@@ -25,6 +25,13 @@ class _Screen(pyte.Screen):
         super().select_graphic_rendition(*(5 if attr == 2 else attr for attr in attrs), **kwargs)
 
 
+def screen_of(output: bytes, columns: int, lines: int) -> pyte.Screen:
+    """Return the screen on which *output* stands."""
+    screen = _Screen(columns, lines)
+    pyte.ByteStream(screen).feed(output)
+    return screen
+
+
 class Terminal:
     """Runs *command* in a terminal of its own, which is its controlling one: the keys for signals work, too."""
 
@@ -91,6 +98,12 @@ class Terminal:
             assert time.monotonic() < deadline, f"{is_there} did not come to pass in {seconds} s:\n{self.text}"
             if not self._take_in(0.1) and self.process.poll() is not None and not self._take_in(0.0):
                 assert good(self.text), f"{is_there} did not come to pass, and the program has ended:\n{self.text}"
+        return self.text
+
+    def rest(self) -> str:
+        """Return what stands on the screen once the program has written all it was writing."""
+        while self._take_in(0.2):
+            pass
         return self.text
 
     def wait(self, seconds: float = 30.0) -> int:

@@ -201,10 +201,11 @@ class _Table:
             return self._session(place)
         row = self._frame.rows[place]
         line = self._line(self._cells[place], "" if row.is_live else "dim")
-        if row.task_seq == self._panel.selected:
-            line.pad_right(max(self._panel.width - line.cell_len, 0))
-            line.stylize("reverse")
-        return line
+        if row.task_seq != self._panel.selected:
+            return line
+        chosen = text(line.plain, "reverse")
+        chosen.pad_right(max(self._panel.width - line.cell_len, 0))
+        return chosen
 
     def _session(self, scope: str) -> Text:
         line = text(scope, "bold")
@@ -247,6 +248,8 @@ class _Table:
             cells = [_value(cells[column]) for cells in self._cells]
             widest = max(map(cell_len, cells), default=0)
             widths[column] = max(widest, len(column)) if widest or column in ("#", "id", "state") else 0
+        # most words fit: columns do not jump when a task ends
+        widths["state"] = max(widths["state"], len("completed"))
         if widths["done"]:
             widths["done"] = _BAR_WIDTH + 5
         if self._panel.width < _UNBOUNDED:

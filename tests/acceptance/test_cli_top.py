@@ -385,7 +385,7 @@ def test_the_selected_task_is_in_sight_below_its_session_and_nothing_is_too_wide
         assert len(lines) == height
         assert all(line.cell_len <= width for line in lines)
         assert_harmless("\n".join(line.plain for line in lines))
-        chosen = [line for line in lines if any(span.style == "reverse" for span in line.spans)]
+        chosen = [line for line in lines if line.style == "reverse"]
         assert len(chosen) == (height > 1)
         if width >= 40:
             assert chosen[0].plain.lstrip().startswith(f"{seq} ")
@@ -408,9 +408,9 @@ def test_a_line_tells_state_spans_attempt_bar_and_words() -> None:
     assert lines[0].endswith(" 2025-01-31 09:30:00 UTC")
     assert lines[1] == "1 running"
     assert lines[3:] == [
-        "#  id      name  kind   state    for  age  try  done             progress",
+        "#  id      name  kind   state      for  age  try  done             progress",
         "desktop:s1  1 live",
-        "7  task-7  work  other  running   1m  30m    3  ━━━━──────  42%  part 42 · note: half way",
+        "7  task-7  work  other  running     1m  30m    3  ━━━━──────  42%  part 42 · note: half way",
     ]
     ascii_line = whole(frame, "agent.db", 110, is_ascii=True)[-1].plain
     assert "====------  42%" in ascii_line
@@ -442,9 +442,7 @@ def board_of(*found: Row, **how: Any) -> tuple[Board, Asked]:
 
 
 def chosen(board: Board) -> str:
-    return next(
-        line.plain.split()[0] for line in board.paint(80, 24) if any(span.style == "reverse" for span in line.spans)
-    )
+    return next(line.plain.split()[0] for line in board.paint(80, 24) if line.style == "reverse")
 
 
 def footer(board: Board) -> str:
@@ -559,7 +557,7 @@ def test_a_key_cancels_a_task_of_a_live_owner_and_the_terminal_is_given_back(
         terminal.resize(40, 10)
         terminal.press("g")
         terminal.wait_for(lambda text: "c cancel  a all" in text and "desktop:s1" in text and "#  id" not in text)
-        assert all(len(line) <= 40 for line in terminal.text.splitlines())
+        assert all(len(line) <= 40 for line in terminal.rest().splitlines())
         terminal.press("q")
         assert terminal.wait() == 0
         assert terminal.attributes == before
