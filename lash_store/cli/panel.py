@@ -52,7 +52,7 @@ def picture(frame: Frame, name: str, panel: Panel, footer: Text) -> tuple[list[T
     lines, first = table.in_sight(room)
     lines = [*above, *lines]
     lines += [Text("")] * (panel.height - 1 - len(lines))
-    return [_fitting(line, panel.width) for line in (*lines, footer)][: panel.height], first
+    return [_fitting(line, panel) for line in (*lines, footer)][: panel.height], first
 
 
 _AIRY = 14
@@ -63,14 +63,21 @@ def whole(frame: Frame, name: str, width: int, *, is_ascii: bool = False) -> lis
     """Return every line of a frame, however many, for who cannot scroll."""
     from rich.text import Text
 
-    table = _Table(frame, Panel(width, 0, is_ascii=is_ascii))
+    panel = Panel(width, 0, is_ascii=is_ascii)
+    table = _Table(frame, panel)
     lines = [*header(frame, name, width), Text(""), table.heading(), *table.lines()]
-    return [_fitting(line, width) for line in lines]
+    return [_fitting(line, panel) for line in lines]
 
 
-def _fitting(line: Text, width: int) -> Text:
-    line.truncate(width, overflow="ellipsis")
+def _fitting(line: Text, panel: Panel) -> Text:
+    line.truncate(panel.width, overflow="ellipsis")
+    if panel.is_ascii and not line.plain.isascii():
+        # one for one: what an encoding cannot say would come out longer, and tear the screen
+        line.plain = "".join(char if char.isascii() else _PLAIN.get(char, "?") for char in line.plain)
     return line
+
+
+_PLAIN = {"…": "~", "·": "-", "↑": "^", "↓": "v"}
 
 
 # --- above the table -------------------------------------------------------------------------------------------------
@@ -226,7 +233,7 @@ class _Table:
 
     def _cells_of(self, row: Row) -> dict[str, Cell]:
         at = self._frame.at
-        return {
+        cells: dict[str, Cell] = {
             "#": str(row.task_seq),
             "id": (safe(row.id), "bold"),
             "name": "" if row.label == row.id else safe(row.label),
@@ -237,6 +244,11 @@ class _Table:
             "try": str(row.attempt),
             "done": "" if row.fraction is None else f"{min(max(row.fraction, 0.0), 1.0):.0%}",
             "progress": _said(row),
+        }
+        if not self._panel.is_ascii:
+            return cells
+        return {
+            name: _ascii(cell) if isinstance(cell, str) else (_ascii(cell[0]), cell[1]) for name, cell in cells.items()
         }
 
     def _squeezed(self) -> dict[str, int]:
@@ -295,6 +307,10 @@ class _Table:
 
 _UNBOUNDED = 10_000
 """Cells from which on a width is none: nothing is cut."""
+
+
+def _ascii(value: str) -> str:
+    return value.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def _value(cell: Cell) -> str:

@@ -412,8 +412,18 @@ def test_a_line_tells_state_spans_attempt_bar_and_words() -> None:
         "desktop:s1  1 live",
         "7  task-7  work  other  running     1m  30m    3  ━━━━──────  42%  part 42 · note: half way",
     ]
-    ascii_line = whole(frame, "agent.db", 110, is_ascii=True)[-1].plain
-    assert "====------  42%" in ascii_line
+
+
+def test_on_a_terminal_without_other_characters_every_line_is_ascii_and_as_wide() -> None:
+    frame = frame_of(row(7, id="größer " * 9, fraction=0.42, says="日本語 · …" * 20))
+    for width in (60, 110, 100_000):
+        lines = [line.plain for line in whole(frame, "größer.db", width, is_ascii=True)]
+        assert all(line.isascii() and len(line) <= width for line in lines)
+    assert "  ====------  42%  " in lines[-1]
+    assert "gr\\xf6\\xdfer" in lines[-1]
+    footer = header(frame, "agent.db", 80)[0].append("…")
+    screen, _ = picture(frame, "größer.db", Panel(60, 20, 7, is_ascii=True), footer)
+    assert all(line.plain.isascii() and line.cell_len <= 60 for line in screen)
 
 
 @pytest.mark.parametrize("of_row", [{"since": "tomorrow"}, {"created_at": HOSTILE}, {"state": HOSTILE}, {"kind": ""}])
