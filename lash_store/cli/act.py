@@ -14,7 +14,7 @@ from .running import run
 if TYPE_CHECKING:
     from ..models import Scope, TaskRecord
 
-__all__ = ["abandon", "cancel", "signal"]
+__all__ = ["abandon", "ask_to_stop", "cancel", "signal"]
 
 _ASKED = 3
 """The exit code of what was asked for, and had not come to an end in time."""
@@ -85,18 +85,23 @@ def cancel(ctx: click.Context, names: tuple[str, ...], reason: str | None, timeo
 async def _cancel(
     ctx: click.Context, path: str, scope: Scope | None, name: str, reason: str | None, timeout: float, as_json: bool
 ) -> None:
-    from ..store import TaskStore
-
-    found = await _find(path, scope, name)
-    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
-        record = found
-        if not found.state.is_terminal:
-            handle = await store.handle(found.scope, found.id)
-            record = await handle.cancel(reason, timeout=timeout) if handle.task_seq == found.task_seq else found
+    record = await ask_to_stop(path, scope, name, reason, timeout)
     _tell(record, as_json)
     if not record.state.is_terminal:
         complain(f"it was asked to stop, and has not within {timeout:g} s")
         ctx.exit(_ASKED)
+
+
+async def ask_to_stop(path: str, scope: Scope | None, name: str, reason: str | None, timeout: float) -> TaskRecord:
+    """Ask the task that a person means to stop, and return its row when it has, or as it stands after *timeout* seconds."""
+    from ..store import TaskStore
+
+    found = await _find(path, scope, name)
+    if found.state.is_terminal:
+        return found
+    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
+        handle = await store.handle(found.scope, found.id)
+        return await handle.cancel(reason, timeout=timeout) if handle.task_seq == found.task_seq else found
 
 
 @click.command()

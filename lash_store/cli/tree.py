@@ -157,7 +157,8 @@ def _stem(is_last: tuple[bool, ...], guides: tuple[str, ...]) -> str:
 
 
 def _line(family: Family, place: Place, asked: Key | None, guides: tuple[str, ...], width: int) -> Text:
-    line = text(_stem(place.is_last, guides), "dim")
+    line = text("")
+    line.append(_stem(place.is_last, guides), "dim")
     style = "bold underline" if place.key == asked else "bold"
     if isinstance(place.key, str):
         session = family.sessions[place.key]
