@@ -227,11 +227,21 @@ def watch(studio: Studio) -> None:
 
 
 def take_timeline(folder: Path, target: Path) -> None:
-    """Have the command that draws its own picture draw it, where there is one."""
-    command = [sys.executable, "-m", "lash_store.cli", "timeline", "--session", "desktop:review", "--db", DB]
-    if subprocess.run([*command[:4], "--help"], env=environment(), capture_output=True, check=False).returncode == 0:
-        made = target.resolve() / "timeline.svg"
-        subprocess.run([*command, "-o", str(made)], cwd=folder, env=environment(), check=True)
+    """Have the command that draws its own picture draw it."""
+    made = target.resolve() / "timeline.svg"
+    command = [
+        sys.executable,
+        "-m",
+        "lash_store.cli",
+        "timeline",
+        "desktop:review",
+        "--db",
+        DB,
+        "--force",
+        "-o",
+        str(made),
+    ]
+    subprocess.run(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, check=True)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ def _last_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 
 @click.command()
 @click.argument("session", required=False, metavar="[SESSION]")
+@click.option("--session", "as_option", metavar="SESSION", help="The same as the argument, as other commands have it.")
 @click.option("--task", "task_name", metavar="ID", help="Only this task, '#12' or its id, and all below it.")
 @click.option("--all", "with_all", is_flag=True, help="Every session of the file, a section each.")
 @click.option(
@@ -59,6 +60,7 @@ def _last_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 def timeline(
     ctx: click.Context,
     session: str | None,
+    as_option: str | None,
     task_name: str | None,
     with_all: bool,
     target: str | None,
@@ -86,6 +88,9 @@ def timeline(
     """
     from .lifelines import ms_of
 
+    if session is not None and as_option is not None:
+        raise click.UsageError("give one SESSION", ctx)
+    session = session or as_option
     if with_all and (session is not None or task_name is not None):
         raise click.UsageError("--all shows every session: leave out SESSION and --task", ctx)
     if since is not None and last is not None:
