@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -24,7 +24,7 @@ from .database import Transaction
 from .errors import SchemaError, StorageBusy, StorageError, StoreCopied
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
-from .owners import Life, describe_process, life_of, open_beside
+from .owners import Life, describe_process, life_of
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
 __all__ = [
@@ -406,15 +406,21 @@ def _check_source(backup: Path, path: Path) -> None:
 
 def _alive(path: Path) -> str:
     """Name the processes that have a file open as its owners; empty: none has."""
-    try:
-        with closing(database.open_sqlite(path, "read")) as connection:
-            pids = [str(pid) for pid, life in open_beside(connection, path) if life is Life.ALIVE]
-    except sqlite3.Error:
-        # what is damaged does not tell; their locks do
-        locks = guards.side_folder(path).glob("o-*.lock")
-        held = [str(lock) for lock in locks if _is_locked(lock)]
-        return f"the process that holds {', '.join(held)}" if held else ""
-    return f"process {', '.join(pids)}" if pids else ""
+    folder = guards.side_folder(path)
+    # SQLite removes the -wal of an empty file
+    if path.exists() and path.stat().st_size > 0:
+        with suppress(sqlite3.Error), closing(database.open_sqlite(path, "read")) as connection:
+            if not _has_owners(connection):
+                return ""
+            owners = [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS)]
+            # of a copy the same owner may be alive, in this process, beside its original
+            here = [
+                one for one in owners if life_of(path, one) is Life.ALIVE and (folder / f"{one.token}.lock").exists()
+            ]
+            return f"process {', '.join(str(one.pid) for one in here)}" if here else ""
+    # what is damaged does not tell; their locks do
+    held = [str(lock) for lock in folder.glob("o-*.lock") if _is_locked(lock)]
+    return f"the process that holds {', '.join(held)}" if held else ""
 
 
 def _refuse_beside(path: Path) -> None:
@@ -424,7 +430,7 @@ def _refuse_beside(path: Path) -> None:
     Raises:
         SchemaError: an owner of the file lives.
     """
-    if alive := path.exists() and _alive(path):
+    if alive := _alive(path):
         raise SchemaError(f"{path} is open in {alive}: close it there first; nothing was changed")
 
 
@@ -478,9 +484,13 @@ def _page_size(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA page_size").fetchone()[0])
 
 
+def _has_owners(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall())
+
+
 def _ended(connection: sqlite3.Connection) -> set[str]:
     """Return the tokens of the owners that a file names as ended."""
-    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
+    if not _has_owners(connection):
         return set()
     return {token for (token,) in connection.execute("SELECT token FROM owners WHERE ended_at IS NOT NULL")}
 
@@ -491,7 +501,7 @@ def _forget_owners(connection: sqlite3.Connection, path: Path, ended: Collection
 
     *ended* are those that the file itself names so; of this process' own it is known.
     """
-    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
+    if not _has_owners(connection):
         return
     us = describe_process()
     tx = Transaction(connection, database.utc_text(time.time()))
