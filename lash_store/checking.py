@@ -1,12 +1,15 @@
-"""Owns what is looked at to say that a file is sound, or what is wrong with it; mends only what cannot lose anything."""
+"""Owns what is looked at to say that a file is sound, or what is wrong with it; see `mending` for what is mended."""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
+import shlex
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from enum import StrEnum
 from itertools import groupby
@@ -16,13 +19,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from . import database, guards, processes
-from .copies import STAMP, stamp_of
-from .errors import StorageError
+from . import copies, database, guards, processes
+from .copies import STAMP, is_locked, stamp_of
+from .errors import StorageCorrupt, StorageError
 from .identity import HEAD
 from .lifecycle import JSON_COLUMNS, TERMINAL_EVENTS, fold
+from .mending import MENDERS, own_files, stale_locks, wrong_definitions
 from .models import EventType, ProcessIdentity, TaskState
-from .owners import Life, life_of, sweep
+from .owners import Life, life_of
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 from .schema import TRIGGERS, VIEWS, metadata
 
@@ -94,39 +98,54 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
         NotAStore, SchemaTooNew, StorageError: there is nothing to look at.
     """
     path = guards.resolve(path)
-    if not guards.check_target(path, writing=False):
-        raise StorageError(f"{path} does not exist: check the path")
-    revision = database.probe(path)
     tasks = events = 0
+    revision: str | None = None
     found: list[Finding] = []
-    with closing(database.open_sqlite(path, "read")) as connection:
-        connection.execute("BEGIN").fetchall()
-        connection.row_factory = sqlite3.Row
-        try:
-            found += _integrity(connection)
-            if revision != HEAD:
-                found.append(_old(revision))
-            else:
-                tasks, events = (
-                    connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("tasks", "events")
-                )
-                found += _schema(connection)
-                found += _stories(connection, tasks, progress)
-                found += _rows(connection)
-                found += _owners(connection, path)
-                found += _processes(connection, path)
-            found += _copy(connection)
-            found += _size(connection, path)
-        except sqlite3.Error as error:
-            found.append(_damaged(f"it cannot be read to its end: {error}"))
-        finally:
-            connection.row_factory = None
+    try:
+        if not guards.check_target(path, writing=False) and not database.has_content(path):
+            raise StorageError(f"{path} does not exist: check the path")
+        revision = copies.revision_of(path)
+        with closing(database.open_sqlite(path, "read")) as connection:
+            # what a hand wrote need not be UTF-8
+            connection.text_factory = database.replacing
+            connection.execute("BEGIN").fetchall()
+            connection.row_factory = sqlite3.Row
+            try:
+                found += _integrity(connection)
+                if revision != HEAD:
+                    found.append(_old(revision))
+                elif not (missing := _missing_tables(connection)):
+                    tasks, events = (
+                        connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("tasks", "events")
+                    )
+                    found += _schema(connection)
+                    found += _stories(connection, tasks, progress)
+                    found += _rows(connection)
+                    if stamp_of(connection) != STAMP:
+                        # what a copy names is its original's
+                        found += _at_work(connection, path)
+                else:
+                    found.append(_error("tables_missing", f"missing from the schema: {_few(missing)}", _RESTORE))
+                found += _copy(connection)
+                found += _size(connection, path)
+            except sqlite3.Error as error:
+                if database.primary_code(error) not in _OF_THE_FILE:
+                    raise
+                found.append(_damaged(f"it cannot be read to its end: {error}"))
+    except (StorageCorrupt, UnicodeDecodeError) as error:
+        found.append(_damaged(str(error)))
+    except sqlite3.Error as error:
+        database.raise_translated(error, path)
     found += _files(path)
     if repair:
         found = _repair(path, found)
     order = [*Severity]
     found.sort(key=lambda one: order.index(one.severity))
     return CheckReport(path=path, revision=revision, tasks=tasks, events=events, findings=tuple(found))
+
+
+_OF_THE_FILE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""What SQLite says of a file that is wrong, and not of a disk or a moment that is."""
 
 
 def _error(code: str, message: str, next_step: str) -> Finding:
@@ -173,23 +192,28 @@ def _old(revision: str | None) -> Finding:
     )
 
 
+def _missing_tables(connection: sqlite3.Connection) -> list[str]:
+    there = {row["name"] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    return sorted(metadata.tables.keys() - there)
+
+
 def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
-    there = {row["name"]: row for row in connection.execute("SELECT name, type, tbl_name, sql FROM sqlite_schema")}
-    ours = {*metadata.tables, *TRIGGERS, *VIEWS}
-    indexes = {str(index.name) for table in metadata.tables.values() for index in table.indexes}
-    missing = sorted((ours | indexes) - there.keys())
-    if missing:
-        yield _error("schema_changed", f"missing from the schema: {_few(missing)}", _RESTORE)
-    foreign = [
-        row["name"]
-        for name, row in there.items()
-        if row["type"] == "trigger" and row["tbl_name"] in metadata.tables and name not in TRIGGERS
-    ]
+    missing, changed = wrong_definitions(connection)
+    if missing or changed:
+        told = [f"{kind}: {_few(names)}" for kind, names in (("missing", missing), ("changed", changed)) if names]
+        yield _warning(
+            "schema_changed",
+            f"indexes, triggers or views are not what they should be: {'; '.join(told)}",
+            "lash-store doctor --repair makes them again",
+            can_repair=True,
+        )
+    triggers = connection.execute("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    foreign = [name for name, table in triggers if table in {*metadata.tables, *VIEWS} and name not in TRIGGERS]
     if foreign:
         yield _warning(
             "foreign_trigger",
             f"triggers of somebody else's on the store's tables: {_few(foreign)}",
-            "look at them with .schema in the sqlite3 shell; drop those you did not write",
+            "look at them with .schema in the sqlite3 shell; drop those you did not write: DROP TRIGGER name",
         )
 
 
@@ -211,11 +235,10 @@ def _stories(connection: sqlite3.Connection, count: int, progress: Progress | No
         if task_seq != task["task_seq"]:
             silent.append(name)
             continue
-        events = [{**event, "data": json.loads(event["data"])} for event in map(dict, story)]
-        columns = _differences(events, task)
+        columns, is_ended = _told_by(list(map(dict, story)), task)
         if columns:
             differ.append(f"{name}: {', '.join(columns)}")
-        if not _ends_as_it_should(events, task["state"]):
+        if not is_ended:
             ends.append(name)
         if progress is not None and (looked_at % 500 == 0 or looked_at == count):
             progress(looked_at, count)
@@ -231,13 +254,17 @@ def _stories(connection: sqlite3.Connection, count: int, progress: Progress | No
         yield _error("ends", f"tasks whose end does not stand once, as the last event: {_few(ends)}", _RESTORE)
 
 
-def _differences(events: list[dict[str, Any]], task: sqlite3.Row) -> list[str]:
-    try:
-        folded = fold(events)
-    except (KeyError, TypeError, ValueError):
-        return ["all"]
+def _told_by(story: list[dict[str, Any]], task: sqlite3.Row) -> tuple[list[str], bool]:
+    """Return the columns of a row that are not what its events say, and whether its end stands where it should."""
     row = {name: task[name] for name in task.keys()}  # noqa: SIM118, a Row iterates over its values
-    return sorted(name for name, value in row.items() if folded.get(name) != _plain(name, value))
+    try:
+        events = [{**event, "data": json.loads(event["data"])} for event in story]
+        folded = fold(events)
+        columns = [name for name, value in row.items() if folded.get(name) != _plain(name, value)]
+        return sorted(columns), _ends_as_it_should(events, row["state"])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        # whatever a hand or a broken page made of it
+        return ["all"], True
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -274,9 +301,10 @@ _QUESTIONS: tuple[tuple[str, str, str, str], ...] = (
     (
         "number_used_twice",
         "tables whose next number is one they have",
-        "SELECT 'tasks' WHERE (SELECT max(task_seq) FROM tasks) > (SELECT seq FROM sqlite_sequence WHERE name = 'tasks') "
-        "UNION ALL "
-        "SELECT 'events' WHERE (SELECT max(seq) FROM events) > (SELECT seq FROM sqlite_sequence WHERE name = 'events')",
+        "SELECT 'tasks' WHERE (SELECT max(task_seq) FROM tasks) > "
+        "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tasks'), 0) UNION ALL "
+        "SELECT 'events' WHERE (SELECT max(seq) FROM events) > "
+        "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)",
         _RESTORE,
     ),
 )
@@ -287,23 +315,34 @@ def _rows(connection: sqlite3.Connection) -> Iterator[Finding]:
         found = [row[0] for row in connection.execute(question)]
         if found:
             yield _error(code, f"{message}: {_few(found)}", next_step)
+
+
+# --- owners and processes -------------------------------------------------------------------------------------------
+
+_LIVE_OF = "SELECT count(*) FROM tasks WHERE owner_id = ? AND completed_at IS NULL"
+
+
+def _at_work(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
+    yield from _cancels(connection)
+    yield from _owners(connection, path)
+    yield from _processes(connection, path)
+
+
+def _cancels(connection: sqlite3.Connection) -> Iterator[Finding]:
     stuck = [
-        f"#{row['task_seq']} ({row['scope']} {row['id']}) for {row['seconds']:.0f} s"
-        for row in connection.execute(
+        f"#{task_seq} ({scope} {task_id}) for {seconds:.0f} s"
+        for task_seq, scope, task_id, seconds in connection.execute(
             "SELECT task_seq, scope, id, (julianday('now') - julianday(cancel_requested_at)) * 86400 AS seconds "
-            "FROM tasks WHERE state = 'cancel_requested' AND completed_at IS NULL"
+            "FROM tasks WHERE completed_at IS NULL AND state = 'cancel_requested' AND seconds > ?",
+            (_LONG_CANCEL,),
         )
-        if row["seconds"] > _LONG_CANCEL
     ]
     if stuck:
         yield _warning(
             "stuck_cancel",
             f"cancels that have not come to an end: {_few(stuck)}",
-            "the body swallows its cancellation, or its owner is stuck: lash-store abandon SCOPE ID --reason …",
+            "the body swallows its cancellation, or its owner is stuck: lash-store abandon '#N' --reason TEXT",
         )
-
-
-# --- owners and processes -------------------------------------------------------------------------------------------
 
 
 def _open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
@@ -311,15 +350,18 @@ def _open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
 
 
 def _owners(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    live: Mapping[int | None, int] = dict(
-        connection.execute(
-            "SELECT owner_id, count(*) FROM tasks WHERE completed_at IS NULL GROUP BY owner_id"
-        ).fetchall()
-    )
     for owner in _open_owners(connection):
+        life = life_of(path, owner)
+        if life is Life.ALIVE and not _is_stopped(owner.pid):
+            continue
+        [(count,)] = connection.execute(_LIVE_OF, (owner.owner_id,)).fetchall()
+        # the state that is looked at is of a moment ago: who has ended since is not dead
+        if not _still(path, "SELECT 1 FROM owners WHERE owner_id = ? AND ended_at IS NULL", owner.owner_id):
+            continue
         name = f"owner {owner.owner_id} (process {owner.pid}, runtime {owner.runtime!r})"
-        has = f"{live.get(owner.owner_id, 0)} live tasks"
-        match life_of(path, owner):
+        has = f"{count} live tasks"
+        abandon = f"lash-store abandon --owner {owner.owner_id} --reason TEXT"
+        match life:
             case Life.DEAD:
                 yield _warning(
                     "dead_owner",
@@ -330,28 +372,30 @@ def _owners(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
                 yield _warning(
                     "unreachable_owner",
                     f"{name} has no lock file here, yet its process lives, with {has}: it is not robbed",
-                    "is this a copy of its file? Else stop the process; lash-store abandon --owner gives its work up",
+                    f"is this a copy of its file? Else stop the process, or give its work up: {abandon}",
                 )
-            case Life.ALIVE if _is_stopped(owner.pid):
+            case Life.ALIVE:
                 yield _warning(
                     "stopped_owner",
                     f"{name} is stopped (SIGSTOP, or a debugger), with {has}",
-                    f"let it go on: kill -CONT {owner.pid}; or give its work up: lash-store abandon --owner {owner.owner_id}",
+                    f"let it go on: kill -CONT {owner.pid}; or give its work up: {abandon}",
                 )
-    left = sum(
-        count
-        for owner_id, count in live.items()
-        if owner_id is not None
-        and connection.execute(
-            "SELECT 1 FROM owners WHERE owner_id = ? AND ended_at IS NOT NULL", (owner_id,)
-        ).fetchone()
-    )
+    [(left,)] = connection.execute(
+        "SELECT count(*) FROM tasks AS t JOIN owners AS o ON o.owner_id = t.owner_id "
+        "WHERE t.completed_at IS NULL AND o.ended_at IS NOT NULL"
+    ).fetchall()
     if left:
         yield _warning(
             "left_behind",
             f"{left} live tasks stand under owners that have ended",
             "open the file with its runtime: they are recovered then",
         )
+
+
+def _still(path: Path, question: str, *parameters: Any) -> bool:
+    """Ask the file as it is now."""
+    with closing(database.open_sqlite(path, "read")) as connection:
+        return bool(connection.execute(question, parameters).fetchall())
 
 
 def _is_stopped(pid: int) -> bool:
@@ -364,13 +408,16 @@ def _processes(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
     """Name processes of monitors whose owner is gone."""
     alive = {owner.owner_id for owner in _open_owners(connection) if life_of(path, owner) is not Life.DEAD}
     left = []
-    for row in connection.execute("SELECT task_seq, owner_id, process FROM tasks WHERE process IS NOT NULL"):
-        if row["owner_id"] in alive:
+    for task_seq, owner_id, process in connection.execute(
+        "SELECT task_seq, owner_id, process FROM tasks WHERE process IS NOT NULL AND completed_at IS NULL"
+    ).fetchall():
+        if owner_id in alive:
             continue
         with suppress(ValueError):
-            process = ProcessIdentity.model_validate_json(row["process"])
-            if processes.survivors(process):
-                left.append(f"{process.pid} (of #{row['task_seq']})")
+            known = ProcessIdentity.model_validate_json(process)
+            same = "SELECT 1 FROM tasks WHERE task_seq = ? AND owner_id IS ? AND process = ?"
+            if processes.survivors(known) and _still(path, same, task_seq, owner_id, process):
+                left.append(f"{known.pid} (of #{task_seq})")
     if left:
         yield _warning(
             "process_left",
@@ -396,11 +443,21 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
     )
     share, least = _MUCH_FREE
+    shrinks = connection.execute("PRAGMA auto_vacuum").fetchone()[0] != 0
     if free * page_size > least and free > pages * share:
+        vacuum = f"stop its owners, then: sqlite3 {shlex.quote(str(path))} 'PRAGMA auto_vacuum = INCREMENTAL; VACUUM'"
         yield _info(
             "free_pages",
             f"{free * page_size:,} of {pages * page_size:,} bytes hold nothing",
-            "lash-store doctor --repair gives them back",
+            "lash-store doctor --repair gives them back" if shrinks else vacuum,
+            can_repair=shrinks,
+        )
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    if mode != "wal":
+        yield _warning(
+            "not_wal",
+            f"the file is in journal mode {mode!r}, in which no store can work on it",
+            "lash-store doctor --repair puts it into WAL mode again",
             can_repair=True,
         )
     wal = Path(f"{path}-wal")
@@ -415,26 +472,36 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
 
 
 def _files(path: Path) -> Iterator[Finding]:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    open_to_others = []
+    for one in own_files(path):
+        with suppress(FileNotFoundError):
+            found = one.stat()
+            if found.st_mode & 0o077:
+                open_to_others.append((one.name, found))
+    if open_to_others:
+        told = _few(f"{name} (mode {stat.S_IMODE(found.st_mode):04o})" for name, found in open_to_others)
         yield _warning(
             "permissions",
-            f"others may read or write the file (mode {mode:04o})",
+            f"others may read or write {told}",
             "lash-store doctor --repair takes that away",
-            can_repair=path.stat().st_uid == os.geteuid(),
+            can_repair=all(found.st_uid == os.geteuid() for _, found in open_to_others),
         )
-    left = [one for one in (Path(f"{path}-making"), Path(f"{path}-backup-making")) if one.exists()]
+    if locks := stale_locks(path):
+        yield _info(
+            "stale_locks",
+            f"lock files that nobody holds: {_few(lock.name for lock in locks)}",
+            "lash-store doctor --repair removes them",
+            can_repair=True,
+        )
+    beside = sorted(path.parent.glob(f"{glob.escape(path.name)}-*"))
+    left = [one.name for one in beside if one.name.endswith("-making") and not is_locked(one)]
     if left:
         yield _info(
             "half_made",
-            f"what a killed backup or restore left: {_few(one.name for one in left)}",
+            f"what a killed backup or restore left: {_few(left)}",
             "the next one removes it",
         )
-    kept = sorted(
-        one.name
-        for one in path.parent.glob(f"{_escaped(path.name)}-*")
-        if (".backup" in one.name or "-replaced" in one.name) and not one.name.endswith(("-wal", "-shm", "-owners"))
-    )
+    kept = [one.name for one in beside if _is_kept(one)]
     if kept:
         yield _info(
             "kept_files",
@@ -443,11 +510,13 @@ def _files(path: Path) -> Iterator[Finding]:
         )
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{char}]" if char in "[]*?" else char for char in name)
+_KEPT = re.compile(r"(\.backup|-replaced)(-\d+)?(-wal|-journal)?$")
 
 
-# --- mending --------------------------------------------------------------------------------------------------------
+def _is_kept(path: Path) -> bool:
+    found = _KEPT.search(path.name)
+    # a reader leaves an empty one beside what it looked at
+    return found is not None and (found[3] is None or path.stat().st_size > 0)
 
 
 def _repair(path: Path, found: list[Finding]) -> list[Finding]:
@@ -459,48 +528,10 @@ def _repair(path: Path, found: list[Finding]) -> list[Finding]:
     for one in found:
         if one.can_repair:
             try:
-                _MENDERS[one.code](path)
+                MENDERS[one.code](path)
                 one = one.model_copy(update={"is_repaired": True})
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 note = f"{one.next_step} (not now: {error})"
                 one = one.model_copy(update={"next_step": note})
         mended.append(one)
-    _sweep(path)
     return mended
-
-
-def _give_back(path: Path) -> None:
-    with closing(database.open_sqlite(path, "write")) as connection:
-        connection.execute("PRAGMA busy_timeout=5000").fetchall()
-        left = -1
-        while (free := connection.execute("PRAGMA freelist_count").fetchone()[0]) not in {0, left}:
-            left = free
-            connection.execute("BEGIN IMMEDIATE").fetchall()
-            for _ in range(256):
-                connection.execute("PRAGMA incremental_vacuum(1)").fetchall()
-            connection.execute("COMMIT").fetchall()
-
-
-def _empty_wal(path: Path) -> None:
-    with closing(database.open_sqlite(path, "write")) as connection:
-        connection.execute("PRAGMA busy_timeout=5000").fetchall()
-        [(is_busy, _, _)] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        if is_busy:
-            raise sqlite3.OperationalError("a reader or a writer is at it")
-
-
-_MENDERS: Mapping[str, Callable[[Path], None]] = {
-    "permissions": guards.make_private,
-    "free_pages": _give_back,
-    "long_wal": _empty_wal,
-}
-
-
-def _sweep(path: Path) -> None:
-    """Remove the lock files of owners that have ended."""
-    with suppress(sqlite3.Error), closing(database.open_sqlite(path, "write")) as connection:
-        connection.execute("PRAGMA busy_timeout=5000").fetchall()
-        connection.execute("BEGIN IMMEDIATE").fetchall()
-        ended = connection.execute("SELECT token FROM owners WHERE ended_at IS NOT NULL").fetchall()
-        sweep(path, [token for (token,) in ended])
-        connection.execute("ROLLBACK").fetchall()

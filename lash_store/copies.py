@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from . import database, guards, queries, session_queries, transitions
 from .commands import ConfirmCancel, Release
 from .database import Transaction
-from .errors import SchemaError, StorageBusy, StorageError, StoreCopied
+from .errors import NotAStore, SchemaError, StorageBusy, StorageCorrupt, StorageError, StoreCopied
+from .identity import VERSION_TABLE
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
 from .owners import Life, describe_process, life_of
@@ -35,9 +36,11 @@ __all__ = [
     "check_not_copied",
     "copy",
     "free_name",
+    "is_locked",
     "made",
     "name",
     "restore",
+    "revision_of",
 ]
 
 STAMP = 1
@@ -85,6 +88,19 @@ class RestoreReport(BaseModel):
 def stamp_of(connection: sqlite3.Connection) -> int:
     """Return what the file under a connection says of itself; 0 is an original."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def revision_of(path: Path) -> str | None:
+    """
+    Return a file's revision; see `database.probe`.
+
+    Raises:
+        StorageCorrupt: it is damaged, also where SQLite's own words about that cannot be read.
+    """
+    try:
+        return database.probe(path)
+    except UnicodeDecodeError as error:
+        raise StorageCorrupt(f"{path}: the file is damaged: copy it away, then restore a backup") from error
 
 
 def check_not_copied(connection: sqlite3.Connection, path: Path) -> None:
@@ -146,7 +162,7 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
         if there.exists() or there.is_symlink():
             raise StorageError(f"{there} exists: give a backup a name of its own, or move that away")
     with made(target) as making:
-        database.probe(path)
+        revision_of(path)
         copy(path, making, progress=progress)
         report = _verified(making, path).model_copy(update={"path": target})
         name(making, target)
@@ -202,12 +218,8 @@ def _claimed(making: Path) -> int:
         os.close(descriptor)
 
 
-def is_being_made(making: Path) -> bool:
-    """Say whether somebody fills a file just now; else it was left by a kill."""
-    return making.is_file() and _is_locked(making)
-
-
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Say whether somebody holds the lock of a file: one that is being filled, or that says that an owner lives."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -395,7 +407,7 @@ def _check_source(backup: Path, path: Path) -> None:
         raise StorageError(f"{backup} does not exist: check the path")
     if backup == path or (path.exists() and guards.identify(path) == guards.identify(backup)):
         raise StorageError(f"{backup} is the file itself: nothing to restore")
-    if database.probe(backup) is None:
+    if revision_of(backup) is None:
         raise StorageError(f"{backup} holds no store: check the path")
     alive = _alive(backup)
     if alive:
@@ -409,7 +421,7 @@ def _alive(path: Path) -> str:
     folder = guards.side_folder(path)
     # SQLite removes the -wal of an empty file
     if path.exists() and path.stat().st_size > 0:
-        with suppress(sqlite3.Error), closing(database.open_sqlite(path, "read")) as connection:
+        with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.open_sqlite(path, "read")) as connection:
             if not _has_owners(connection):
                 return ""
             owners = [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS)]
@@ -419,7 +431,7 @@ def _alive(path: Path) -> str:
             ]
             return f"process {', '.join(str(one.pid) for one in here)}" if here else ""
     # what is damaged does not tell; their locks do
-    held = [str(lock) for lock in folder.glob("o-*.lock") if _is_locked(lock)]
+    held = [str(lock) for lock in folder.glob("o-*.lock") if is_locked(lock)]
     return f"the process that holds {', '.join(held)}" if held else ""
 
 
@@ -452,7 +464,8 @@ def _replace(making: Path, path: Path) -> Path | None:
             # nobody else comes in from here to the close
             target.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
             target.execute("BEGIN EXCLUSIVE").fetchall()
-            database.read_revision(target, path)
+            if not _is_ours(target, path):
+                return None
             _forget_owners(source, path, _ended(target))
             target.execute("COMMIT").fetchall()
             if _page_size(source) != _page_size(target):
@@ -464,20 +477,40 @@ def _replace(making: Path, path: Path) -> Path | None:
             source.backup(target, pages=_PAGES, sleep=0.001)
             is_done = True
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         code = database.primary_code(error)
         if is_done:
             # it is in the -wal: whoever opens the file next does the rest
             return kept
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise SchemaError(f"{path} is open elsewhere: close it there first; nothing was changed") from error
-        if code not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        if code not in _DAMAGE:
             database.raise_translated(error, path)
         return None
     finally:
         if kept is not None and not is_done:
             kept.unlink(missing_ok=True)
     return kept
+
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, None}
+"""What SQLite says of a damaged file; None: its words about that could not be read."""
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """
+    Say whether what is to be replaced is a store; one that has lost its mark is not, but is damaged.
+
+    Raises:
+        NotAStore: it is another application's file.
+    """
+    try:
+        database.read_revision(connection, path)
+    except NotAStore:
+        if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (VERSION_TABLE,)).fetchall():
+            return False
+        raise
+    return True
 
 
 def _page_size(connection: sqlite3.Connection) -> int:
