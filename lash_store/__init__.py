@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .checking import CheckReport, Finding, Severity
     from .context import TaskContext
-    from .copies import BackupReport, RestoreReport
+    from .copies import BackupReport
     from .errors import (
         CommitInDoubt,
         DuplicateFunction,
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     )
     from .monitor_models import ArmOn, MonitorRecord, MonitorSpec, MonitorUpdate, Stream, WakePolicy
     from .policies import Backoff, Limits
+    from .restoring import RestoreReport
     from .retention_models import PruneReport, Retention
     from .sessions import SessionTasks
     from .store import TaskStore
@@ -201,6 +202,7 @@ _HOMES = (
     "feed",
     "guest",
     "copies",
+    "restoring",
     "checking",
 )
 

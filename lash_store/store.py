@@ -27,6 +27,7 @@ from . import (
     monitor_queries,
     monitors,
     queries,
+    restoring,
     retention,
     session_queries,
     transitions,
@@ -34,7 +35,7 @@ from . import (
 from .callbacks import Callbacks
 from .checking import CheckReport
 from .context import TaskContext
-from .copies import BackupReport, RestoreReport
+from .copies import BackupReport
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
 from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession
@@ -62,6 +63,7 @@ from .owners import OwnerLock, describe_process
 from .policies import Backoff, Errors, Limits
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
+from .restoring import RestoreReport
 from .retention import Pruner
 from .retention_models import PruneReport, Retention
 from .runner import Runner
@@ -677,7 +679,7 @@ class TaskStore:
             NotAStore, SchemaTooNew, StorageCorrupt: the backup cannot be used; nothing was changed.
             SchemaError: the file is open elsewhere; nothing was changed.
         """
-        return await asyncio.to_thread(copies.restore, Path(backup), Path(path), progress)
+        return await asyncio.to_thread(restoring.restore, Path(backup), Path(path), progress)
 
     async def prune(
         self,

@@ -207,7 +207,7 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from ..copies import restore as put_back
+    from ..restoring import restore as put_back
 
     told_in_one_line()
     path = Path(required_db(ctx))

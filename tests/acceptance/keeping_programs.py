@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lash_store import copies
+from lash_store import copies, restoring
 from tests.acceptance.processes import Report
 
 _TOUCHING = ("link", "unlink", "rename", "replace", "fsync", "ftruncate", "fchmod")
@@ -31,7 +31,7 @@ async def back_up(report: Report, path: str, target: str) -> None:
 async def restore(report: Report, backup: str, path: str) -> None:
     """Put a backup back."""
     report("begins")
-    copies.restore(Path(backup), Path(path))
+    restoring.restore(Path(backup), Path(path))
     report("restored")
 
 
@@ -51,5 +51,5 @@ async def restore_until(report: Report, backup: str, path: str, at: int) -> None
 
     for name in _TOUCHING:
         setattr(os, name, counting(getattr(os, name)))
-    copies.restore(Path(backup), Path(path))
+    restoring.restore(Path(backup), Path(path))
     report("restored")

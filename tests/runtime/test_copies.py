@@ -35,6 +35,7 @@ from lash_store import (
     TaskStore,
     copies,
     guards,
+    restoring,
     schema,
 )
 from tests.runtime.support import RUNTIME, check_file, event_types, everything, next_event, rows
@@ -361,10 +362,10 @@ async def test_what_was_live_when_a_backup_was_made_goes_on_when_it_is_put_back(
 async def test_what_was_replaced_can_be_put_back_itself(stopped: Path, backup: Path) -> None:
     async with store_on(stopped) as store:
         await finished(store, "after")
-    first = copies.restore(backup, stopped)
+    first = restoring.restore(backup, stopped)
     assert (ids(stopped), first.kept) == (["before"], Path(f"{stopped}-replaced"))
 
-    second = copies.restore(first.kept or backup, stopped)
+    second = restoring.restore(first.kept or backup, stopped)
 
     assert (ids(stopped), second.kept) == (["before", "after"], Path(f"{stopped}-replaced-2"))
     async with store_on(stopped) as store:
@@ -376,7 +377,7 @@ async def test_a_file_that_is_open_is_not_replaced_under_its_owner(stopped: Path
         await finished(store, "after")
         before = bytes_beside(stopped)
         with pytest.raises(SchemaError, match=rf"{stopped} is open in process {os.getpid()}: close it there first"):
-            copies.restore(backup, stopped)
+            restoring.restore(backup, stopped)
         assert bytes_beside(stopped) == before
         await finished(store, "goes on")
     assert ids(stopped) == ["before", "after", "goes on"]
@@ -392,7 +393,7 @@ async def test_a_file_that_is_open_is_not_replaced_even_if_it_is_damaged(stopped
     before = stopped.read_bytes()
 
     with pytest.raises(SchemaError, match="close it there first"):
-        copies.restore(backup, stopped)
+        restoring.restore(backup, stopped)
 
     assert stopped.read_bytes() == before
     Path(f"{stopped}-hidden").rename(f"{stopped}-wal")
@@ -406,14 +407,14 @@ def test_who_only_looks_is_waited_for_and_not_robbed(
     with closing(sqlite3.connect(stopped, check_same_thread=False)) as reader:
         reader.execute("SELECT count(*) FROM tasks").fetchall()
         before = bytes_beside(stopped)
-        monkeypatch.setattr(copies, "_PASSING_READER", 10)
+        monkeypatch.setattr(restoring, "_PASSING_READER", 10)
         with pytest.raises(SchemaError, match="is open elsewhere"):
-            copies.restore(backup, stopped)
+            restoring.restore(backup, stopped)
         assert bytes_beside(stopped) == before
-        monkeypatch.setattr(copies, "_PASSING_READER", 20_000)
+        monkeypatch.setattr(restoring, "_PASSING_READER", 20_000)
         leaving = threading.Timer(0.1, reader.close)
         leaving.start()
-        copies.restore(backup, stopped)
+        restoring.restore(backup, stopped)
         leaving.join()
 
 
@@ -422,7 +423,7 @@ def test_a_damaged_file_is_what_a_restore_is_for(stopped: Path, backup: Path, wh
     damage(stopped, where)
     damaged = stopped.read_bytes()
 
-    report = copies.restore(backup, stopped)
+    report = restoring.restore(backup, stopped)
 
     assert ids(stopped) == ["before"]
     assert report.kept == Path(f"{stopped}-replaced")
@@ -434,11 +435,11 @@ def test_a_damaged_file_is_what_a_restore_is_for(stopped: Path, backup: Path, wh
 
 def test_a_file_that_is_empty_or_not_there_is_made(stopped: Path, backup: Path, tmp_path: Path) -> None:
     damage(stopped, "empty")
-    assert copies.restore(backup, stopped).kept == Path(f"{stopped}-replaced")
-    assert copies.restore(backup, tmp_path / "new.db").kept is None
+    assert restoring.restore(backup, stopped).kept == Path(f"{stopped}-replaced")
+    assert restoring.restore(backup, tmp_path / "new.db").kept is None
     assert ids(stopped) == ids(tmp_path / "new.db") == ["before"]
     with pytest.raises(StorageError, match=r"the folder .* does not exist"):
-        copies.restore(backup, tmp_path / "nowhere" / "new.db")
+        restoring.restore(backup, tmp_path / "nowhere" / "new.db")
 
 
 @pytest.mark.parametrize("left", ["damaged", "empty", "missing"])
@@ -457,7 +458,7 @@ async def test_commits_left_beside_a_file_never_become_those_of_the_backup(
         case _:
             stopped.write_bytes(b"" if left == "empty" else b"\xff" * 9000)
 
-    report = copies.restore(backup, stopped)
+    report = restoring.restore(backup, stopped)
 
     assert ids(stopped) == ["before"]
     check_file(stopped)
@@ -523,7 +524,7 @@ def test_what_is_no_backup_changes_nothing(
     before = bytes_beside(stopped)
 
     with pytest.raises(error, match=told) as caught:
-        copies.restore(source, stopped)
+        restoring.restore(source, stopped)
 
     assert str(source) in str(caught.value)
     assert bytes_beside(stopped) == before
@@ -531,11 +532,11 @@ def test_what_is_no_backup_changes_nothing(
 
 async def test_a_live_store_is_no_backup_of_itself_nor_of_another(stopped: Path, backup: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is the file itself"):
-        copies.restore(stopped, stopped)
+        restoring.restore(stopped, stopped)
     async with store_on(tmp_path / "other.db"):
         before = bytes_beside(stopped)
         with pytest.raises(StorageError, match=f"is no backup but a store that is open in process {os.getpid()}"):
-            copies.restore(tmp_path / "other.db", stopped)
+            restoring.restore(tmp_path / "other.db", stopped)
         assert bytes_beside(stopped) == before
 
 
@@ -545,7 +546,7 @@ async def test_a_backup_is_put_elsewhere_while_its_original_works_and_does_not_d
         handle = await live(store)
         backup = (await store.backup(path.with_name("backup.db"))).path
 
-        copies.restore(backup, elsewhere)
+        restoring.restore(backup, elsewhere)
 
         async with store_on(elsewhere, ends=True) as other:
             assert (await other.get(f"{RUNTIME}:s1", "live")).attempt == 1
@@ -559,7 +560,7 @@ def test_another_applications_file_is_not_replaced(backup: Path, tmp_path: Path)
     before = bytes_beside(theirs)
 
     with pytest.raises(NotAStore, match=f"{theirs} is another application's"):
-        copies.restore(backup, theirs)
+        restoring.restore(backup, theirs)
 
     assert bytes_beside(theirs) == before
 
@@ -568,7 +569,7 @@ def test_a_newer_file_is_replaced_for_that_is_the_way_back(stopped: Path, backup
     with closing(sqlite3.connect(stopped)) as connection, connection:
         connection.execute(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
 
-    kept = copies.restore(backup, stopped).kept
+    kept = restoring.restore(backup, stopped).kept
 
     assert ids(stopped) == ["before"]
     assert kept is not None
@@ -582,7 +583,7 @@ async def test_a_backup_of_an_older_revision_is_put_back_and_upgraded_when_it_is
     old = Path(shutil.copy(DATA / f"{revision}.db", tmp_path / "old.db"))
     backup = copies.back_up(old, tmp_path / "backup.db").path
 
-    report = copies.restore(backup, tmp_path / "agent.db")
+    report = restoring.restore(backup, tmp_path / "agent.db")
 
     assert report.revision == revision
     async with TaskStore(tmp_path / "agent.db", runtime="another") as store:
@@ -594,11 +595,11 @@ def test_a_link_to_a_file_is_not_replaced(stopped: Path, backup: Path, tmp_path:
     link = tmp_path / "link.db"
     link.symlink_to(stopped)
     with pytest.raises(StorageError, match=r"is a symbolic link|is the file itself"):
-        copies.restore(backup, link)
+        restoring.restore(backup, link)
     other = tmp_path / "hard.db"
     other.hardlink_to(stopped)
     with pytest.raises(StorageError, match="has 2 hard links"):
-        copies.restore(backup, stopped)
+        restoring.restore(backup, stopped)
     other.unlink()
 
 
@@ -623,7 +624,7 @@ def test_a_full_disk_in_the_middle_of_a_restore_changes_nothing(
         connection.execute("CREATE TABLE filler AS SELECT randomblob(1000000) AS a")
 
     with pytest.raises(StorageFull):
-        copies.restore(grown, stopped)
+        restoring.restore(grown, stopped)
 
     assert everything(stopped) == {**before, "owners": []}
     assert not Path(f"{stopped}-replaced").exists()
@@ -632,6 +633,6 @@ def test_a_full_disk_in_the_middle_of_a_restore_changes_nothing(
 def test_who_restores_waits_for_who_makes_the_file(
     stopped: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "_PATIENCE", 0.01)
+    monkeypatch.setattr(restoring, "_PATIENCE", 0.01)
     with guards.alone(stopped, 1.0), pytest.raises(StorageBusy, match="another process has been making"):
-        copies.restore(backup, stopped)
+        restoring.restore(backup, stopped)
