@@ -565,6 +565,41 @@ def test_another_applications_file_is_not_replaced(backup: Path, tmp_path: Path)
     assert bytes_beside(theirs) == before
 
 
+def test_a_store_that_has_lost_its_mark_is_damaged_and_not_another_applications(stopped: Path, backup: Path) -> None:
+    with closing(sqlite3.connect(stopped)) as connection:
+        connection.execute("PRAGMA application_id = 1")
+
+    assert restoring.restore(backup, stopped).kept == Path(f"{stopped}-replaced")
+
+    assert ids(stopped) == ["before"]
+
+
+@pytest.mark.parametrize("pragma", ["journal_mode = DELETE", "page_size = 8192"])
+async def test_a_file_that_was_made_over_by_hand_is_a_store_again(stopped: Path, backup: Path, pragma: str) -> None:
+    with closing(sqlite3.connect(stopped, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.execute("VACUUM")
+
+    restoring.restore(backup, stopped)
+
+    assert rows(stopped, "PRAGMA journal_mode") == [{"journal_mode": "wal"}]
+    async with store_on(stopped) as store:
+        await finished(store, "after")
+    assert ids(stopped) == ["before", "after"]
+
+
+def test_two_restores_of_one_file_come_one_after_the_other(stopped: Path, backup: Path) -> None:
+    others = [threading.Thread(target=restoring.restore, args=(backup, stopped)) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(20)
+
+    assert ids(stopped) == ["before"]
+    assert len(list(stopped.parent.glob("agent.db-replaced*"))) == 3
+
+
 def test_a_newer_file_is_replaced_for_that_is_the_way_back(stopped: Path, backup: Path) -> None:
     with closing(sqlite3.connect(stopped)) as connection, connection:
         connection.execute(f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
