@@ -210,10 +210,11 @@ def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
     triggers = connection.execute("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
     foreign = [name for name, table in triggers if table in {*metadata.tables, *VIEWS} and name not in TRIGGERS]
     if foreign:
-        yield _warning(
+        # a program may have its own
+        yield _info(
             "foreign_trigger",
-            f"triggers of somebody else's on the store's tables: {_few(foreign)}",
-            "look at them with .schema in the sqlite3 shell; drop those you did not write: DROP TRIGGER name",
+            f"triggers on the store's tables that are not the store's: {_few(foreign)}",
+            "see what they do, with lash-store schema; drop those that you did not write: DROP TRIGGER name",
         )
 
 

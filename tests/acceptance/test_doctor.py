@@ -318,8 +318,9 @@ def test_somebody_elses_trigger_is_named_and_dropping_it_helps(db: Path) -> None
 
     finding = only(db, "foreign_trigger")
 
-    assert "mine" in finding["message"]
-    assert look(db, "--repair")["is_sound"] is False
+    # it may be a program's own, which is none of our business
+    assert ("mine" in finding["message"], finding["severity"], finding["can_repair"]) == (True, "info", False)
+    assert "CREATE TRIGGER mine" in run("schema", db=db).stdout
     with closing(sqlite3.connect(db)) as connection:
         connection.execute("DROP TRIGGER mine")
     assert look(db)["findings"] == []
