@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checking import CheckReport, Finding, Severity
     from .context import TaskContext
     from .copies import BackupReport
     from .errors import (
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         UnknownSession,
     )
     from .feed import Subscription
+    from .findings import CheckReport, Finding, Severity
     from .guest import TransactConnection
     from .handles import TaskHandle
     from .inbox import Inbox, Updates
@@ -203,7 +203,7 @@ _HOMES = (
     "guest",
     "copies",
     "restoring",
-    "checking",
+    "findings",
 )
 
 

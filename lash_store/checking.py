@@ -9,79 +9,28 @@ import re
 import shlex
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from enum import StrEnum
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from . import copies, database, guards, processes
+from . import copies, database, guards
 from .copies import STAMP, is_locked, stamp_of
 from .errors import StorageCorrupt, StorageError
+from .findings import FEW, CheckReport, Finding, Severity, fault, few, info, warning
 from .identity import HEAD
 from .lifecycle import JSON_COLUMNS, TERMINAL_EVENTS, fold
 from .mending import MENDERS, own_files, stale_locks, wrong_definitions
-from .models import EventType, ProcessIdentity, TaskState
-from .owners import Life, life_of
-from .queries import ALL_OPEN_OWNERS, OwnerRow
+from .models import EventType, TaskState
 from .schema import TRIGGERS, VIEWS, metadata
+from .vitality import at_work
 
 __all__ = ["CheckReport", "Finding", "Severity", "check"]
 
-_FEW = 5
-"""How many things of one kind a finding names."""
-
-_LONG_CANCEL = 60.0
-"""Seconds after which a cancel that has not come to an end is worth a word."""
-
 _MUCH_WAL = 64 * 1024 * 1024
 _MUCH_FREE = 0.25, 4 * 1024 * 1024
-
-
-class Severity(StrEnum):
-    """How bad a finding is: something is lost or wrong, somebody should do something, or only worth knowing."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    INFO = "info"
-
-
-class Finding(BaseModel):
-    """
-    One thing that was found: a stable *code*, what it is in a sentence, and the *next_step*.
-
-    *can_repair*: it is mended without loss by asking for that; *is_repaired*: it was.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    severity: Severity
-    code: str
-    message: str
-    next_step: str
-    can_repair: bool = False
-    is_repaired: bool = False
-
-
-class CheckReport(BaseModel):
-    """What a check of a file found, worst first; *tasks* and *events* were looked at."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Path
-    revision: str | None
-    tasks: int
-    events: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing is lost or wrong, and nothing is left to be done."""
-        return all(one.severity is Severity.INFO or one.is_repaired for one in self.findings)
 
 
 Progress = Callable[[int, int], object]
@@ -123,9 +72,9 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
                     found += _rows(connection)
                     if stamp_of(connection) != STAMP:
                         # what a copy names is its original's
-                        found += _at_work(connection, path)
+                        found += at_work(connection, path)
                 else:
-                    found.append(_error("tables_missing", f"missing from the schema: {_few(missing)}", _RESTORE))
+                    found.append(fault("tables_missing", f"missing from the schema: {few(missing)}", _RESTORE))
                 found += _copy(connection)
                 found += _size(connection, path)
             except sqlite3.Error as error:
@@ -148,44 +97,27 @@ _OF_THE_FILE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ER
 """What SQLite says of a file that is wrong, and not of a disk or a moment that is."""
 
 
-def _error(code: str, message: str, next_step: str) -> Finding:
-    return Finding(severity=Severity.ERROR, code=code, message=message, next_step=next_step)
-
-
-def _warning(code: str, message: str, next_step: str, *, can_repair: bool = False) -> Finding:
-    return Finding(severity=Severity.WARNING, code=code, message=message, next_step=next_step, can_repair=can_repair)
-
-
-def _info(code: str, message: str, next_step: str, *, can_repair: bool = False) -> Finding:
-    return Finding(severity=Severity.INFO, code=code, message=message, next_step=next_step, can_repair=can_repair)
-
-
-def _few(names: Iterable[object]) -> str:
-    shown = [str(name) for name in names]
-    return ", ".join(shown[:_FEW]) + (f" and {len(shown) - _FEW} more" if len(shown) > _FEW else "")
-
-
 # --- the file as SQLite sees it -------------------------------------------------------------------------------------
 
 _RESTORE = "stop whoever uses it, and put a backup in its place: lash-store restore BACKUP"
 
 
 def _damaged(message: str) -> Finding:
-    return _error("damaged", message, _RESTORE)
+    return fault("damaged", message, _RESTORE)
 
 
 def _integrity(connection: sqlite3.Connection) -> Iterator[Finding]:
-    wrong = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({_FEW})").fetchall()]
+    wrong = [str(row[0]) for row in connection.execute(f"PRAGMA integrity_check({FEW})").fetchall()]
     if wrong != ["ok"]:
         yield _damaged(f"SQLite's integrity check: {'; '.join(wrong)}")
     orphans = [tuple(row) for row in connection.execute("PRAGMA foreign_key_check").fetchall()]
     if orphans:
-        named = _few(f"{table} row {row} without its {parent}" for table, row, parent, _ in orphans)
-        yield _error("orphans", f"rows without the row they belong to: {named}", _RESTORE)
+        named = few(f"{table} row {row} without its {parent}" for table, row, parent, _ in orphans)
+        yield fault("orphans", f"rows without the row they belong to: {named}", _RESTORE)
 
 
 def _old(revision: str | None) -> Finding:
-    return _warning(
+    return warning(
         "old_revision",
         f"the file is at revision {revision or 'none'}, this lash_store knows {HEAD}: only the file itself was checked",
         "close its owners, then run lash-store upgrade",
@@ -200,8 +132,8 @@ def _missing_tables(connection: sqlite3.Connection) -> list[str]:
 def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
     missing, changed = wrong_definitions(connection)
     if missing or changed:
-        told = [f"{kind}: {_few(names)}" for kind, names in (("missing", missing), ("changed", changed)) if names]
-        yield _warning(
+        told = [f"{kind}: {few(names)}" for kind, names in (("missing", missing), ("changed", changed)) if names]
+        yield warning(
             "schema_changed",
             f"indexes, triggers or views are not what they should be: {'; '.join(told)}",
             "lash-store doctor --repair makes them again",
@@ -211,9 +143,9 @@ def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
     foreign = [name for name, table in triggers if table in {*metadata.tables, *VIEWS} and name not in TRIGGERS]
     if foreign:
         # a program may have its own
-        yield _info(
+        yield info(
             "foreign_trigger",
-            f"triggers on the store's tables that are not the store's: {_few(foreign)}",
+            f"triggers on the store's tables that are not the store's: {few(foreign)}",
             "see what they do, with lash-store schema; drop those that you did not write: DROP TRIGGER name",
         )
 
@@ -244,15 +176,15 @@ def _stories(connection: sqlite3.Connection, count: int, progress: Progress | No
         if progress is not None and (looked_at % 500 == 0 or looked_at == count):
             progress(looked_at, count)
     if silent:
-        yield _error("no_events", f"tasks without any event: {_few(silent)}", _RESTORE)
+        yield fault("no_events", f"tasks without any event: {few(silent)}", _RESTORE)
     if differ:
-        yield _error(
+        yield fault(
             "fold",
-            f"rows that are not what their events say, in the columns named: {_few(differ)}",
+            f"rows that are not what their events say, in the columns named: {few(differ)}",
             "somebody edited the row by hand, or the file was damaged: lash-store show tells the events; " + _RESTORE,
         )
     if ends:
-        yield _error("ends", f"tasks whose end does not stand once, as the last event: {_few(ends)}", _RESTORE)
+        yield fault("ends", f"tasks whose end does not stand once, as the last event: {few(ends)}", _RESTORE)
 
 
 def _told_by(story: list[dict[str, Any]], task: sqlite3.Row) -> tuple[list[str], bool]:
@@ -315,116 +247,7 @@ def _rows(connection: sqlite3.Connection) -> Iterator[Finding]:
     for code, message, question, next_step in _QUESTIONS:
         found = [row[0] for row in connection.execute(question)]
         if found:
-            yield _error(code, f"{message}: {_few(found)}", next_step)
-
-
-# --- owners and processes -------------------------------------------------------------------------------------------
-
-_LIVE_OF = "SELECT count(*) FROM tasks WHERE owner_id = ? AND completed_at IS NULL"
-
-
-def _at_work(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    yield from _cancels(connection)
-    yield from _owners(connection, path)
-    yield from _processes(connection, path)
-
-
-def _cancels(connection: sqlite3.Connection) -> Iterator[Finding]:
-    stuck = [
-        f"#{task_seq} ({scope} {task_id}) for {seconds:.0f} s"
-        for task_seq, scope, task_id, seconds in connection.execute(
-            "SELECT task_seq, scope, id, (julianday('now') - julianday(cancel_requested_at)) * 86400 AS seconds "
-            "FROM tasks WHERE completed_at IS NULL AND state = 'cancel_requested' AND seconds > ?",
-            (_LONG_CANCEL,),
-        )
-    ]
-    if stuck:
-        yield _warning(
-            "stuck_cancel",
-            f"cancels that have not come to an end: {_few(stuck)}",
-            "the body swallows its cancellation, or its owner is stuck: lash-store abandon '#N' --reason TEXT",
-        )
-
-
-def _open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
-    return [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS)]
-
-
-def _owners(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    for owner in _open_owners(connection):
-        life = life_of(path, owner)
-        if life is Life.ALIVE and not _is_stopped(owner.pid):
-            continue
-        [(count,)] = connection.execute(_LIVE_OF, (owner.owner_id,)).fetchall()
-        # the state that is looked at is of a moment ago: who has ended since is not dead
-        if not _still(path, "SELECT 1 FROM owners WHERE owner_id = ? AND ended_at IS NULL", owner.owner_id):
-            continue
-        name = f"owner {owner.owner_id} (process {owner.pid}, runtime {owner.runtime!r})"
-        has = f"{count} live tasks"
-        abandon = f"lash-store abandon --owner {owner.owner_id} --reason TEXT"
-        match life:
-            case Life.DEAD:
-                yield _warning(
-                    "dead_owner",
-                    f"{name} is dead, and nobody has recovered its {has}",
-                    f"open the file with TaskStore(…, runtime={owner.runtime!r}): its work is recovered then",
-                )
-            case Life.UNREACHABLE:
-                yield _warning(
-                    "unreachable_owner",
-                    f"{name} has no lock file here, yet its process lives, with {has}: it is not robbed",
-                    f"is this a copy of its file? Else stop the process, or give its work up: {abandon}",
-                )
-            case Life.ALIVE:
-                yield _warning(
-                    "stopped_owner",
-                    f"{name} is stopped (SIGSTOP, or a debugger), with {has}",
-                    f"let it go on: kill -CONT {owner.pid}; or give its work up: {abandon}",
-                )
-    [(left,)] = connection.execute(
-        "SELECT count(*) FROM tasks AS t JOIN owners AS o ON o.owner_id = t.owner_id "
-        "WHERE t.completed_at IS NULL AND o.ended_at IS NOT NULL"
-    ).fetchall()
-    if left:
-        yield _warning(
-            "left_behind",
-            f"{left} live tasks stand under owners that have ended",
-            "open the file with its runtime: they are recovered then",
-        )
-
-
-def _still(path: Path, question: str, *parameters: Any) -> bool:
-    """Ask the file as it is now."""
-    with closing(database.open_sqlite(path, "read")) as connection:
-        return bool(connection.execute(question, parameters).fetchall())
-
-
-def _is_stopped(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in {"T", "t"}
-    return False
-
-
-def _processes(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    """Name processes of monitors whose owner is gone."""
-    alive = {owner.owner_id for owner in _open_owners(connection) if life_of(path, owner) is not Life.DEAD}
-    left = []
-    for task_seq, owner_id, process in connection.execute(
-        "SELECT task_seq, owner_id, process FROM tasks WHERE process IS NOT NULL AND completed_at IS NULL"
-    ).fetchall():
-        if owner_id in alive:
-            continue
-        with suppress(ValueError):
-            known = ProcessIdentity.model_validate_json(process)
-            same = "SELECT 1 FROM tasks WHERE task_seq = ? AND owner_id IS ? AND process = ?"
-            if processes.survivors(known) and _still(path, same, task_seq, owner_id, process):
-                left.append(f"{known.pid} (of #{task_seq})")
-    if left:
-        yield _warning(
-            "process_left",
-            f"processes of monitors whose owner is dead run on: {_few(left)}",
-            "open the file with its runtime: they are ended then",
-        )
+            yield fault(code, f"{message}: {few(found)}", next_step)
 
 
 # --- the file beside others -----------------------------------------------------------------------------------------
@@ -432,7 +255,7 @@ def _processes(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
 
 def _copy(connection: sqlite3.Connection) -> Iterator[Finding]:
     if stamp_of(connection) == STAMP:
-        yield _info(
+        yield info(
             "copy",
             "the file is a copy, made by a backup: it is not run as it is",
             "lash-store restore puts it in its original's place; TaskStore(…, adopt=True) makes it a store of its own",
@@ -447,7 +270,7 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
     shrinks = connection.execute("PRAGMA auto_vacuum").fetchone()[0] != 0
     if free * page_size > least and free > pages * share:
         vacuum = f"stop its owners, then: sqlite3 {shlex.quote(str(path))} 'PRAGMA auto_vacuum = INCREMENTAL; VACUUM'"
-        yield _info(
+        yield info(
             "free_pages",
             f"{free * page_size:,} of {pages * page_size:,} bytes hold nothing",
             "lash-store doctor --repair gives them back" if shrinks else vacuum,
@@ -455,7 +278,7 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
         )
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     if mode != "wal":
-        yield _warning(
+        yield warning(
             "not_wal",
             f"the file is in journal mode {mode!r}, in which no store can work on it",
             "lash-store doctor --repair puts it into WAL mode again",
@@ -464,7 +287,7 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
     wal = Path(f"{path}-wal")
     with suppress(FileNotFoundError):
         if wal.stat().st_size > _MUCH_WAL:
-            yield _info(
+            yield info(
                 "long_wal",
                 f"{wal.name} has {wal.stat().st_size:,} bytes: a reader that stays in its transaction keeps it from shrinking",
                 "end that reader; lash-store doctor --repair empties it",
@@ -480,33 +303,33 @@ def _files(path: Path) -> Iterator[Finding]:
             if found.st_mode & 0o077:
                 open_to_others.append((one.name, found))
     if open_to_others:
-        told = _few(f"{name} (mode {stat.S_IMODE(found.st_mode):04o})" for name, found in open_to_others)
-        yield _warning(
+        told = few(f"{name} (mode {stat.S_IMODE(found.st_mode):04o})" for name, found in open_to_others)
+        yield warning(
             "permissions",
             f"others may read or write {told}",
             "lash-store doctor --repair takes that away",
             can_repair=all(found.st_uid == os.geteuid() for _, found in open_to_others),
         )
     if locks := stale_locks(path):
-        yield _info(
+        yield info(
             "stale_locks",
-            f"lock files that nobody holds: {_few(lock.name for lock in locks)}",
+            f"lock files that nobody holds: {few(lock.name for lock in locks)}",
             "lash-store doctor --repair removes them",
             can_repair=True,
         )
     beside = sorted(path.parent.glob(f"{glob.escape(path.name)}-*"))
     left = [one.name for one in beside if one.name.endswith("-making") and not is_locked(one)]
     if left:
-        yield _info(
+        yield info(
             "half_made",
-            f"what a killed backup or restore left: {_few(left)}",
+            f"what a killed backup or restore left: {few(left)}",
             "the next one removes it",
         )
     kept = [one.name for one in beside if _is_kept(one)]
     if kept:
-        yield _info(
+        yield info(
             "kept_files",
-            f"files that upgrades and restores have kept: {_few(kept)}",
+            f"files that upgrades and restores have kept: {few(kept)}",
             "remove them once you are sure that you need them no more",
         )
 

@@ -33,13 +33,13 @@ from . import (
     transitions,
 )
 from .callbacks import Callbacks
-from .checking import CheckReport
 from .context import TaskContext
 from .copies import BackupReport
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
 from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
+from .findings import CheckReport
 from .handles import TaskHandle, owner_handle
 from .lifecycle import MONITOR, Task
 from .models import (

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import MonitorSpec, StoreCopied, TaskStore, checking, copies, guards, schema
+from lash_store import MonitorSpec, StoreCopied, TaskStore, checking, copies, guards, schema, vitality
 from tests.acceptance import agent_file, programs
 from tests.acceptance.commands import HOSTILE, assert_harmless, run
 from tests.acceptance.processes import Worker
@@ -160,13 +160,13 @@ async def test_an_owner_that_closes_while_it_is_looked_at_is_not_called_dead(
     store = TaskStore(path, runtime="desktop")
     await store.open()
     loop = asyncio.get_running_loop()
-    ask = checking.life_of
+    ask = vitality.life_of
 
     def closes_first(*owner: Any) -> Any:
         asyncio.run_coroutine_threadsafe(store.close(), loop).result(20)
         return ask(*owner)
 
-    monkeypatch.setattr(checking, "life_of", closes_first)
+    monkeypatch.setattr(vitality, "life_of", closes_first)
 
     assert (await asyncio.to_thread(checking.check, path)).findings == ()
 
@@ -626,7 +626,7 @@ def test_a_plain_copy_of_a_live_file_says_that_it_may_be_one(start: Callable[...
 def test_a_cancel_that_does_not_end_is_named_and_abandoning_helps(
     start: Callable[..., Worker], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "_LONG_CANCEL", 0.0)
+    monkeypatch.setattr(vitality, "_LONG_CANCEL", 0.0)
     worker = start(
         programs.spawn_and_stay, str(path), [["stubborn", "a", {"cancel": True}, []]], {"cancel_grace": 0.01}
     )
