@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checking import CheckReport, Finding, Severity
     from .context import TaskContext
-    from .copies import BackupReport, RestoreReport
+    from .copies import BackupReport
     from .errors import (
         CommitInDoubt,
         DuplicateFunction,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         UnknownSession,
     )
     from .feed import Subscription
+    from .findings import CheckReport, Finding, Severity
     from .guest import TransactConnection
     from .handles import TaskHandle
     from .inbox import Inbox, Updates
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     )
     from .monitor_models import ArmOn, MonitorRecord, MonitorSpec, MonitorUpdate, Stream, WakePolicy
     from .policies import Backoff, Limits
+    from .restoring import RestoreReport
     from .retention_models import PruneReport, Retention
     from .sessions import SessionTasks
     from .store import TaskStore
@@ -201,7 +202,8 @@ _HOMES = (
     "feed",
     "guest",
     "copies",
-    "checking",
+    "restoring",
+    "findings",
 )
 
 

@@ -1,11 +1,13 @@
 """
-Owns copies of a file: backups made beside writers, what says that a file is a copy, and putting one back.
+Owns copies of a file: backups made beside writers, and what says that a file is a copy; `restoring` puts them back.
 
 A copy does not run its work twice: it is stamped (``PRAGMA user_version`` is 1), and a stamped file runs only for who adopts it.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,32 +19,36 @@ from pydantic import BaseModel, ConfigDict
 from . import database, guards, queries, session_queries, transitions
 from .commands import ConfirmCancel, Release
 from .database import Transaction
-from .errors import SchemaError, StorageError, StoreCopied
+from .errors import StorageBusy, StorageCorrupt, StorageError, StoreCopied
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
-from .owners import Life, open_beside
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
 __all__ = [
+    "PAGES",
+    "STAMP",
     "BackupReport",
-    "RestoreReport",
     "adopt",
     "back_up",
     "check_not_copied",
     "copy",
     "free_name",
+    "is_locked",
     "made",
     "name",
-    "restore",
+    "pour",
+    "revision_of",
+    "stamp_of",
+    "sync",
+    "verified",
+    "with_commits",
 ]
 
 STAMP = 1
 """The ``user_version`` of a copy; a store's own is 0."""
 
-_PAGES = 1024
+PAGES = 1024
 """Pages copied between two looks at the time and two words of progress."""
-
-_PATIENCE = 30.0
 
 Progress = Callable[[int, int], object]
 """Called with the pages copied so far, and how many there are."""
@@ -60,24 +66,25 @@ class BackupReport(BaseModel):
     events: int
 
 
-class RestoreReport(BaseModel):
-    """A file that was put back: where, from which *backup*, and where what was there before is *kept* (None: nothing was)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Path
-    backup: Path
-    kept: Path | None
-    revision: str
-    tasks: int
-
-
 # --- what says so ---------------------------------------------------------------------------------------------------
 
 
 def stamp_of(connection: sqlite3.Connection) -> int:
     """Return what the file under a connection says of itself; 0 is an original."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def revision_of(path: Path) -> str | None:
+    """
+    Return a file's revision; see `database.probe`.
+
+    Raises:
+        StorageCorrupt: it is damaged, also where SQLite's own words about that cannot be read.
+    """
+    try:
+        return database.probe(path)
+    except UnicodeDecodeError as error:
+        raise StorageCorrupt(f"{path}: the file is damaged: copy it away, then restore a backup") from error
 
 
 def check_not_copied(connection: sqlite3.Connection, path: Path) -> None:
@@ -132,14 +139,16 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
 
     Raises:
         StorageError: the target exists, or cannot be made.
+        StorageBusy: another process is making it.
         StorageCorrupt: the copy does not hold what the file should; it is removed.
     """
-    if target.exists() or target.is_symlink():
-        raise StorageError(f"{target} exists: give a backup a name of its own, or move that away")
+    for there in (target, *with_commits(target)):
+        if there.exists() or there.is_symlink():
+            raise StorageError(f"{there} exists: give a backup a name of its own, or move that away")
     with made(target) as making:
-        database.probe(path)
+        revision_of(path)
         copy(path, making, progress=progress)
-        report = _verified(making, target)
+        report = verified(making, path).model_copy(update={"path": target})
         name(making, target)
     return report
 
@@ -151,18 +160,66 @@ def made(target: Path) -> Iterator[Path]:
 
     Raises:
         StorageError: it cannot be made, or written.
+        StorageBusy: another process is filling it.
     """
     if not target.parent.is_dir():
         raise StorageError(f"the folder {target.parent} does not exist: create it first")
     making = Path(f"{target}-making")
-    _remove(making)
-    guards.create_private(making)
+    descriptor = _claimed(making)
     try:
         yield making
     except sqlite3.Error as error:
-        database.raise_translated(error, making)
+        database.raise_translated(error, target)
     finally:
-        _remove(making)
+        # once it has its name, somebody else may be filling the next one
+        if _is_named(making, descriptor):
+            _remove(making)
+        os.close(descriptor)
+
+
+def _claimed(making: Path) -> int:
+    """Make the file empty and lock it, so that two who fill it do not give half of each other's a name."""
+    while True:
+        try:
+            descriptor = os.open(making, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{making} cannot be created: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_named(making, descriptor):
+                for side in database.side_files(making):
+                    side.unlink(missing_ok=True)
+                os.ftruncate(descriptor, 0)
+                os.fchmod(descriptor, 0o600)
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StorageBusy(f"another process is filling {making}: wait for it, or use another name") from None
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(f"{making} cannot be written: {error.strerror}") from error
+        # whoever had it before has named or removed it
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether somebody holds the lock of a file: one that is being filled, or that says that an owner lives."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_named(making: Path, descriptor: int) -> bool:
+    held = os.fstat(descriptor)
+    return guards.identify(making) == (held.st_dev, held.st_ino)
 
 
 def _remove(making: Path) -> None:
@@ -170,125 +227,112 @@ def _remove(making: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def with_commits(path: Path) -> list[Path]:
+    """Return the files beside *path* that SQLite would read as its commits: no other file may be put there."""
+    found = (Path(f"{path}-wal"), Path(f"{path}-journal"))
+    return [side for side in found if side.exists() and side.stat().st_size > 0]
+
+
 def copy(path: Path, making: Path, *, stamp: int = STAMP, progress: Progress | None = None) -> None:
-    """Copy a file as it is at one moment, through SQLite: a read transaction held for as long as it takes keeps it at that."""
-    with closing(database.open_sqlite(path, "read")) as source, closing(sqlite3.connect(making)) as target:
-        source.execute("BEGIN").fetchall()
-        source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+    """
+    Copy a file as it is at one moment, through SQLite: a read transaction held for as long as it takes keeps it at that.
 
-        def told(status: int, left: int, pages: int) -> None:
-            if progress is not None:
-                progress(pages - left, pages)
-
-        source.backup(target, pages=_PAGES, progress=told, sleep=0.001)
+    Raises:
+        StorageError: the file cannot be read.
+        sqlite3.Error: the copy cannot be written.
+    """
+    try:
+        source = database.open_sqlite(path, "read")
+    except sqlite3.Error as error:
+        database.raise_translated(error, path)
+    with closing(source):
+        try:
+            source.execute("BEGIN").fetchall()
+            source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        except sqlite3.Error as error:
+            database.raise_translated(error, path)
+        pour(source, making, stamp, progress)
         source.execute("ROLLBACK").fetchall()
+
+
+def pour(source: sqlite3.Connection, making: Path, stamp: int, progress: Progress | None = None) -> None:
+    """Copy all that a connection sees into a file that nobody else knows, and stamp that."""
+    with closing(sqlite3.connect(making)) as target:
+        source.backup(target, pages=PAGES, progress=_told(progress), sleep=0.001)
         # a file alone, until it is opened as a store
         target.execute("PRAGMA journal_mode=DELETE").fetchall()
         target.execute(f"PRAGMA user_version={stamp:d}")
         target.execute("PRAGMA journal_mode=WAL").fetchall()
 
 
-def _verified(making: Path, named: Path) -> BackupReport:
+def _told(progress: Progress | None) -> Callable[[int, int, int], None]:
+    def told(status: int, left: int, pages: int) -> None:
+        if progress is not None:
+            progress(pages - left, pages)
+
+    return told
+
+
+def verified(making: Path, source: Path) -> BackupReport:
     """
     Read the whole of a copy once.
 
     Raises:
-        StorageCorrupt: it is not whole.
+        StorageCorrupt: it is not whole, and so is not its *source*.
     """
-    with closing(sqlite3.connect(f"{making.as_uri()}?mode=ro", uri=True)) as connection:
-        revision = database.read_revision(connection, named) or "none"
-        database.check_whole(connection, named)
-        has_tables = revision != "none"
-        [tasks, events] = [
-            connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if has_tables else 0
-            for name in ("tasks", "events")
-        ]
-    return BackupReport(path=named, revision=revision, bytes=making.stat().st_size, tasks=tasks, events=events)
+    try:
+        with closing(sqlite3.connect(f"{making.as_uri()}?mode=ro", uri=True)) as connection:
+            revision = database.read_revision(connection, source) or "none"
+            database.check_whole(connection, source)
+            has_tables = revision != "none"
+            [tasks, events] = [
+                connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if has_tables else 0
+                for name in ("tasks", "events")
+            ]
+    except sqlite3.Error as error:
+        database.raise_translated(error, source)
+    for side in database.side_files(making):
+        # a reader of a file in WAL mode leaves them, empty
+        side.unlink(missing_ok=True)
+    return BackupReport(path=making, revision=revision, bytes=making.stat().st_size, tasks=tasks, events=events)
 
 
 def free_name(wanted: Path) -> Path:
-    """Return a name that begins as *wanted* and that nothing has yet."""
+    """Return a name that begins as *wanted* and that nothing has yet, nor what SQLite would keep beside it."""
     found, number = wanted, 1
-    while found.exists() or found.is_symlink():
+    while any(one.exists() or one.is_symlink() for one in (found, *database.side_files(found))):
         number += 1
         found = Path(f"{wanted}-{number}")
     return found
 
 
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+"""What a file system says that has no hard links, such as a memory stick's."""
+
+
 def name(making: Path, target: Path) -> None:
     """Give what was made its name, unless something has it; durable on return."""
-    _sync(making)
     try:
-        os.link(making, target)
+        sync(making)
+        try:
+            os.link(making, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            making.replace(target)
+        making.unlink(missing_ok=True)
+        guards.sync_folder(target.parent)
     except FileExistsError:
         raise StorageError(f"{target} exists: somebody made it meanwhile") from None
-    making.unlink()
-    guards.sync_folder(target.parent)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be made: {error.strerror}") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make what was written to a file durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# --- putting one back -----------------------------------------------------------------------------------------------
-
-
-def restore(backup: Path, path: Path, progress: Progress | None = None) -> RestoreReport:
-    """
-    Put a backup in a file's place, once it is verified; what is there is kept beside it, as ``<file>-replaced``.
-
-    The file goes on where the backup was made: its work is recovered when it is next opened. Blocks; for a thread.
-
-    Raises:
-        NotAStore, SchemaTooNew, StorageCorrupt: the backup is not one that can be used; nothing was changed.
-        SchemaError: the file is open elsewhere; nothing was changed.
-    """
-    backup, path = guards.resolve(backup), guards.resolve(path)
-    if not guards.check_target(backup, writing=False):
-        raise StorageError(f"{backup} does not exist: check the path")
-    if database.probe(backup) is None:
-        raise StorageError(f"{backup} holds no store: check the path")
-    if backup == path or (path.exists() and guards.identify(path) == guards.identify(backup)):
-        raise StorageError(f"{backup} is the file itself: nothing to restore")
-    is_there = guards.check_target(path, writing=True)
-    kept: Path | None = None
-    with guards.alone(path, _PATIENCE), made(path) as making:
-        copy(backup, making, stamp=0, progress=progress)
-        report = _verified(making, path)
-        if is_there and database.has_content(path):
-            kept = _put_aside(path)
-        elif is_there:
-            path.unlink()
-        name(making, path)
-    return RestoreReport(path=path, backup=backup, kept=kept, revision=report.revision, tasks=report.tasks)
-
-
-def _put_aside(path: Path) -> Path:
-    """Move a store that nobody has open out of the way, with all it has."""
-    try:
-        with closing(database.open_sqlite(path, "write")) as connection:
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
-            connection.execute("BEGIN EXCLUSIVE").fetchall()
-            alive = [str(pid) for pid, life in open_beside(connection, path) if life is Life.ALIVE]
-            if alive:
-                raise SchemaError(
-                    f"{path} is open in process {', '.join(alive)}: close it there first; nothing was changed"
-                )
-            connection.execute("COMMIT").fetchall()
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.Error as error:
-        if database.primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            raise SchemaError(f"{path} is open elsewhere: close it there first; nothing was changed") from error
-        if database.primary_code(error) not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-            database.raise_translated(error, path)
-        # what is damaged is what a restore is for
-    kept = free_name(Path(f"{path}-replaced"))
-    for suffix in ("", "-wal", "-journal"):
-        if Path(f"{path}{suffix}").exists():
-            Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
-    Path(f"{path}-shm").unlink(missing_ok=True)
-    return kept

@@ -27,18 +27,19 @@ from . import (
     monitor_queries,
     monitors,
     queries,
+    restoring,
     retention,
     session_queries,
     transitions,
 )
 from .callbacks import Callbacks
-from .checking import CheckReport
 from .context import TaskContext
-from .copies import BackupReport, RestoreReport
+from .copies import BackupReport
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
 from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession
 from .feed import Feed, Subscription
+from .findings import CheckReport
 from .handles import TaskHandle, owner_handle
 from .lifecycle import MONITOR, Task
 from .models import (
@@ -62,6 +63,7 @@ from .owners import OwnerLock, describe_process
 from .policies import Backoff, Errors, Limits
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
+from .restoring import RestoreReport
 from .retention import Pruner
 from .retention_models import PruneReport, Retention
 from .runner import Runner
@@ -691,7 +693,7 @@ class TaskStore:
             NotAStore, SchemaTooNew, StorageCorrupt: the backup cannot be used; nothing was changed.
             SchemaError: the file is open elsewhere; nothing was changed.
         """
-        return await asyncio.to_thread(copies.restore, Path(backup), Path(path), progress)
+        return await asyncio.to_thread(restoring.restore, Path(backup), Path(path), progress)
 
     async def prune(
         self,

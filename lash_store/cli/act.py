@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, required_db, scope_of
+from .options import db_option, json_option, names_of_task, required_db, scope_of
 from .output import complain, console, safe, state_style, task_json, text, write_json
 from .running import run
 
 if TYPE_CHECKING:
-    from ..models import Scope, TaskRecord
+    from ..handles import TaskHandle
+    from ..models import Scope, TaskRecord, Transition
+    from ..store import TaskStore
 
 __all__ = ["abandon", "ask_to_stop", "cancel", "signal"]
 
@@ -20,18 +24,65 @@ _ASKED = 3
 """The exit code of what was asked for, and had not come to an end in time."""
 
 
-def _named(ctx: click.Context, names: tuple[str, ...], most: int = 2) -> tuple[Scope | None, str]:
-    if len(names) > most:
-        raise click.UsageError(f"{ctx.info_name} takes SCOPE and ID, or ID alone, not {len(names)} names", ctx)
-    return (scope_of(ctx, None, names[0]) if len(names) == most else None), names[most - 1 if len(names) == most else 0]
+def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    # what a shell passes on need not be UTF-8
+    if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+        raise click.BadParameter("it has characters that no file holds", ctx, param)
+    return value
 
 
-async def _find(path: str, scope: Scope | None, name: str) -> TaskRecord:
+async def _find(path: str, scope: Scope | None, name: str) -> tuple[str, int]:
+    """
+    Return the runtime and the ``task_seq`` of the task that is meant, as the looking commands find it.
+
+    Raises:
+        TaskNotFound, UnknownSession: there is none; TaskPruned: there was.
+        click.ClickException: several sessions have one.
+    """
+    from ..errors import TaskNotFound
     from ..store import TaskStore
-    from .reading import find_task
+    from .snapshot import check_session, looking, one_task
 
+    with looking(path) as snapshot:
+        if scope is not None:
+            check_session(snapshot, scope)
+        try:
+            task_seq = one_task(snapshot, scope, name)
+            [(found,)] = snapshot.rows("SELECT scope FROM tasks WHERE task_seq = :seq", seq=task_seq)
+            return str(found).partition(":")[0], task_seq
+        except TaskNotFound:
+            if scope is None:
+                raise
     async with TaskStore.open_readonly(path) as store:
-        return await find_task(store, name) if scope is None else await store.get(scope, name)
+        # the store says so if it was pruned
+        record = await store.get(scope, name)
+        return record.scope.runtime, record.task_seq
+
+
+async def _record(store: TaskStore, task_seq: int) -> TaskRecord:
+    from ..errors import TaskPruned
+    from .reading import task_by_seq
+
+    found = await task_by_seq(store, task_seq)
+    if found is None:
+        raise TaskPruned(f"task #{task_seq} has been pruned meanwhile", task_id=f"#{task_seq}")
+    return found
+
+
+@asynccontextmanager
+async def _asking(path: str, scope: Scope | None, name: str) -> AsyncIterator[tuple[TaskStore, TaskRecord]]:
+    """Give a store that makes requests, and the task as it stands."""
+    from ..store import TaskStore
+
+    runtime, task_seq = await _find(path, scope, name)
+    async with TaskStore.connect(path, runtime=runtime) as store:
+        yield store, await _record(store, task_seq)
+
+
+async def _handle(store: TaskStore, found: TaskRecord) -> TaskHandle | None:
+    """Return the handle of an incarnation; None if another has its id by now, for which nothing was asked."""
+    handle = await store.handle(found.scope, found.id)
+    return handle if handle.task_seq == found.task_seq else None
 
 
 def _tell(record: TaskRecord, as_json: bool) -> None:
@@ -52,7 +103,7 @@ def _tell(record: TaskRecord, as_json: bool) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="[SCOPE] ID")
-@click.option("--reason", metavar="TEXT", help="Why; it stands in the row, and in the events.")
+@click.option("--reason", callback=_reason, metavar="TEXT", help="Why; it stands in the row, and in the events.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -78,7 +129,7 @@ def cancel(ctx: click.Context, names: tuple[str, ...], reason: str | None, timeo
       lash-store cancel --db agent.db desktop:s1 index --reason "wrong folder"
       lash-store cancel --db agent.db '#12' --timeout 0
     """
-    scope, name = _named(ctx, names)
+    scope, name = names_of_task(ctx, names)
     run(_cancel(ctx, required_db(ctx), scope, name, reason, timeout, as_json))
 
 
@@ -94,14 +145,13 @@ async def _cancel(
 
 async def ask_to_stop(path: str, scope: Scope | None, name: str, reason: str | None, timeout: float) -> TaskRecord:
     """Ask the task that a person means to stop, and return its row when it has, or as it stands after *timeout* seconds."""
-    from ..store import TaskStore
-
-    found = await _find(path, scope, name)
-    if found.state.is_terminal:
-        return found
-    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
-        handle = await store.handle(found.scope, found.id)
-        return await handle.cancel(reason, timeout=timeout) if handle.task_seq == found.task_seq else found
+    async with _asking(path, scope, name) as (store, record):
+        if record.state.is_terminal:
+            return record
+        handle = await _handle(store, record)
+        if handle is None:
+            return await _record(store, record.task_seq)
+        return await handle.cancel(reason, timeout=timeout)
 
 
 @click.command()
@@ -114,6 +164,8 @@ async def ask_to_stop(path: str, scope: Scope | None, name: str, reason: str | N
 def signal(ctx: click.Context, names: tuple[str, ...], payload: str | None, key: str | None, as_json: bool) -> None:
     """Send a signal to a task, for the body that waits for NAME or will: it is in the file when this returns.
 
+    Exit code 1, too, if the task has ended: then nothing was sent.
+
     \b
     Examples:
       lash-store signal --db agent.db desktop:s1 deploy approved --data '{"by": "Ada"}'
@@ -124,21 +176,37 @@ def signal(ctx: click.Context, names: tuple[str, ...], payload: str | None, key:
     scope = scope_of(ctx, None, names[0]) if len(names) == 3 else None
     try:
         value = None if payload is None else json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"not JSON: {error} (text needs quotes of its own: '\"yes\"')", ctx) from error
-    run(_signal(required_db(ctx), scope, names[-2], names[-1], value, key, as_json))
+    run(_signal(ctx, required_db(ctx), scope, names[-2], names[-1], value, key, as_json))
 
 
 async def _signal(
-    path: str, scope: Scope | None, name: str, what: str, value: Any, key: str | None, as_json: bool
+    ctx: click.Context,
+    path: str,
+    scope: Scope | None,
+    name: str,
+    what: str,
+    value: Any,
+    key: str | None,
+    as_json: bool,
 ) -> None:
-    from ..models import Verdict
-    from ..store import TaskStore
+    from ..models import Transition, Verdict
 
-    found = await _find(path, scope, name)
-    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
-        handle = await store.handle(found.scope, found.id)
-        sent = await handle.signal(what, value, key=key)
+    async with _asking(path, scope, name) as (store, found):
+        handle = await _handle(store, found)
+        if handle is None:
+            sent = Transition(record=await _record(store, found.task_seq), verdict=Verdict.SUPERSEDED)
+        else:
+            sent = await handle.signal(what, value, key=key)
+    _tell_sent(sent, what, as_json)
+    if sent.verdict is Verdict.SUPERSEDED:
+        ctx.exit(1)
+
+
+def _tell_sent(sent: Transition, what: str, as_json: bool) -> None:
+    from ..models import Verdict
+
     if as_json:
         write_json({**task_json(sent.record), "verdict": str(sent.verdict)})
         return
@@ -154,7 +222,9 @@ async def _signal(
 @click.command()
 @click.argument("names", nargs=-1, metavar="[SCOPE] ID")
 @click.option("--owner", "owner_id", type=click.IntRange(min=1), metavar="N", help="All work of owner N instead.")
-@click.option("--reason", required=True, metavar="TEXT", help="Why; it stands in the rows as evidence.")
+@click.option(
+    "--reason", required=True, callback=_reason, metavar="TEXT", help="Why; it stands in the rows as evidence."
+)
 @json_option("Print the row, or the report, as a JSON object.")
 @db_option
 @click.pass_context
@@ -175,19 +245,19 @@ def abandon(ctx: click.Context, names: tuple[str, ...], owner_id: int | None, re
     if owner_id is not None:
         run(_abandon_owner(required_db(ctx), owner_id, reason, as_json))
         return
-    scope, name = _named(ctx, names)
+    scope, name = names_of_task(ctx, names)
     run(_abandon(required_db(ctx), scope, name, reason, as_json))
 
 
 async def _abandon(path: str, scope: Scope | None, name: str, reason: str, as_json: bool) -> None:
-    from ..store import TaskStore
-
-    found = await _find(path, scope, name)
-    async with TaskStore.connect(path, runtime=found.scope.runtime) as store:
-        record = found
-        if not found.state.is_terminal:
-            session = await store.session(found.scope.session_id)
-            record = await session.abandon(found.id, reason)
+    async with _asking(path, scope, name) as (store, record):
+        if not record.state.is_terminal:
+            session = await store.session(record.scope.session_id)
+            # by its handle: another task may have the id by now
+            handle = await _handle(store, record)
+            record = await (
+                _record(store, record.task_seq) if handle is None else session.abandon(handle.handle_id, reason)
+            )
     _tell(record, as_json)
 
 

@@ -12,7 +12,7 @@ from .output import console, safe, text, write_json
 from .running import told_in_one_line
 
 if TYPE_CHECKING:
-    from ..checking import CheckReport
+    from ..findings import CheckReport
 
 __all__ = ["doctor"]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -50,14 +53,16 @@ _JSON = frozenset(
     help=f"{', '.join(_TABLES)}; may be given again.",
 )  # fmt: skip
 @click.option(
-    "--output", "-o", type=click.File("w", lazy=False), default="-", metavar="FILE", help="Where to; else stdout."
-)
+    "--output", "-o", type=click.Path(dir_okay=False), default="-", metavar="FILE",
+    help="Where to, for its owner's eyes only; else stdout.",
+)  # fmt: skip
 @db_option
 @click.pass_context
-def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], output: Any) -> None:
+def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], output: str) -> None:
     """Write the file's contents as JSON Lines: one object a row, JSON columns as JSON, from one state of the file.
 
-    The first line tells of the file; every line has its kind in "record". Live owners go on meanwhile.
+    The first line tells of the file; every line has its kind in "record". What is no JSON in a JSON column, after somebody's
+    hand was at it, is the text it is. Live owners go on meanwhile.
 
     \b
     Examples:
@@ -65,38 +70,60 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
       lash-store export --db agent.db --session desktop:s1 --only task --only event
       lash-store export --db agent.db --only task | jq -r 'select(.state == "failed") | .id'
     """
-    from .. import database, guards
+    from .. import copies, database, guards
 
     told_in_one_line()
     path = guards.resolve(required_db(ctx))
     if not guards.check_target(path, writing=False):
         raise click.ClickException(f"{path} does not exist: check the path")
-    revision = database.probe(path)
+    revision = copies.revision_of(path)
+    _refuse_the_file_itself(ctx, path, output)
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
+            # what a hand wrote need not be UTF-8
             connection.text_factory = database.replacing
             connection.execute("BEGIN").fetchall()
+            if scope is not None and (revision is None or not _has_session(connection, scope)):
+                raise click.ClickException(f"no session {str(scope)!r} in this file: see lash-store sessions")
             first = {
                 "record": "store",
                 "revision": revision,
                 "exported_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             }
-            _write(output, first)
-            if (
-                scope is not None
-                and not connection.execute("SELECT 1 FROM sessions WHERE scope = ?", (str(scope),)).fetchone()
-            ):
-                raise click.ClickException(f"no session {str(scope)!r} in this file: see lash-store sessions")
-            for record in only or _TABLES:
-                for row in _rows(connection, record, scope):
-                    _write(output, row)
+            with click.open_file(output, "w") if output == "-" else _private(output) as out:
+                _write(out, first)
+                # in the tables' order, and once, however they were asked for
+                for record in [name for name in _TABLES if name in (only or _TABLES)]:
+                    for row in _rows(connection, record, scope):
+                        _write(out, row)
+                out.flush()
     except sqlite3.Error as error:
         database.raise_translated(error, path)
-    output.flush()
 
 
-def _write(output: Any, row: dict[str, Any]) -> None:
-    output.write(json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n")
+def _refuse_the_file_itself(ctx: click.Context, path: Path, output: str) -> None:
+    """An export into the store's own file would be its end."""
+    from .. import database
+
+    for own in (path, *database.side_files(path)):
+        if output != "-" and (Path(output).absolute() == own or (own.exists() and _is_same(Path(output), own))):
+            raise click.UsageError(f"{output} is the store's own file: give the export a name of its own", ctx)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and one.samefile(other)
+
+
+def _private(output: str) -> IO[str]:
+    return open(output, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _has_session(connection: sqlite3.Connection, scope: Scope) -> bool:
+    return bool(connection.execute("SELECT 1 FROM sessions WHERE scope = ?", (str(scope),)).fetchall())
+
+
+def _write(output: IO[str], row: dict[str, Any]) -> None:
+    output.write(_ENCODER.encode(row) + "\n")
 
 
 def _rows(connection: sqlite3.Connection, record: str, scope: Scope | None) -> Iterator[dict[str, Any]]:
@@ -126,11 +153,36 @@ def _where(table: str, columns: list[str]) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if name in _JSON and isinstance(value, str):
         try:
-            return json.loads(value)
-        except ValueError:
+            found = _DECODER.decode(value)
+            if value.count("[") + value.count("{") > _DEEP:
+                _ENCODER.encode(found)
+        except (ValueError, RecursionError):
             return value
+        return found
     return value
+
+
+_DEEP = 400
+"""Brackets below which a value that could be read can be written again."""
+
+
+def _finite(digits: str) -> float:
+    # 1e999 is JSON, and more than a float
+    found = float(digits)
+    return found if math.isfinite(found) else _refuse(digits)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))

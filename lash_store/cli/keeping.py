@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["backup", "bar", "prune", "restore"]
 
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw]?)", re.ASCII)
+_MOST = 2**62
+"""A number that the file can be asked about."""
+
+_EVER = 10_000 * 366 * 86_400
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -29,7 +34,10 @@ def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
     found = _SPAN.fullmatch(value.strip())
     if found is None:
         raise click.BadParameter(f"{value!r} is no time span: write 30d, 12h, 90m or 45s", ctx, param)
-    return float(found[1]) * _SECONDS[found[2]]
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if seconds > _EVER:
+        raise click.BadParameter(f"{value!r} is longer than anything", ctx, param)
+    return seconds
 
 
 def _scopes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Scope, ...]:
@@ -63,7 +71,7 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @click.command()
 @click.option("--older-than", callback=_span, metavar="SPAN", help="Only what ended longer ago: 30d, 12h, 90m, 45s.")
 @click.option(
-    "--keep-last", type=click.IntRange(min=0), metavar="N", help="Keep the newest N finished tasks of a session."
+    "--keep-last", type=click.IntRange(0, _MOST), metavar="N", help="Keep the newest N finished tasks of a session."
 )
 @click.option(
     "--state", "states", callback=words("TaskState"), multiple=True, metavar="STATE",
@@ -74,7 +82,7 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     help="Only this session's; may be given again.",
 )  # fmt: skip
 @click.option(
-    "--before-cursor", type=click.IntRange(min=0), metavar="SEQ",
+    "--before-cursor", type=click.IntRange(0, _MOST), metavar="SEQ",
     help="Only tasks all of whose events a follower at event SEQ has seen.",
 )  # fmt: skip
 @click.option("--unread", is_flag=True, help="Also what has a result that nobody was handed yet.")
@@ -199,12 +207,12 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from ..copies import restore as put_back
+    from ..restoring import restore as put_back
 
     told_in_one_line()
     path = Path(required_db(ctx))
     if path.exists() and not yes:
-        click.confirm(f"Put {safe(source)} in the place of {safe(str(path))}?", abort=True, err=True)
+        _ask(ctx, f"Put {safe(source)} in the place of {safe(str(path))}, and keep that beside it?")
     with bar("copying") as show:
         report = put_back(Path(source), path, show)
     if as_json:
@@ -213,3 +221,12 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     click.echo(f"{safe(str(report.path))}: revision {report.revision}, {report.tasks:,} tasks")
     if report.kept is not None:
         click.echo(f"what was there is now {safe(str(report.kept))}")
+
+
+def _ask(ctx: click.Context, question: str) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            "what was done since the backup is forgotten, and nobody can be asked here: give --yes", ctx
+        )
+    if not click.confirm(question, err=True):
+        raise click.ClickException("nothing was changed")
