@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from . import copies, database, guards
+from . import database, guards
 from .copies import STAMP, is_locked, stamp_of
 from .errors import StorageCorrupt, StorageError
 from .findings import FEW, CheckReport, Finding, Severity, fault, few, info, warning
@@ -53,7 +53,7 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
     try:
         if not guards.check_target(path, writing=False) and not database.has_content(path):
             raise StorageError(f"{path} does not exist: check the path")
-        revision = copies.revision_of(path)
+        revision = database.probe(path)
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8
             connection.text_factory = database.replacing

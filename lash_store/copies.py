@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from . import database, guards, queries, session_queries, transitions
 from .commands import ConfirmCancel, Release
 from .database import Transaction
-from .errors import StorageBusy, StorageCorrupt, StorageError, StoreCopied
+from .errors import StorageBusy, StorageError, StoreCopied
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
 from .queries import ALL_OPEN_OWNERS, OwnerRow
@@ -37,7 +37,6 @@ __all__ = [
     "made",
     "name",
     "pour",
-    "revision_of",
     "stamp_of",
     "sync",
     "verified",
@@ -72,19 +71,6 @@ class BackupReport(BaseModel):
 def stamp_of(connection: sqlite3.Connection) -> int:
     """Return what the file under a connection says of itself; 0 is an original."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def revision_of(path: Path) -> str | None:
-    """
-    Return a file's revision; see `database.probe`.
-
-    Raises:
-        StorageCorrupt: it is damaged, also where SQLite's own words about that cannot be read.
-    """
-    try:
-        return database.probe(path)
-    except UnicodeDecodeError as error:
-        raise StorageCorrupt(f"{path}: the file is damaged: copy it away, then restore a backup") from error
 
 
 def check_not_copied(connection: sqlite3.Connection, path: Path) -> None:
@@ -146,7 +132,7 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
         if there.exists() or there.is_symlink():
             raise StorageError(f"{there} exists: give a backup a name of its own, or move that away")
     with made(target) as making:
-        revision_of(path)
+        database.probe(path)
         copy(path, making, progress=progress)
         report = verified(making, path).model_copy(update={"path": target})
         name(making, target)

@@ -435,6 +435,9 @@ def probe(path: Path) -> str | None:
             if again and primary_code(error) in PASSING:
                 continue
             raise translate(error, path) from error
+        except UnicodeDecodeError as error:
+            # SQLite's own words about damage have a part of that in them
+            raise StorageCorrupt(f"{path}: the file is damaged: copy it away, then restore a backup") from error
         check_revision(revision, path)
         return revision
     raise AssertionError("unreachable")
@@ -456,6 +459,24 @@ def has_content(path: Path) -> bool:
             "nothing was changed"
         )
     return False
+
+
+def keep_wal(path: Path) -> None:
+    """
+    Put a file back into WAL mode that somebody, or a ``VACUUM INTO``, took out of it.
+
+    Raises:
+        StorageBusy: somebody else has it open now.
+    """
+    try:
+        with contextlib.closing(open_sqlite(path, "read")) as connection:
+            if connection.execute("PRAGMA journal_mode").fetchall() == [("wal",)]:
+                return
+        with contextlib.closing(open_sqlite(path, "write")) as connection:
+            _pragma(connection, "busy_timeout", _PATIENCE)
+            _pragma(connection, "journal_mode", "wal")
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
 
 
 def bear(path: Path) -> None:

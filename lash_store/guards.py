@@ -40,13 +40,15 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     Return *path* as an absolute path of a real file.
 
     Raises:
-        StorageError: empty, in memory, a URI, or with NUL in it.
+        StorageError: empty, in memory, a URI, or with NUL or bytes that are not UTF-8 in it.
     """
     text = os.fspath(path)
     if not isinstance(text, str):
         raise StorageError("the path of a store must be text, not bytes")
     if not text or text == ":memory:" or text.startswith("file:") or "\0" in text:
         raise StorageError(f"{text!r} is not the path of a file: a store lives in a real file, given by its plain path")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise StorageError(f"{text!r} is not UTF-8, which SQLite's paths are: give the file or its folder another name")
     return Path(text).absolute()
 
 

@@ -47,6 +47,7 @@ def prepare(path: Path, willingness: Willingness = "auto", *, backup: bool = Tru
     if willingness == "refuse" and guards.check_target(path, writing=True) and database.has_content(path):
         database.refuse_older(database.probe(path), path, f"run: lash-store upgrade --db {shlex.quote(str(path))}")
     done = upgrade(path, backup=backup)
+    database.keep_wal(path)
     guards.make_private(path)
     return done
 

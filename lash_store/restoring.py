@@ -27,7 +27,6 @@ from .copies import (
     made,
     name,
     pour,
-    revision_of,
     sync,
     verified,
     with_commits,
@@ -111,7 +110,7 @@ def _check_source(backup: Path, path: Path) -> None:
         raise StorageError(f"{backup} does not exist: check the path")
     if backup == path or (path.exists() and guards.identify(path) == guards.identify(backup)):
         raise StorageError(f"{backup} is the file itself: nothing to restore")
-    if revision_of(backup) is None:
+    if database.probe(backup) is None:
         raise StorageError(f"{backup} holds no store: check the path")
     alive = _alive(backup)
     if alive:

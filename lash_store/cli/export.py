@@ -70,13 +70,13 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
       lash-store export --db agent.db --session desktop:s1 --only task --only event
       lash-store export --db agent.db --only task | jq -r 'select(.state == "failed") | .id'
     """
-    from .. import copies, database, guards
+    from .. import database, guards
 
     told_in_one_line()
     path = guards.resolve(required_db(ctx))
     if not guards.check_target(path, writing=False):
         raise click.ClickException(f"{path} does not exist: check the path")
-    revision = copies.revision_of(path)
+    revision = database.probe(path)
     _refuse_the_file_itself(ctx, path, output)
     try:
         with closing(database.open_sqlite(path, "read")) as connection:

@@ -37,7 +37,7 @@ from lash_store import (
 )
 from lash_store.births import NewTask
 from lash_store.database import Transaction
-from lash_store.errors import StorageFull, StoreError
+from lash_store.errors import StorageError, StorageFull, StoreError
 from lash_store.models import (
     CancelPolicy,
     ClosePolicy,
@@ -1382,3 +1382,22 @@ def steps_of(connection: sqlite3.Connection, action: Callable[[], object]) -> in
     finally:
         connection.set_progress_handler(None, 0)
     return counted
+
+
+# --- files that somebody changed ------------------------------------------------------------------------------------
+
+
+def test_a_file_that_was_taken_out_of_wal_mode_is_put_back_into_it_when_it_is_opened(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA journal_mode=DELETE").fetchall() == [("delete",)]
+
+    assert migrate.prepare(path) is None
+
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+
+
+def test_a_path_that_is_not_utf_8_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"is not UTF-8"):
+        migrate.upgrade(tmp_path / "a\udcff.db")
+    assert [*tmp_path.iterdir()] == []
