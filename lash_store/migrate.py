@@ -133,6 +133,7 @@ def _change(path: Path, target: str, *, down: bool, backup: bool) -> SchemaChang
                 if kept is not None and raw.in_transaction:
                     kept.unlink(missing_ok=True)
                 raise
+    guards.make_private(path)
     seconds = time.monotonic() - begun
     after = None if target == BASE else target
     done = SchemaChange(from_revision=revision, to_revision=after, backup=kept, seconds=seconds)

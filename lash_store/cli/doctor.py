@@ -12,9 +12,15 @@ from .output import console, safe, text, write_json
 from .running import told_in_one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from ..findings import CheckReport
 
 __all__ = ["doctor"]
+
+_LEAST = 20
+"""Cells a text has beside its mark, however narrow the terminal is."""
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -65,10 +71,20 @@ def _print(report: CheckReport) -> None:
         mark = "mended" if one.is_repaired else str(one.severity)
         style = "green" if one.is_repaired else _STYLES[one.severity]
         out.print()
-        out.print(Text.assemble((f"{mark:<8}", style), text(f"{one.code}: {one.message}")), soft_wrap=False)
+        _print_beside(out, Text(f"{mark:<8}", style), text(f"{one.code}: {one.message}"))
         if not one.is_repaired:
-            out.print(Text.assemble("        → ", text(one.next_step, "dim")))
+            _print_beside(out, Text("        → "), text(one.next_step, "dim"))
     out.print()
     wrong = sum(one.severity != "info" and not one.is_repaired for one in report.findings)
     verdict = "sound" if report.is_sound else f"{wrong} to see to"
     out.print(text(safe(verdict), "bold green" if report.is_sound else "bold"))
+
+
+def _print_beside(out: Console, mark: Text, said: Text) -> None:
+    """Print a text beside a mark, and under itself where it is too long for a line."""
+    from rich.text import Text
+
+    for line in said.wrap(out, max(out.width - mark.cell_len, _LEAST)):
+        line.rstrip()
+        out.print(Text.assemble(mark, line), soft_wrap=True)
+        mark = Text(" " * mark.cell_len)
