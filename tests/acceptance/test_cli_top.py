@@ -547,7 +547,7 @@ def test_a_key_cancels_a_task_of_a_live_owner_and_the_terminal_is_given_back(
     path: Path, start: Callable[..., Any]
 ) -> None:
     tasks = [["forever", name, {}, []] for name in ("first", "second", "third")]
-    owner = start(programs.spawn_and_stay, str(path), tasks, {})
+    owner = start(programs.spawn_and_stay, str(path), tasks, {"cancel_grace": 0.1})
     for name in ("first", "second", "third"):
         owner.wait_for("body", name)
     with on_terminal(path, columns=100, lines=24) as terminal:
