@@ -61,12 +61,12 @@ async def _find(path: str, scope: Scope | None, name: str) -> tuple[str, int]:
 
 async def _record(store: TaskStore, task_seq: int) -> TaskRecord:
     from ..errors import TaskPruned
-    from .reading import task_by_seq
+    from ..models import TaskFilter
 
-    found = await task_by_seq(store, task_seq)
-    if found is None:
+    found = await store.list(TaskFilter(after_seq=task_seq - 1, limit=1))
+    if not found or found[0].task_seq != task_seq:
         raise TaskPruned(f"task #{task_seq} has been pruned meanwhile", task_id=f"#{task_seq}")
-    return found
+    return found[0]
 
 
 @asynccontextmanager

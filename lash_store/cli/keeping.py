@@ -122,18 +122,22 @@ def prune(
         "unread": unread,
         "dry_run": dry_run,
     }
-    run(_prune(ctx, required_db(ctx), criteria, as_json))
+    path = required_db(ctx)
+    if scopes:
+        from .snapshot import check_session, looking
+
+        with looking(path) as snapshot:
+            for scope in scopes:
+                check_session(snapshot, scope)
+    run(_prune(ctx, path, criteria, as_json))
 
 
 async def _prune(ctx: click.Context, path: str, criteria: dict[str, Any], as_json: bool) -> None:
     from pydantic import ValidationError
 
     from ..store import TaskStore
-    from .reading import check_session
 
     async with TaskStore.connect(path, runtime="lash-store") as store:
-        for scope in criteria["sessions"] or ():
-            await check_session(store, scope)
         with bar("pruning") as show:
 
             def told(report: PruneReport) -> None:
