@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, names_of_task, required_db, scope_of
+from .options import db_option, json_option, names_of_task, required_db, scope_of, storable
 from .output import complain, console, safe, state_style, task_json, text, write_json
 from .running import run
 
@@ -25,8 +25,7 @@ _ASKED = 3
 
 
 def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    # what a shell passes on need not be UTF-8
-    if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+    if value is not None and not storable(value):
         raise click.BadParameter("it has characters that no file holds", ctx, param)
     return value
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .options import db_option, json_option, required_db
+from .options import db_option, json_option, required_db, storable
 from .output import console, safe, table, text, write_json_array
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _value(parameter: Parameter, value: str) -> object:
     if value == "":
         return None
     if parameter.type == "text":
-        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        if not storable(value):
             raise ValueError("a text with NUL or bytes that are no UTF-8 is in no file")
         return value
     try:

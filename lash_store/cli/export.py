@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 
 from .options import db_option, required_db, scope_of
+from .output import stored
 from .running import told_in_one_line
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
             first = {
                 "record": "store",
                 "revision": revision,
-                "exported_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "exported_at": stored(datetime.now(UTC)),
             }
             with click.open_file(output, "w") if output == "-" else _private(output) as out:
                 _write(out, first)

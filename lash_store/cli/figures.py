@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import StorageError
 from .listing import STATES
-from .snapshot import Snapshot
+from .output import stored
+from .snapshot import Snapshot, first_event
 
 __all__ = ["figures"]
 
@@ -104,32 +105,14 @@ _RATED = {
     "cancelled": ("cancelled",),
     "abandoned": ("abandoned",),
 }
-_NEXT_EVENT = "SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1"
 _COUNT_EVENTS = "SELECT type, COUNT(*) FROM events WHERE seq >= :seq AND at >= :since GROUP BY type"
 
 
 def _rate(snapshot: Snapshot, since: datetime) -> dict[str, int]:
     """Return how often things happened since a time."""
-    text = since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    found = dict(snapshot.rows(_COUNT_EVENTS, seq=_first_event(snapshot, text), since=text))
+    text = stored(since)
+    found = dict(snapshot.rows(_COUNT_EVENTS, seq=first_event(snapshot, text), since=text))
     return {name: sum(found.get(word, 0) for word in events) for name, events in _RATED.items()}
-
-
-def _first_event(snapshot: Snapshot, since: str) -> int:
-    """
-    Return about where the events after a time begin: they are in the order of their commits, and no index has their times.
-
-    A clock that was set back may have left some before it, which are not counted.
-    """
-    low, high = snapshot.row("SELECT COALESCE(MIN(seq), 0), COALESCE(MAX(seq), 0) + 1 FROM events") or (0, 0)
-    while low < high:
-        middle = (low + high) // 2
-        found = snapshot.row(_NEXT_EVENT, seq=middle)
-        if found is None or found[1] >= since:
-            high = middle
-        else:
-            low = int(found[0]) + 1
-    return int(low)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

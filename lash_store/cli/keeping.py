@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, required_db, scope_of, words
+from .options import db_option, json_option, required_db, scope_of, span_in, words
 from .output import console, safe, write_json
 from .running import run, told_in_one_line
 
@@ -20,21 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["backup", "bar", "prune", "restore"]
 
-_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw]?)", re.ASCII)
 _MOST = 2**62
 """A number that the file can be asked about."""
 
 _EVER = 10_000 * 366 * 86_400
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     if value is None:
         return None
-    found = _SPAN.fullmatch(value.strip())
-    if found is None:
+    written = value.strip()
+    # a number alone is of seconds
+    seconds = span_in(f"{written}s" if written[-1:].isdigit() else written)
+    if seconds is None:
         raise click.BadParameter(f"{value!r} is no time span: write 30d, 12h, 90m or 45s", ctx, param)
-    seconds = float(found[1]) * _SECONDS[found[2]]
     if seconds > _EVER:
         raise click.BadParameter(f"{value!r} is longer than anything", ctx, param)
     return seconds

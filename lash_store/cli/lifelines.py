@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from .output import stored
+
 __all__ = ["Death", "Happened", "Lifeline", "Mark", "Phase", "Segment", "iso_of", "lifeline", "ms_of"]
 
 
@@ -293,4 +295,4 @@ def iso_of(ms: int) -> str:
         at = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
     except (ValueError, OverflowError, OSError):
         return f"{ms} ms"
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return stored(at)

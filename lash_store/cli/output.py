@@ -30,12 +30,14 @@ __all__ = [
     "event_json",
     "moment",
     "one_line",
+    "print_line",
     "print_table",
     "put",
     "safe",
     "seconds",
     "size",
     "state_style",
+    "stored",
     "table",
     "task_json",
     "text",
@@ -197,6 +199,14 @@ def put(renderable: RenderableType) -> None:
     sys.stdout.write("\n".join(line.rstrip(" ") for line in kept.get().split("\n")))
 
 
+def print_line(out: Console, line: Text) -> None:
+    """Print a line as it is, however long; where it is not a terminal, a hundred times as quick as a library that folds."""
+    if out.is_terminal:
+        out.print(line, soft_wrap=True)
+    else:
+        sys.stdout.write(line.plain + "\n")
+
+
 def write_json(value: Any, *, indent: int | None = 2) -> None:
     """Print a JSON value in ASCII."""
     sys.stdout.write(json.dumps(value, ensure_ascii=True, indent=indent) + "\n")
@@ -249,20 +259,13 @@ class EventLines:
     def print(self, event: TaskEvent) -> None:
         """Print one event; before the first, the names of the columns."""
         if self._head is not None:
-            self._line(text(self._head, "bold"))
+            print_line(self._out, text(self._head, "bold"))
             self._head = None
         day = f"{event.at:%Y-%m-%d}"
         if self._is_narrow and day != self._day:
-            self._line(text(f"        {day}", "dim"))
+            print_line(self._out, text(f"        {day}", "dim"))
             self._day = day
-        self._line(self._row(event, day))
-
-    def _line(self, line: Text) -> None:
-        if self._out.is_terminal:
-            self._out.print(line, soft_wrap=True)
-        else:
-            # a long history in a pipe: a hundred times as quick
-            sys.stdout.write(line.plain + "\n")
+        print_line(self._out, self._row(event, day))
 
     def _row(self, event: TaskEvent, day: str) -> Text:
         from rich.cells import cell_len
@@ -312,14 +315,19 @@ def _digest(data: dict[str, Any]) -> str:
     return ", ".join(f"{safe(name)}={safe(one_line(data[name]))}" for name in names)
 
 
+def stored(at: datetime) -> str:
+    """Write a time, which is in UTC, as the file does."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def moment(at: datetime | None) -> str:
-    """Write a time as the file does."""
+    """Write a time as a person reads it, to the millisecond."""
     return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}Z"
 
 
-def age(since: datetime) -> str:
-    """Write how long ago something was, in at most four cells."""
-    return seconds(max(0.0, (datetime.now(UTC) - since).total_seconds()))
+def age(since: datetime, now: datetime | None = None) -> str:
+    """Write how long before *now* something was, in at most four cells."""
+    return seconds(max(0.0, ((now or datetime.now(UTC)) - since).total_seconds()))
 
 
 def seconds(span: float) -> str:
@@ -330,12 +338,12 @@ def seconds(span: float) -> str:
     return f"{int(span)}s"
 
 
-def age_of(since: str | None) -> str:
-    """Write how long ago a time of the file was; a question mark for one that somebody's hand made unreadable."""
+def age_of(since: str | None, now: datetime | None = None) -> str:
+    """Write how long before *now* a time of the file was; a question mark for one that somebody's hand made unreadable."""
     if since is None:
         return ""
     try:
-        return age(datetime.fromisoformat(since))
+        return age(datetime.fromisoformat(since), now)
     except (ValueError, TypeError):
         return "?"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ENV_DB, chosen_db, db_option, json_option, required_db
+from .options import db_option, given_db, json_option, required_db
 from .output import console, safe, table, text, write_json, write_json_array
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def history(ctx: click.Context, as_json: bool) -> None:
     from .. import migrate, revisions
     from ..identity import HEAD
 
-    given = chosen_db(ctx) or os.environ.get(ENV_DB)
+    given = given_db(ctx)
     here = migrate.current(_existing(given)) if given else None
     found, before = [], revisions.BASE
     for script in revisions.known():

@@ -13,15 +13,19 @@ import click
 
 from .. import database, guards
 from ..errors import StorageError, TaskNotFound, UnknownSession
+from .options import storable
 
 __all__ = [
     "Snapshot",
     "check_session",
+    "first_event",
+    "known_sessions",
     "loaded",
     "looking",
+    "many",
     "no_task",
     "one_task",
-    "storable",
+    "some",
     "task_json",
     "tasks_named",
 ]
@@ -192,9 +196,21 @@ def no_task(scope: object | None, name: str) -> TaskNotFound:
     return TaskNotFound(f"no task {name!r} in {where}: see lash-store list --all", task_id=name)
 
 
-def storable(value: str) -> bool:
-    """Say whether text could be in a file at all; what a shell passes on need not be UTF-8."""
-    return not any("\ud800" <= char <= "\udfff" for char in value)
+def first_event(snapshot: Snapshot, since: str) -> int:
+    """
+    Return about where the events after a time begin: they are in the order of their commits, and no index has their times.
+
+    A clock that was set back may have left some before it.
+    """
+    low, high = snapshot.rows("SELECT COALESCE(MIN(seq), 1), COALESCE(MAX(seq), 0) + 1 FROM events")[0]
+    while low < high:
+        middle = (low + high) // 2
+        found = snapshot.row("SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1", seq=middle)
+        if found is None or found[1] >= since:
+            high = middle
+        else:
+            low = int(found[0]) + 1
+    return int(low)
 
 
 def loaded(text: str | None) -> Any:

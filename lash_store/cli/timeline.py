@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import db_option, json_option, required_db, since_of
+from .options import db_option, json_option, required_db, since_of, span_in, storable
 from .output import safe, write_json
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["timeline"]
 
-_PART = re.compile(r"(\d{1,9}(?:\.\d+)?)([smhdw])", re.ASCII)
-_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = "a span such as 90s, 2h or 1d12h"
 
 
@@ -28,9 +25,10 @@ def _last_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     """Read a span of time as milliseconds."""
     if value is None:
         return None
-    if not value or _PART.sub("", value):
+    span = span_in(value)
+    if span is None:
         raise click.BadParameter(f"{value!r} is no span such as 90s, 2h or 1d12h", ctx, param)
-    return int(sum(float(count) * _MS[unit] for count, unit in _PART.findall(value)))
+    return round(span * 1000)
 
 
 @click.command()
@@ -178,7 +176,7 @@ def _session(snapshot: Snapshot, name: str | None) -> str:
         click.ClickException: it is not clear which is meant.
     """
     from ..errors import UnknownSession
-    from .snapshot import known_sessions, some, storable
+    from .snapshot import known_sessions, some
 
     if name is None:
         found = [str(scope) for (scope,) in snapshot.rows("SELECT scope FROM sessions ORDER BY session_seq LIMIT 6")]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, names_of_task, required_db
-from .output import age_of, console, cropped, safe, state_style, text, write_json_array
+from .options import db_option, json_option, names_of_task, required_db, storable
+from .output import age_of, console, cropped, print_line, safe, state_style, text, write_json_array
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from ..models import Scope
@@ -71,7 +69,7 @@ def tree(ctx: click.Context, names: tuple[str, ...], only_live: bool, most: int,
 
 def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
     """Return the member that a person means."""
-    from .snapshot import check_session, known_sessions, many, one_task, storable, tasks_named
+    from .snapshot import check_session, known_sessions, many, one_task, tasks_named
 
     if scope is not None:
         check_session(snapshot, scope)
@@ -120,15 +118,8 @@ def _draw(family: Family, places: Iterable[Place], asked: Key | None) -> None:
     out = console()
     guides = _PLAIN_GUIDES if out.options.ascii_only else _GUIDES
     for line in _lines(family, places, asked, guides, out.width):
-        _print(out, line)
-
-
-def _print(out: Console, line: Text) -> None:
-    line.rstrip()
-    if out.is_terminal:
-        out.print(line, soft_wrap=True)
-    else:
-        sys.stdout.write(line.plain + "\n")
+        line.rstrip()
+        print_line(out, line)
 
 
 def _lines(

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from .. import guards, queries
 from ..errors import SchemaTooNew, SchemaTooOld, StorageMoved
+from ..identity import HEAD, VERSION_TABLE
 from ..owners import Life, life_of
-from ..schema import HEAD, VERSION_TABLE
 from .listing import SAYS, STATES
-from .snapshot import Snapshot
+from .output import stored
+from .snapshot import Snapshot, first_event
 
 __all__ = ["MOST_ENDED", "MOST_LIVE", "Frame", "Row", "Watch"]
 
@@ -89,7 +90,7 @@ class Frame(NamedTuple):
         """Return the frame as plain JSON."""
         made = self._asdict()
         return {
-            "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": stored(self.at),
             **{name: made[name] for name in ("scope", "owners", "states")},
             "events_a_second": round(self.events_a_second, 3),
             "live_left_out": self.live_left_out,
@@ -128,7 +129,6 @@ SELECT e.task_seq, e.type, e.at, e.scope FROM events AS e
 WHERE e.seq > :after AND (e.type = 'transferred' OR e.task_seq IS NOT NULL AND {_TURNS}) ORDER BY e.seq
 """
 _PRUNED = "SELECT COUNT(*) FROM tombstones"
-_EVENT_AFTER = "SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1"
 
 
 class Watch:
@@ -190,8 +190,7 @@ class Watch:
         self._check_revision()
         first = self._cursor is None
         if self._cursor is None:
-            since = _written(now - _RATED)
-            self._cursor = self._first_event(since) - 1
+            self._cursor = first_event(self._snapshot, stored(now - _RATED)) - 1
             self._samples.append((now - _RATED, self._cursor))
         news = self._rows(_NEWS, after=self._cursor)
         self._cursor = max(self._cursor, int(self._rows("SELECT COALESCE(MAX(seq), 0) FROM events")[0][0]))
@@ -249,18 +248,6 @@ class Watch:
         keys = [*task_seqs]
         return [Row._make((*row, None, None)) for row in self._rows(_ROWS, keys=json.dumps(keys))] if keys else []
 
-    def _first_event(self, since: str) -> int:
-        """Return about where the events after a time begin: no index has their times, but they are in order."""
-        low, high = self._rows("SELECT COALESCE(MIN(seq), 1), COALESCE(MAX(seq), 0) + 1 FROM events")[0]
-        while low < high:
-            middle = (low + high) // 2
-            found = self._rows(_EVENT_AFTER, seq=middle)
-            if not found or found[0][1] >= since:
-                high = middle
-            else:
-                low = int(found[0][0]) + 1
-        return int(low)
-
     def _check_revision(self) -> None:
         revision = str(self._rows(f"SELECT version_num FROM {VERSION_TABLE}")[0][0])
         if revision != HEAD:
@@ -314,9 +301,4 @@ def _life(lives: dict[int, Life], row: Row) -> str | None:
 
 
 def _is_recent(row: Row, now: datetime) -> bool:
-    return row.completed_at is None or row.completed_at >= _written(now - _RECENTLY)
-
-
-def _written(at: datetime) -> str:
-    """Write a time as the file does."""
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return row.completed_at is None or row.completed_at >= stored(now - _RECENTLY)
