@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -161,29 +161,10 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if name in _JSON and isinstance(value, str):
-        try:
-            found = _DECODER.decode(value)
-            if value.count("[") + value.count("{") > _DEEP:
-                _ENCODER.encode(found)
-        except (ValueError, RecursionError):
-            return value
-        return found
+        from .snapshot import loaded
+
+        return loaded(value)
     return value
 
 
-_DEEP = 400
-"""Brackets below which a value that could be read can be written again."""
-
-
-def _finite(digits: str) -> float:
-    # 1e999 is JSON, and more than a float
-    found = float(digits)
-    return found if math.isfinite(found) else _refuse(digits)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -168,14 +168,14 @@ def _rows_json(
     snapshot: Snapshot, conditions: str, parameters: Mapping[str, Any], most: int
 ) -> Iterator[dict[str, Any]]:
     """Yield rows a page at a time, so that a slow reader keeps no old state of the file alive."""
-    from .snapshot import task_json
+    from .snapshot import row_json
 
     after = 0
     sql = f"SELECT t.* FROM tasks AS t WHERE {conditions} AND t.task_seq > :after ORDER BY t.task_seq LIMIT :page"
     while most:
         page = _PAGE if most < 0 else min(most, _PAGE)
         found = snapshot.dicts(sql, **parameters, after=after, page=page)
-        yield from map(task_json, found)
+        yield from map(row_json, found)
         if len(found) < page:
             return
         after, most = found[-1]["task_seq"], most - len(found) if most > 0 else most

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from .. import database, guards
 from ..errors import StorageError, TaskNotFound, UnknownSession
+from ..lifecycle import JSON_COLUMNS
 from .options import storable
 
 __all__ = [
@@ -25,8 +27,8 @@ __all__ = [
     "many",
     "no_task",
     "one_task",
+    "row_json",
     "some",
-    "task_json",
     "tasks_named",
 ]
 
@@ -214,16 +216,34 @@ def first_event(snapshot: Snapshot, since: str) -> int:
 
 
 def loaded(text: str | None) -> Any:
-    """Read JSON of a row; what somebody's hand made unreadable comes as the text it is."""
+    """Read JSON of a row; what somebody's hand made of it that is none, or cannot be written again, is the text it is."""
     if text is None:
         return None
     try:
-        return json.loads(text)
+        found = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > _DEEP:
+            json.dumps(found)
     except (ValueError, RecursionError):
         return text
+    return found
 
 
-JSON_COLUMNS = ("arguments", "result", "failure", "evidence", "callback_error", "last_error", "process")
+_DEEP = 400
+"""Brackets below which a value that could be read can be written again."""
+
+
+def _finite(digits: str) -> float:
+    # 1e999 is JSON, and more than a float
+    found = float(digits)
+    return found if math.isfinite(found) else _refuse(digits)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+
 _FAILURE = dict.fromkeys(("type", "message", "traceback"))
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "failure": _FAILURE,
@@ -234,8 +254,8 @@ _SHAPES: Mapping[str, Mapping[str, Any]] = {
 _FLAGS = ("notify_on_end", "has_callback")
 
 
-def task_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of `tasks` as plain JSON, as `TaskRecord` gives it, without building one."""
+def row_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of `tasks` as plain JSON, as `output.task_json` gives its record, without building one."""
     made = dict(row)
     for name in JSON_COLUMNS:
         if made[name] is not None:

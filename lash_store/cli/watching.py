@@ -118,7 +118,7 @@ FROM tasks AS t WHERE t.task_seq IN (SELECT value FROM json_each(:keys))
 # `progress`, `saved` and their like are most events, and no change of state: their data is never looked into
 _TURNS = """
 e.type NOT IN ('progress', 'saved', 'signalled', 'noted', 'claimed', 'callback_failed', 'transferred')
-AND (e.type = 'started' OR json_extract(e.data, '$.state') IS NOT NULL)
+AND (e.type = 'started' OR iif(json_valid(e.data), json_extract(e.data, '$.state'), NULL) IS NOT NULL)
 """
 _SINCE = f"""
 SELECT k.value, (SELECT e.at FROM events AS e WHERE e.task_seq = k.value AND {_TURNS} ORDER BY e.seq DESC LIMIT 1)
