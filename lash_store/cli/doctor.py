@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .keeping import bar
+from .dialogue import bar
 from .options import db_option, json_option, required_db
 from .output import console, safe, text, write_json
 from .running import told_in_one_line

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .dialogue import bar, confirm
 from .options import db_option, json_option, required_db, scope_of, span_in, words
-from .output import console, safe, write_json
+from .output import safe, write_json
 from .running import run, told_in_one_line
 
 if TYPE_CHECKING:
     from ..models import Scope, TaskState
     from ..retention_models import PruneReport
 
-__all__ = ["backup", "bar", "prune", "restore"]
+__all__ = ["backup", "prune", "restore"]
 
 _MOST = 2**62
 """A number that the file can be asked about."""
@@ -41,26 +39,6 @@ def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 def _scopes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Scope, ...]:
     found = (scope_of(ctx, param, value) for value in values)
     return tuple(scope for scope in found if scope is not None)
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows how far something is: on a terminal, on stderr; elsewhere nothing is shown."""
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=out, transient=True) as progress:
-        bar = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=max(total, 1))
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------
@@ -214,7 +192,11 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     told_in_one_line()
     path = Path(required_db(ctx))
     if path.exists() and not yes:
-        _ask(ctx, f"Put {safe(source)} in the place of {safe(str(path))}, and keep that beside it?")
+        confirm(
+            ctx,
+            f"Put {safe(source)} in the place of {safe(str(path))}, and keep that beside it?",
+            "what was done since the backup is forgotten",
+        )
     with bar("copying") as show:
         report = put_back(Path(source), path, show)
     if as_json:
@@ -223,12 +205,3 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     click.echo(f"{safe(str(report.path))}: revision {report.revision}, {report.tasks:,} tasks")
     if report.kept is not None:
         click.echo(f"what was there is now {safe(str(report.kept))}")
-
-
-def _ask(ctx: click.Context, question: str) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError(
-            "what was done since the backup is forgotten, and nobody can be asked here: give --yes", ctx
-        )
-    if not click.confirm(question, err=True):
-        raise click.ClickException("nothing was changed")

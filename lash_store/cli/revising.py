@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .dialogue import confirm, spinner
 from .options import db_option, given_db, json_option, required_db
 from .output import console, safe, table, text, write_json, write_json_array
 
@@ -51,7 +51,7 @@ def upgrade(ctx: click.Context, revision: str | None, no_backup: bool, as_sql: b
     if as_sql:
         _print_sql(path, f"revision {before or 'none'} to {target}", rehearsal.script(path, target))
         return
-    with _waiting(f"upgrading to revision {target}"):
+    with spinner(f"upgrading to revision {target}"):
         done = migrate.upgrade(path, target, backup=not no_backup)
     if as_json:
         write_json(_as_json(path, target, done))
@@ -95,8 +95,8 @@ def downgrade(ctx: click.Context, revision: str, yes: bool, no_backup: bool, as_
     if before != revision:
         _warn(path, before, revision, lost)
         if not yes:
-            _ask(ctx)
-    with _waiting(f"going back to revision {revision}"):
+            confirm(ctx, "Go on?", "a downgrade loses data")
+    with spinner(f"going back to revision {revision}"):
         done = migrate.downgrade(path, revision, backup=not no_backup)
     if as_json:
         write_json({**_as_json(path, revision, done), "lost": [loss._asdict() for loss in lost]})
@@ -178,21 +178,6 @@ def _existing(given: str) -> Path:
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _waiting(what: str) -> Iterator[None]:
-    """Show on a terminal that something goes on, and for how long it has."""
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
-        progress.add_task(safe(what))
-        yield
-
-
 def _print_done(path: Path, target: str, done: SchemaChange | None) -> None:
     if done is None:
         click.echo(f"{safe(path)} is at revision {target} already")
@@ -226,13 +211,6 @@ def _warn(path: Path, before: str | None, target: str, lost: Sequence[Loss]) -> 
     for script in reversed(revisions.known()[first:last]):
         click.echo(safe(f"  {script.revision}: {script.undoing}"), err=True)
     click.echo(f"lost of this file: {safe(_told(lost))}", err=True)
-
-
-def _ask(ctx: click.Context) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("a downgrade loses data, and nobody can be asked here: give --yes", ctx)
-    if not click.confirm("Go on?", err=True):
-        raise click.ClickException("nothing was changed")
 
 
 _NOTES = {"inbox": ("note", "notes")}
