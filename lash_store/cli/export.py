@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -71,14 +72,14 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
       lash-store export --db agent.db --session desktop:s1 --only task --only event
       lash-store export --db agent.db --only task | jq -r 'select(.state == "failed") | .id'
     """
-    from .. import database, guards
+    from .. import database
+    from .snapshot import belongs_to, existing
 
     told_in_one_line()
-    path = guards.resolve(required_db(ctx))
-    if not guards.check_target(path, writing=False):
-        raise click.ClickException(f"{path} does not exist: check the path")
+    path = existing(required_db(ctx))
     revision = database.probe(path)
-    _refuse_the_file_itself(ctx, path, output)
+    if output != "-" and belongs_to(Path(output), path):
+        raise click.UsageError(f"{output} is the store's own file: give the export a name of its own", ctx)
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8
@@ -102,21 +103,17 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
         database.raise_translated(error, path)
 
 
-def _refuse_the_file_itself(ctx: click.Context, path: Path, output: str) -> None:
-    """An export into the store's own file would be its end."""
-    from .. import database
-
-    for own in (path, *database.side_files(path)):
-        if output != "-" and (Path(output).absolute() == own or (own.exists() and _is_same(Path(output), own))):
-            raise click.UsageError(f"{output} is the store's own file: give the export a name of its own", ctx)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and one.samefile(other)
-
-
 def _private(output: str) -> IO[str]:
-    return open(output, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open(output, "w", encoding="ascii", opener=_opened)
+
+
+def _opened(name: str, flags: int) -> int:
+    descriptor = os.open(name, flags, 0o600)
+    found = os.fstat(descriptor)
+    # one of yesterday may be open to others; a pipe or a device is not ours to close
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _has_session(connection: sqlite3.Connection, scope: Scope) -> bool:

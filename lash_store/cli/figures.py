@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
-from .listing import STATES
 from .output import stored
+from .phrases import LIVE, STATES
 from .snapshot import Snapshot, first_event
 
 __all__ = ["figures"]
-
-_LIVE = STATES[:4]
 
 
 def figures(snapshot: Snapshot) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def _ages(snapshot: Snapshot, now: datetime) -> dict[str, dict[str, Any]]:
     by_state: dict[str, list[Any]] = defaultdict(list)
     for state, *rest in snapshot.rows(_AGES):
         by_state[state].append(rest)
-    return {state: _spread(by_state[state], now) for state in _LIVE if state in by_state}
+    return {state: _spread(by_state[state], now) for state in LIVE if state in by_state}
 
 
 def _spread(rows: list[Any], now: datetime) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def _by_session(snapshot: Snapshot, counted: Iterable[Any]) -> list[dict[str, An
         held[scope]["tasks"] = 0
     for scope, state, _, count, size in counted:
         held[scope]["tasks"] += count
-        held[scope]["live"] += count if state in _LIVE else 0
+        held[scope]["live"] += count if state in LIVE else 0
         held[scope]["bytes"] += size
     for name, sql in _HOLDINGS.items():
         for scope, count, size in snapshot.rows(sql):

@@ -153,12 +153,11 @@ def backup(ctx: click.Context, target: str, as_json: bool) -> None:
       lash-store doctor --db agent-2026-11-26.db
     """
     from ..copies import back_up
-    from ..guards import check_target, resolve
+    from ..guards import resolve
+    from .snapshot import existing
 
     told_in_one_line()
-    path = resolve(required_db(ctx))
-    if not check_target(path, writing=False):
-        raise click.ClickException(f"{path} does not exist: check the path")
+    path = existing(required_db(ctx))
     with bar("copying") as show:
         report = back_up(path, resolve(target), show)
     if as_json:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from .listing import STATES
 from .output import Cell, age_of, cropped, safe, state_style, text
+from .phrases import STATES
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,15 +20,19 @@ from .options import storable
 
 __all__ = [
     "Snapshot",
+    "belongs_to",
     "check_session",
+    "existing",
     "first_event",
     "known_sessions",
     "loaded",
     "looking",
     "many",
+    "many_runtimes",
     "no_task",
     "one_task",
     "row_json",
+    "sessions_named",
     "some",
     "tasks_named",
 ]
@@ -100,6 +105,27 @@ class Snapshot:
         return [column[0] for column in cursor.description], cursor.fetchall()
 
 
+def existing(given: str) -> Path:
+    """
+    Return the path of a file that is there.
+
+    Raises:
+        StorageError: it is not: a name that was mistyped must not make a new one.
+    """
+    path = guards.resolve(given)
+    if not guards.check_target(path, writing=False):
+        raise StorageError(f"{path} does not exist: check the path")
+    return path
+
+
+def belongs_to(target: Path, path: Path) -> bool:
+    """Say whether *target* is a store's file, by whatever name, or one that SQLite keeps beside it."""
+    own = (path, *database.side_files(path))
+    if Path(os.path.realpath(target)) in {Path(os.path.realpath(one)) for one in own}:
+        return True
+    return target.exists() and any(one.exists() and one.samefile(target) for one in own)
+
+
 @contextlib.contextmanager
 def looking(path: str, *, at_head: bool = True) -> Iterator[Snapshot]:
     """
@@ -110,9 +136,7 @@ def looking(path: str, *, at_head: bool = True) -> Iterator[Snapshot]:
     Raises:
         StorageError, NotAStore, SchemaTooNew, SchemaTooOld: refused, with the file as it was.
     """
-    file = guards.resolve(path)
-    if not guards.check_target(file, writing=False):
-        raise StorageError(f"{file} does not exist: check the path")
+    file = existing(path)
     revision = database.probe(file)
     if at_head or revision is None:
         database.refuse_older(revision, file)
@@ -185,6 +209,17 @@ def one_task(snapshot: Snapshot, scope: object | None, name: str) -> int:
     if not found:
         raise no_task(scope, name)
     return found[0][1]
+
+
+def sessions_named(snapshot: Snapshot, name: str) -> list[str]:
+    """Return the sessions that ``runtime:session``, or the session's part of it alone, may mean; the whole name first."""
+    sql = "SELECT scope FROM sessions WHERE scope = :name OR session_id = :name ORDER BY scope <> :name, session_seq"
+    return [str(scope) for (scope,) in snapshot.rows(sql, name=name)] if storable(name) else []
+
+
+def many_runtimes(name: str, scopes: list[str]) -> click.ClickException:
+    """Say that several runtimes have a session of the name."""
+    return click.ClickException(f"session {name!r} is in {len(scopes)} runtimes: {some(scopes)}")
 
 
 def many(name: str, scopes: list[str]) -> click.ClickException:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, names_of_task, required_db, storable
+from .options import db_option, json_option, names_of_task, required_db
 from .output import age_of, console, cropped, print_line, safe, state_style, text, write_json_array
 
 if TYPE_CHECKING:
@@ -69,13 +69,12 @@ def tree(ctx: click.Context, names: tuple[str, ...], only_live: bool, most: int,
 
 def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
     """Return the member that a person means."""
-    from .snapshot import check_session, known_sessions, many, one_task, tasks_named
+    from .snapshot import check_session, known_sessions, many, many_runtimes, one_task, sessions_named, tasks_named
 
     if scope is not None:
         check_session(snapshot, scope)
         return one_task(snapshot, scope, name)
-    sql = "SELECT scope FROM sessions WHERE scope = :name OR session_id = :name ORDER BY scope <> :name, session_seq"
-    sessions = [str(found) for (found,) in snapshot.rows(sql, name=name)] if storable(name) else []
+    sessions = sessions_named(snapshot, name)
     if name in sessions:
         return name
     tasks = tasks_named(snapshot, None, name)
@@ -84,7 +83,7 @@ def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
             f"{name!r} is a session and a task: write {sessions[0]} for the one, {tasks[0][0]} {name} for the other"
         )
     if len(sessions) > 1:
-        raise click.ClickException(f"session {name!r} is in {len(sessions)} runtimes: {', '.join(sessions[:5])}")
+        raise many_runtimes(name, sessions)
     if len(tasks) > 1:
         raise many(name, [where for where, _ in tasks])
     if not sessions and not tasks:

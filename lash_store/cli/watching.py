@@ -18,8 +18,8 @@ from .. import guards, queries
 from ..errors import SchemaTooNew, SchemaTooOld, StorageMoved
 from ..identity import HEAD, VERSION_TABLE
 from ..owners import Life, life_of
-from .listing import SAYS, STATES
 from .output import stored
+from .phrases import ENDED, LIVE, SAYS, STATES
 from .snapshot import Snapshot, first_event
 
 __all__ = ["MOST_ENDED", "MOST_LIVE", "Frame", "Row", "Watch"]
@@ -35,8 +35,6 @@ _RECENTLY = timedelta(seconds=5)
 
 _RATED = timedelta(seconds=10)
 """The span of which events a second are the average."""
-
-_LIVE, _ENDED = STATES[:4], STATES[4:]
 
 
 class Row(NamedTuple):
@@ -84,7 +82,7 @@ class Frame(NamedTuple):
     @property
     def ended_left_out(self) -> int:
         """How many ended tasks are not among the rows."""
-        return sum(self.states[state] for state in _ENDED) - sum(not row.is_live for row in self.rows)
+        return sum(self.states[state] for state in ENDED) - sum(not row.is_live for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return the frame as plain JSON."""
@@ -199,12 +197,12 @@ class Watch:
         self._pruned = pruned
         self._since.update((task_seq, at) for task_seq, kind, at, _ in news if kind != "transferred")
         ended = [
-            (task_seq, kind) for task_seq, kind, _, scope in news if kind in _ENDED and self._scope in (None, scope)
+            (task_seq, kind) for task_seq, kind, _, scope in news if kind in ENDED and self._scope in (None, scope)
         ]
         self._read_live()
         if first or moved:
             found = dict(self._rows(_COUNT.format(of_scope=self._of_scope), scope=self._scope))
-            self._counts.update((state, int(found.get(state, 0))) for state in _ENDED)
+            self._counts.update((state, int(found.get(state, 0))) for state in ENDED)
         else:
             for _, kind in ended:
                 self._counts[kind] += 1
@@ -214,7 +212,7 @@ class Watch:
 
     def _read_live(self) -> None:
         live = self._rows(_LIVE_TASKS + self._of_scope, scope=self._scope)
-        self._counts.update(dict.fromkeys(_LIVE, 0))
+        self._counts.update(dict.fromkeys(LIVE, 0))
         for _, state in live:
             self._counts[state] += 1
         if len(live) > MOST_LIVE:

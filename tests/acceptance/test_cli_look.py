@@ -181,7 +181,7 @@ def test_a_long_table_on_a_terminal_begins_before_all_of_it_is_laid_out(
 
 
 def test_the_words_of_states_are_those_of_the_library() -> None:
-    from lash_store.cli.listing import STATES
+    from lash_store.cli.phrases import STATES
 
     assert [*STATES] == [*TaskState]
     assert [state for state in TaskState if not state.is_terminal] == [*STATES[:4]]
