@@ -11,8 +11,7 @@ from typing import Any
 from . import database, processes
 from .findings import Finding, few, warning
 from .models import ProcessIdentity
-from .owners import Life, life_of
-from .queries import ALL_OPEN_OWNERS, OwnerRow
+from .owners import Life, life_of, open_owners
 
 __all__ = ["at_work"]
 
@@ -46,12 +45,8 @@ def _cancels(connection: sqlite3.Connection) -> Iterator[Finding]:
         )
 
 
-def _open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
-    return [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS)]
-
-
 def _owners(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    for owner in _open_owners(connection):
+    for owner in open_owners(connection):
         life = life_of(path, owner)
         if life is Life.ALIVE and not _is_stopped(owner.pid):
             continue
@@ -107,7 +102,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _processes(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
     """Name processes of monitors whose owner is gone."""
-    alive = {owner.owner_id for owner in _open_owners(connection) if life_of(path, owner) is not Life.DEAD}
+    alive = {owner.owner_id for owner in open_owners(connection) if life_of(path, owner) is not Life.DEAD}
     left = []
     for task_seq, owner_id, process in connection.execute(
         "SELECT task_seq, owner_id, process FROM tasks WHERE process IS NOT NULL AND completed_at IS NULL"

@@ -77,7 +77,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
 
     told_in_one_line()
     path = existing(required_db(ctx))
-    revision = database.probe(path)
+    database.probe(path)
     if output != "-" and belongs_to(Path(output), path):
         raise click.UsageError(f"{output} is the store's own file: give the export a name of its own", ctx)
     try:
@@ -85,6 +85,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
             # what a hand wrote need not be UTF-8
             connection.text_factory = database.replacing
             connection.execute("BEGIN").fetchall()
+            revision = database.read_revision(connection, path)
             if scope is not None and (revision is None or not _has_session(connection, scope)):
                 raise click.ClickException(f"no session {str(scope)!r} in this file: see lash-store sessions")
             first = {
