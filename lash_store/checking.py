@@ -61,7 +61,7 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
             try:
                 found += _integrity(connection)
                 # once more, of the state that is looked at: somebody may have upgraded it since
-                revision = database.read_revision(connection, path)
+                revision = database.read_revision(connection, path) if database.has_content(path) else None
                 database.check_revision(revision, path)
                 if revision != HEAD:
                     found.append(_old(revision))

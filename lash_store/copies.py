@@ -230,7 +230,7 @@ def has_bytes(path: Path) -> bool:
     """Say whether a file is there, and not empty."""
     try:
         return path.stat().st_size > 0
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -159,6 +159,12 @@ def test_a_busy_file_with_owners_that_come_and_go_has_nothing_wrong_with_it(
     assert [finding for report in found for finding in report] == []
 
 
+def test_a_file_with_nothing_in_it_is_to_be_upgraded(tmp_path: Path) -> None:
+    empty = tmp_path / "agent.db"
+    empty.touch(0o600)
+    assert (look(empty)["revision"], "old_revision" in codes(look(empty))) == (None, True)
+
+
 def test_what_is_looked_at_is_of_one_moment_its_revision_too(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # somebody upgraded the file after the first look at it
     monkeypatch.setattr(database, "probe", lambda path: "0004")
