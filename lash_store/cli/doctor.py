@@ -21,7 +21,10 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 @click.command()
 @click.option(
-    "--repair", is_flag=True, help="Mend what cannot lose anything: permissions, empty room, lock files of the dead."
+    "--repair",
+    is_flag=True,
+    help="Mend what cannot lose anything, unless something is damaged: permissions, WAL mode, definitions, empty room, "
+    "a long wal, lock files of the dead.",
 )
 @json_option("Print the report as a JSON object.")
 @db_option
