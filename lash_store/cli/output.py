@@ -24,6 +24,7 @@ __all__ = [
     "EventLines",
     "age",
     "age_of",
+    "cell_text",
     "complain",
     "console",
     "cropped",
@@ -145,6 +146,12 @@ def table(*columns: tuple[str, str]) -> Table:
 Cell = str | tuple[str, str]
 """What stands in a table: data, or data and the style it is shown in."""
 
+
+def cell_text(cell: Cell) -> Text:
+    """Return what stands in a table, escaped and in its style."""
+    return text(cell) if isinstance(cell, str) else text(*cell)
+
+
 _BLOCK = 500
 """Rows of a table on a terminal that are laid out together: the first are there at once, however many there are."""
 
@@ -159,7 +166,7 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell
         for first in range(0, len(rows), _BLOCK):
             made = table(*columns)
             for row in rows[first : first + _BLOCK]:
-                made.add_row(*(text(cell) if isinstance(cell, str) else text(*cell) for cell in row))
+                made.add_row(*map(cell_text, row))
             put(made)
         return
     # a hundred times as quick as a library that folds
