@@ -39,7 +39,6 @@ __all__ = [
     "size",
     "state_style",
     "stored",
-    "table",
     "task_json",
     "text",
     "write_json",
@@ -123,12 +122,8 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def table(*columns: tuple[str, str]) -> Table:
-    """
-    Return an empty table without lines; a column is its header and how it behaves.
-
-    ``fold`` folds long cells and cuts none, ``right`` and ``fixed`` never fold.
-    """
+def _table(*columns: tuple[str, str]) -> Table:
+    """Return an empty table without lines; see `print_table`."""
     from rich.table import Table
 
     made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -158,13 +153,14 @@ _BLOCK = 500
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> None:
     """
-    Print rows of data in columns, which are as `table` takes them.
+    Print rows of data in columns; a column is its header and how it behaves.
 
-    On a terminal long cells are folded. Elsewhere a row is a line, and nothing stands at the end of it.
+    ``fold`` folds long cells on a terminal and cuts none, ``right`` and ``fixed`` never fold. Elsewhere a row is a line, and
+    nothing stands at the end of it.
     """
     if console().width < _UNBOUNDED:
         for first in range(0, len(rows), _BLOCK):
-            made = table(*columns)
+            made = _table(*columns)
             for row in rows[first : first + _BLOCK]:
                 made.add_row(*map(cell_text, row))
             put(made)
