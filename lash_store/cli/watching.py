@@ -9,7 +9,7 @@ some were pruned or moved.
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -212,9 +212,8 @@ class Watch:
 
     def _read_live(self) -> None:
         live = self._rows(_LIVE_TASKS + self._of_scope, scope=self._scope)
-        self._counts.update(dict.fromkeys(LIVE, 0))
-        for _, state in live:
-            self._counts[state] += 1
+        counted = Counter(state for _, state in live)
+        self._counts.update((state, counted[state]) for state in LIVE)
         if len(live) > MOST_LIVE:
             live.sort(key=lambda row: (row[1] == "pending", row[0]))
         self._live_left_out = max(0, len(live) - MOST_LIVE)

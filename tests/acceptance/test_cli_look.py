@@ -313,6 +313,19 @@ def test_an_event_that_a_hand_made_unreadable_is_named_and_no_traceback(db: Path
         assert (done.returncode, done.stderr) == (0, ""), look
 
 
+def test_a_state_that_no_version_knows_is_shown_as_it_is(db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("PRAGMA ignore_check_constraints = 1")
+        target.execute("UPDATE tasks SET state = 'odd' WHERE completed_at IS NULL")
+    source.close()
+    target.close()
+    for look in (("list",), ("top", "--once"), ("tree",), ("timeline", "--all", "-o", "-")):
+        done = run(*look, db=path)
+        assert (done.returncode, "odd" in done.stdout) == (0, True), look
+
+
 def test_a_number_that_no_reader_of_json_knows_is_the_text_it_is(db: Path, tmp_path: Path) -> None:
     path = tmp_path / "edited.db"
     with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
