@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import database, guards
-from .copies import STAMP, is_locked, stamp_of
+from .copies import has_bytes, is_copy, is_locked
 from .errors import StorageCorrupt, StorageError
 from .findings import FEW, CheckReport, Finding, Severity, fault, few, info, warning
 from .identity import HEAD
@@ -31,7 +31,6 @@ __all__ = ["CheckReport", "Finding", "Severity", "check"]
 
 _MUCH_WAL = 64 * 1024 * 1024
 _MUCH_FREE = 0.25, 4 * 1024 * 1024
-
 
 Progress = Callable[[int, int], object]
 """Called with how many tasks were looked at, and how many there are."""
@@ -61,18 +60,16 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
             connection.row_factory = sqlite3.Row
             try:
                 found += _integrity(connection)
+                # once more, of the state that is looked at: somebody may have upgraded it since
+                revision = database.read_revision(connection, path) if database.has_content(path) else None
+                database.check_revision(revision, path)
                 if revision != HEAD:
                     found.append(_old(revision))
                 elif not (missing := _missing_tables(connection)):
                     tasks, events = (
                         connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("tasks", "events")
                     )
-                    found += _schema(connection)
-                    found += _stories(connection, tasks, progress)
-                    found += _rows(connection)
-                    if stamp_of(connection) != STAMP:
-                        # what a copy names is its original's
-                        found += at_work(connection, path)
+                    found += _contents(connection, path, tasks, progress)
                 else:
                     found.append(fault("tables_missing", f"missing from the schema: {few(missing)}", _RESTORE))
                 found += _copy(connection)
@@ -91,6 +88,15 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
     order = [*Severity]
     found.sort(key=lambda one: order.index(one.severity))
     return CheckReport(path=path, revision=revision, tasks=tasks, events=events, findings=tuple(found))
+
+
+def _contents(connection: sqlite3.Connection, path: Path, tasks: int, progress: Progress | None) -> Iterator[Finding]:
+    yield from _schema(connection)
+    yield from _stories(connection, tasks, progress)
+    yield from _rows(connection)
+    if not is_copy(connection):
+        # what a copy names is its original's
+        yield from at_work(connection, path)
 
 
 _OF_THE_FILE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
@@ -254,7 +260,7 @@ def _rows(connection: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _copy(connection: sqlite3.Connection) -> Iterator[Finding]:
-    if stamp_of(connection) == STAMP:
+    if is_copy(connection):
         yield info(
             "copy",
             "the file is a copy, made by a backup: it is not run as it is",
@@ -340,7 +346,7 @@ _KEPT = re.compile(r"(\.backup|-replaced)(-\d+)?(-wal|-journal)?$")
 def _is_kept(path: Path) -> bool:
     found = _KEPT.search(path.name)
     # a reader leaves an empty one beside what it looked at
-    return found is not None and (found[3] is None or path.stat().st_size > 0)
+    return found is not None and (found[3] is None or has_bytes(path))
 
 
 def _repair(path: Path, found: list[Finding]) -> list[Finding]:

@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict
 from . import database, guards, queries, session_queries, transitions
 from .commands import ConfirmCancel, Release
 from .database import Transaction
-from .errors import StorageBusy, StorageError, StoreCopied
+from .errors import StorageBusy, StorageCorrupt, StorageError, StoreCopied
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
-from .queries import ALL_OPEN_OWNERS, OwnerRow
+from .owners import open_owners
 
 __all__ = [
     "PAGES",
@@ -33,10 +33,13 @@ __all__ = [
     "check_not_copied",
     "copy",
     "free_name",
+    "has_bytes",
+    "is_copy",
     "is_locked",
     "made",
     "name",
     "pour",
+    "refuse_copy",
     "stamp_of",
     "sync",
     "verified",
@@ -73,6 +76,11 @@ def stamp_of(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def is_copy(connection: sqlite3.Connection) -> bool:
+    """Say whether the file under a connection is a copy that nobody has adopted."""
+    return stamp_of(connection) == STAMP
+
+
 def check_not_copied(connection: sqlite3.Connection, path: Path) -> None:
     """
     Refuse to run what is a copy.
@@ -80,7 +88,7 @@ def check_not_copied(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         StoreCopied: it is one, and nobody has adopted it.
     """
-    if stamp_of(connection) == STAMP:
+    if is_copy(connection):
         raise StoreCopied(
             f"{path} is a copy, whose work its original may be running: look into it read-only, put it in the place of "
             "that with `lash-store restore`, or run it as a store of its own with TaskStore(…, adopt=True)"
@@ -102,10 +110,10 @@ def adopt(tx: Transaction) -> None:
 
     Their work is recovered as that of dead owners; no process is ended, for the original may have it.
     """
-    if stamp_of(tx.connection) != STAMP:
+    if not is_copy(tx.connection):
         return
-    for row in tx.all(ALL_OPEN_OWNERS, {}):
-        queries.end_owner(tx, OwnerRow._make(row).owner_id, OwnerEnd.DIED)
+    for owner in open_owners(tx.connection):
+        queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
     session_queries.forget_readers(tx)
     for row in tx.all(queries.LIVE_WITH_PROCESS, {}):
         task = Task._make(row)
@@ -215,8 +223,15 @@ def _remove(making: Path) -> None:
 
 def with_commits(path: Path) -> list[Path]:
     """Return the files beside *path* that SQLite would read as its commits: no other file may be put there."""
-    found = (Path(f"{path}-wal"), Path(f"{path}-journal"))
-    return [side for side in found if side.exists() and side.stat().st_size > 0]
+    return [side for side in (Path(f"{path}-wal"), Path(f"{path}-journal")) if has_bytes(side)]
+
+
+def has_bytes(path: Path) -> bool:
+    """Say whether a file is there, and not empty."""
+    try:
+        return path.stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def copy(path: Path, making: Path, *, stamp: int = STAMP, progress: Progress | None = None) -> None:
@@ -269,7 +284,8 @@ def verified(making: Path, source: Path) -> BackupReport:
     try:
         with closing(sqlite3.connect(f"{making.as_uri()}?mode=ro", uri=True)) as connection:
             revision = database.read_revision(connection, source) or "none"
-            database.check_whole(connection, source)
+            if (wrong := database.amiss(connection)) is not None:
+                raise StorageCorrupt(f"{source} is damaged: {wrong}: restore a backup")
             has_tables = revision != "none"
             [tasks, events] = [
                 connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if has_tables else 0

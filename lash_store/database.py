@@ -370,19 +370,14 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
     return None if row is None else str(row[0])
 
 
-def check_whole(connection: sqlite3.Connection, path: Path) -> None:
-    """
-    Read all of a file, and hold that it is sound, and that no row is without its parent.
-
-    Raises:
-        StorageCorrupt: it is not; the first few findings are named.
-    """
-    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)").fetchall()]
+def amiss(connection: sqlite3.Connection) -> str | None:
+    """Read all of a file and return what is wrong with its pages, indexes and rows, the first few things, or None."""
+    found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(3)").fetchall()]
     if found != ["ok"]:
-        raise StorageCorrupt(f"{path} is damaged: {'; '.join(found)}: restore a backup")
+        return "; ".join(found)
     orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
-    if orphans:
-        raise StorageCorrupt(f"{path} has rows without parents, {orphans[:3]}: restore a backup")
+    some = ", ".join(f"{table} {row} without its {parent}" for table, row, parent, _ in orphans[:3])
+    return f"{len(orphans)} rows without parents ({some})" if orphans else None
 
 
 def check_revision(revision: str | None, path: Path) -> None:

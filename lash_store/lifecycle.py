@@ -46,7 +46,6 @@ __all__ = [
     "LIVE_STATES",
     "MONITOR",
     "TERMINAL_EVENTS",
-    "TERMINAL_STATES",
     "Change",
     "Refused",
     "Task",
@@ -58,7 +57,6 @@ __all__ = [
     "stamps",
 ]
 
-TERMINAL_STATES = tuple(state for state in TaskState if state.is_terminal)
 LIVE_STATES = tuple(state for state in TaskState if not state.is_terminal)
 TERMINAL_EVENTS = (EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED, EventType.ABANDONED)
 

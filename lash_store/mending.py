@@ -6,22 +6,30 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from . import database, guards
 from .copies import is_locked, stamp_of
+from .database import Transaction
 from .owners import sweep
+from .retention_queries import free_pages
 from .schema import create_statements
 
 __all__ = ["MENDERS", "own_files", "stale_locks", "wrong_definitions"]
 
 
-def _definitions() -> dict[str, str]:
-    """Return the statement that makes each index, trigger and view, by its name."""
+class _Definition(NamedTuple):
+    kind: str
+    sql: str
+
+
+def _definitions() -> dict[str, _Definition]:
+    """Return each index, trigger and view of a schema, by its name."""
     found = {}
-    for statement in create_statements():
-        words = statement.replace("UNIQUE ", "", 1).split(maxsplit=3)
-        if words[1] != "TABLE":
-            found[words[2].strip('"')] = statement
+    for sql in create_statements():
+        _, kind, name, *_ = sql.replace("UNIQUE ", "", 1).split(maxsplit=3)
+        if kind != "TABLE":
+            found[name.strip('"')] = _Definition(kind, sql)
     return found
 
 
@@ -29,7 +37,7 @@ def wrong_definitions(connection: sqlite3.Connection) -> tuple[list[str], list[s
     """Return the names of indexes, triggers and views that are missing, and of those that say something else than ours."""
     there = dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall())
     ours = _definitions()
-    changed = [name for name, sql in ours.items() if name in there and there[name].split() != sql.split()]
+    changed = [name for name, one in ours.items() if name in there and there[name].split() != one.sql.split()]
     return sorted(ours.keys() - there.keys()), sorted(changed)
 
 
@@ -50,14 +58,17 @@ def stale_locks(path: Path) -> list[Path]:
     return [lock for lock in locks if lock.stem not in tokens and not is_locked(lock)]
 
 
+_PAGES = 256
+"""How many free pages one transaction gives back."""
+
+
 def _give_back(path: Path) -> None:
     with _writing(path) as connection:
-        left = -1
-        while (free := connection.execute("PRAGMA freelist_count").fetchone()[0]) not in {0, left}:
-            left = free
+        before, left = None, -1
+        while left not in {0, before}:
+            before = left
             connection.execute("BEGIN IMMEDIATE").fetchall()
-            for _ in range(256):
-                connection.execute("PRAGMA incremental_vacuum(1)").fetchall()
+            left = free_pages(Transaction(connection, ""), _PAGES)
             connection.execute("COMMIT").fetchall()
 
 
@@ -96,9 +107,9 @@ def _make_schema(path: Path) -> None:
         missing, changed = wrong_definitions(connection)
         ours = _definitions()
         for name in changed:
-            connection.execute(f'DROP {ours[name].replace("UNIQUE ", "", 1).split()[1]} "{name}"')
+            connection.execute(f'DROP {ours[name].kind} "{name}"')
         for name in (*missing, *changed):
-            connection.execute(ours[name])
+            connection.execute(ours[name].sql)
         connection.execute("COMMIT").fetchall()
 
 

@@ -16,7 +16,7 @@ from . import additions, copies, database, guards, revisions
 from .errors import SchemaError, StorageCorrupt
 from .identity import HEAD
 from .models import SchemaChange
-from .owners import open_beside
+from .owners import pids_beside
 from .revisions import BASE, head
 
 if TYPE_CHECKING:
@@ -208,34 +208,26 @@ def _whole(raw: sqlite3.Connection, path: Path, revision: str | None) -> Iterato
             yield
     except SchemaError as error:
         raise SchemaError(f"{path}: {error}") from error
-    amiss = _amiss(raw)
+    amiss = database.amiss(raw)
     if amiss is None:
         return
     raw.execute("ROLLBACK").fetchall()
-    if _amiss(raw) is not None:
+    if database.amiss(raw) is not None:
         raise StorageCorrupt(
             f"{path} was damaged before: {amiss}: restore a backup, or mend it first; nothing was changed"
         )
     raise SchemaError(f"{path}: the revision would leave it damaged: {amiss}; nothing was changed")
 
 
-def _amiss(raw: sqlite3.Connection) -> str | None:
-    """Return what is wrong with rows, indexes and pages, or None."""
-    orphans = raw.execute("PRAGMA foreign_key_check").fetchall()
-    if orphans:
-        some = ", ".join(f"{table} {row} without its {parent}" for table, row, parent, _ in orphans[:3])
-        return f"{len(orphans)} rows without parents ({some})"
-    found = [str(line) for (line,) in raw.execute("PRAGMA integrity_check(3)").fetchall()]
-    return None if found == ["ok"] else "; ".join(found)
-
-
 # --- under the lock -------------------------------------------------------------------------------------------------
 
 
 def _refuse_beside_owners(raw: sqlite3.Connection, path: Path) -> None:
-    alive = [str(pid) for pid, _ in open_beside(raw, path)]
+    alive = pids_beside(raw, path)
     if alive:
-        raise SchemaError(f"{path} is open in process {', '.join(alive)}: close it there first; nothing was changed")
+        raise SchemaError(
+            f"{path} is open in process {', '.join(map(str, alive))}: close it there first; nothing was changed"
+        )
 
 
 def _begin(raw: sqlite3.Connection) -> None:

@@ -23,7 +23,7 @@ from .errors import StorageError
 from .guards import make_side_folder, side_folder
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
-__all__ = ["Life", "OwnerLock", "describe_process", "life_of"]
+__all__ = ["Life", "OwnerLock", "describe_process", "life_of", "open_owners", "pids_beside"]
 
 
 class Life(StrEnum):
@@ -148,13 +148,16 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
     return Life.DEAD
 
 
-def open_beside(connection: sqlite3.Connection, path: Path) -> list[tuple[int, Life]]:
-    """Return pid and life of each owner that the database under *connection* names as open and that is not known to be dead."""
+def open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
+    """Return the owners that the database under *connection* names as open; none of one that is older than owners."""
     if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
         return []
-    found = [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS).fetchall()]
-    lives = [(owner.pid, life_of(path, owner)) for owner in found]
-    return [(pid, life) for pid, life in lives if life is not Life.DEAD]
+    return [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS).fetchall()]
+
+
+def pids_beside(connection: sqlite3.Connection, path: Path) -> list[int]:
+    """Return the processes of those open owners that are not known to be dead."""
+    return [owner.pid for owner in open_owners(connection) if life_of(path, owner) is not Life.DEAD]
 
 
 def release_orphans(tokens: set[str]) -> None:

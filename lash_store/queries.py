@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 from .database import Committed, Transaction
+from .errors import StorageError
 from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps
 from .models import (
     EventType,
@@ -435,7 +436,26 @@ def _own_columns(kind: EventType) -> frozenset[str]:
 
 
 def task_record(task: Task) -> TaskRecord:
-    """Build the public record of a row."""
+    """
+    Build the public record of a row.
+
+    Raises:
+        StorageError: somebody's hand made it unreadable.
+    """
+    try:
+        return _task_record(task)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(f"the row of task #{task.task_seq}", error) from error
+
+
+def _unreadable(what: str, error: Exception) -> StorageError:
+    reason = str(error).partition("\n")[0]
+    return StorageError(
+        f"{what} cannot be read ({reason}): somebody edited it, or it is damaged: see lash-store doctor"
+    )
+
+
+def _task_record(task: Task) -> TaskRecord:
     values: dict[str, Any] = task._asdict()
     values["scope"] = Scope.parse(task.scope)
     values["arguments"] = None if task.arguments is None else json.loads(task.arguments)
@@ -458,15 +478,23 @@ def process_identity(text: str) -> ProcessIdentity | None:
 
 
 def event_record(event: Committed) -> TaskEvent:
-    """Build the public record of an event."""
-    return TaskEvent(
-        seq=event.seq,
-        task_seq=event.task_seq,
-        scope=Scope.parse(event.scope),
-        from_scope=None if event.from_scope is None else Scope.parse(event.from_scope),
-        task_id=event.task_id,
-        attempt=event.attempt,
-        type=EventType(event.type),
-        at=event.at,  # type: ignore[arg-type]
-        data=json.loads(event.data),
-    )
+    """
+    Build the public record of an event.
+
+    Raises:
+        StorageError: somebody's hand made it unreadable.
+    """
+    try:
+        return TaskEvent(
+            seq=event.seq,
+            task_seq=event.task_seq,
+            scope=Scope.parse(event.scope),
+            from_scope=None if event.from_scope is None else Scope.parse(event.from_scope),
+            task_id=event.task_id,
+            attempt=event.attempt,
+            type=EventType(event.type),
+            at=event.at,  # type: ignore[arg-type]
+            data=json.loads(event.data),
+        )
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(f"event {event.seq}", error) from error

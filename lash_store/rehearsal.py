@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import additions, database, revisions
+from .identity import VERSION_TABLE
 from .revisions import BASE, Shape
-from .schema import VERSION_TABLE
 
 __all__ = ["Loss", "losses", "script", "statements"]
 
@@ -37,6 +37,11 @@ def statements(path: Path, target: str) -> list[str]:
     Raises:
         SchemaError: the revisions do not fit the file.
     """
+    return _rehearsed(path, target)[1]
+
+
+def _rehearsed(path: Path, target: str) -> tuple[str | None, list[str]]:
+    """Return the revision of a file, and its `statements`, both of one state of it."""
     revision, made = _schema_of(path)
     ran: list[str] = []
     with revisions.memory() as (raw, connection):
@@ -53,7 +58,7 @@ def statements(path: Path, target: str) -> list[str]:
                 down = revisions.position(target) < revisions.position(revision or BASE)
                 revisions.bring(connection, target, down=down)
         raw.set_trace_callback(None)
-    return [sql.strip() for sql in ran if _CHANGES.match(sql.strip())]
+    return revision, [sql.strip() for sql in ran if _CHANGES.match(sql.strip())]
 
 
 _CHANGES = re.compile(r"(?!SELECT\b|PRAGMA\b|EXPLAIN\b|BEGIN\b|COMMIT\b|ROLLBACK\b|--)", re.IGNORECASE)
@@ -86,8 +91,7 @@ def script(path: Path, target: str) -> str:
 
     What fails ends the shell, and with it the transaction; the file is then as it was.
     """
-    ran = statements(path, target)
-    revision = database.probe(path)
+    revision, ran = _rehearsed(path, target)
     if (revision or BASE) == target:
         return f"-- already at revision {target}\n"
     at = f"the_file_is_at_{revision or BASE}"
@@ -121,9 +125,9 @@ def losses(path: Path, target: str) -> list[Loss]:
     Raises:
         SchemaError: the revisions do not fit the file.
     """
-    deleted = _deleted(statements(path, target))
+    revision, ran = _rehearsed(path, target)
+    deleted = _deleted(ran)
     with _reading(path) as source:
-        revision = database.read_revision(source, path)
         before, after = revisions.shape(revision), revisions.shapes()[target]
         return [loss for loss in _counted(source, before, after, deleted) if loss.rows]
 

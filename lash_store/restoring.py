@@ -35,8 +35,7 @@ from .database import Transaction
 from .errors import NotAStore, SchemaError, StorageError
 from .identity import VERSION_TABLE
 from .models import OwnerEnd
-from .owners import Life, describe_process, life_of
-from .queries import ALL_OPEN_OWNERS, OwnerRow
+from .owners import Life, describe_process, life_of, open_owners
 
 __all__ = ["RestoreReport", "restore"]
 
@@ -125,12 +124,11 @@ def _alive(path: Path) -> str:
     # SQLite removes the -wal of an empty file
     if path.exists() and path.stat().st_size > 0:
         with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.open_sqlite(path, "read")) as connection:
-            if not _has_owners(connection):
-                return ""
-            owners = [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS)]
             # of a copy the same owner may be alive, in this process, beside its original
             here = [
-                one for one in owners if life_of(path, one) is Life.ALIVE and (folder / f"{one.token}.lock").exists()
+                one
+                for one in open_owners(connection)
+                if life_of(path, one) is Life.ALIVE and (folder / f"{one.token}.lock").exists()
             ]
             return f"process {', '.join(str(one.pid) for one in here)}" if here else ""
     # what is damaged does not tell; their locks do
@@ -220,13 +218,9 @@ def _page_size(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA page_size").fetchone()[0])
 
 
-def _has_owners(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall())
-
-
 def _ended(connection: sqlite3.Connection) -> set[str]:
     """Return the tokens of the owners that a file names as ended."""
-    if not _has_owners(connection):
+    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
         return set()
     return {token for (token,) in connection.execute("SELECT token FROM owners WHERE ended_at IS NOT NULL")}
 
@@ -237,12 +231,9 @@ def _forget_owners(connection: sqlite3.Connection, path: Path, ended: Collection
 
     *ended* are those that the file itself names so; of this process' own it is known.
     """
-    if not _has_owners(connection):
-        return
     us = describe_process()
     tx = Transaction(connection, database.utc_text(time.time()))
-    for row in tx.all(ALL_OPEN_OWNERS, {}):
-        owner = OwnerRow._make(row)
+    for owner in open_owners(connection):
         is_ours = (owner.pid, owner.process_start, owner.boot_id) == (us["pid"], us["process_start"], us["boot_id"])
         if owner.token in ended or (is_ours and life_of(path, owner) is Life.UNREACHABLE):
             queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)

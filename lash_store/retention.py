@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import time
@@ -191,8 +190,8 @@ class Pruner:
     async def close(self) -> None:
         """End it, after the transaction it is in."""
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        # not awaited itself: who is cancelled here must hear of it
+        await asyncio.wait({self._task})
 
     async def _work(self) -> None:
         while True:

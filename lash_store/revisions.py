@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import SchemaError
-from .schema import VERSION_TABLE
+from .identity import VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config

@@ -651,8 +651,9 @@ class TaskStore:
         """
         Look at the whole file: its integrity, every row against its events, owners, processes; on one state, beside writers.
 
-        Each finding names its next step. With *repair*, what is safe to mend is mended: permissions, room that holds nothing,
-        lock files of the dead. *progress* is called with the tasks looked at and how many there are, on another thread.
+        Each finding names its next step. With *repair*, what is safe to mend is mended, unless something is damaged: permissions,
+        WAL mode, indexes, triggers and views, room that holds nothing, a long ``-wal``, lock files of the dead. *progress* is
+        called with the tasks looked at and how many there are, on another thread.
 
         Raises:
             StoreReadOnly: this store only reads, and was asked to mend.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from . import database, processes
 from .findings import Finding, few, warning
 from .models import ProcessIdentity
-from .owners import Life, life_of
-from .queries import ALL_OPEN_OWNERS, OwnerRow
+from .owners import Life, life_of, open_owners
+from .queries import OwnerRow
 
 __all__ = ["at_work"]
 
@@ -25,8 +25,9 @@ _LIVE_OF = "SELECT count(*) FROM tasks WHERE owner_id = ? AND completed_at IS NU
 def at_work(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
     """Look at what should be alive, and what should have ended."""
     yield from _cancels(connection)
-    yield from _owners(connection, path)
-    yield from _processes(connection, path)
+    lives = [(owner, life_of(path, owner)) for owner in open_owners(connection)]
+    yield from _owners(connection, path, lives)
+    yield from _processes(connection, path, {owner.owner_id for owner, life in lives if life is not Life.DEAD})
 
 
 def _cancels(connection: sqlite3.Connection) -> Iterator[Finding]:
@@ -46,13 +47,8 @@ def _cancels(connection: sqlite3.Connection) -> Iterator[Finding]:
         )
 
 
-def _open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
-    return [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS)]
-
-
-def _owners(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    for owner in _open_owners(connection):
-        life = life_of(path, owner)
+def _owners(connection: sqlite3.Connection, path: Path, lives: Sequence[tuple[OwnerRow, Life]]) -> Iterator[Finding]:
+    for owner, life in lives:
         if life is Life.ALIVE and not _is_stopped(owner.pid):
             continue
         [(count,)] = connection.execute(_LIVE_OF, (owner.owner_id,)).fetchall()
@@ -105,9 +101,8 @@ def _is_stopped(pid: int) -> bool:
     return False
 
 
-def _processes(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
+def _processes(connection: sqlite3.Connection, path: Path, alive: Collection[int]) -> Iterator[Finding]:
     """Name processes of monitors whose owner is gone."""
-    alive = {owner.owner_id for owner in _open_owners(connection) if life_of(path, owner) is not Life.DEAD}
     left = []
     for task_seq, owner_id, process in connection.execute(
         "SELECT task_seq, owner_id, process FROM tasks WHERE process IS NOT NULL AND completed_at IS NULL"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, names_of_task, required_db, scope_of
+from .options import db_option, json_option, names_of_task, required_db, scope_of, storable
 from .output import complain, console, safe, state_style, task_json, text, write_json
 from .running import run
 
@@ -25,8 +25,7 @@ _ASKED = 3
 
 
 def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    # what a shell passes on need not be UTF-8
-    if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+    if value is not None and not storable(value):
         raise click.BadParameter("it has characters that no file holds", ctx, param)
     return value
 
@@ -61,12 +60,12 @@ async def _find(path: str, scope: Scope | None, name: str) -> tuple[str, int]:
 
 async def _record(store: TaskStore, task_seq: int) -> TaskRecord:
     from ..errors import TaskPruned
-    from .reading import task_by_seq
+    from ..models import TaskFilter
 
-    found = await task_by_seq(store, task_seq)
-    if found is None:
+    found = await store.list(TaskFilter(after_seq=task_seq - 1, limit=1))
+    if not found or found[0].task_seq != task_seq:
         raise TaskPruned(f"task #{task_seq} has been pruned meanwhile", task_id=f"#{task_seq}")
-    return found
+    return found[0]
 
 
 @asynccontextmanager

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .options import db_option, json_option, required_db
-from .output import console, safe, table, text, write_json_array
+from .options import db_option, json_option, required_db, storable
+from .output import Cell, console, print_table, safe, text, write_json_array
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from .cookbook import Parameter, Query
 
 __all__ = ["ask", "parameter_line", "query", "script"]
@@ -127,7 +125,7 @@ def _value(parameter: Parameter, value: str) -> object:
     if value == "":
         return None
     if parameter.type == "text":
-        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        if not storable(value):
             raise ValueError("a text with NUL or bytes that are no UTF-8 is in no file")
         return value
     try:
@@ -151,11 +149,11 @@ def _list(as_json: bool) -> None:
             for query in COOKBOOK.values()
         )
         return
-    rows = table(("query", "fixed"), ("question", "fold"), ("parameters", "fold"))
+    rows: list[tuple[Cell, ...]] = []
     for query in COOKBOOK.values():
         names = ", ".join(one.name if one.is_required else f"[{one.name}]" for one in query.parameters)
-        rows.add_row(text(query.name, "bold"), text(query.question), text(names, "dim"))
-    console().print(rows)
+        rows.append(((query.name, "bold"), query.question, (names, "dim")))
+    print_table((("query", "fixed"), ("question", "fold"), ("parameters", "fold")), rows)
 
 
 def script(asked: Query, values: Mapping[str, object]) -> str:
@@ -190,7 +188,9 @@ def _print(answer: Answer) -> None:
 
     out = console()
     if _least_width(answer) <= out.width:
-        out.print(_table(answer))
+        behaviour = ["right" if _is_numeric(values) else "fold" for values in zip(*answer.rows, strict=True)]
+        rows = [["" if value is None else str(value) for value in row] for row in answer.rows]
+        print_table([*zip(answer.columns, behaviour, strict=True)], rows)
         return
     # too many columns for this terminal: a row is a block of lines
     width = max(map(len, answer.columns))
@@ -211,15 +211,6 @@ def _least_width(answer: Answer) -> int:
         widest = max(cell_len(safe(value)) for value in (column, *values))
         widths.append(widest if _is_numeric(values) else min(widest, _LEAST_CELL))
     return sum(widths) + 2 * (len(widths) - 1)
-
-
-def _table(answer: Answer) -> Table:
-    columns = [*zip(*answer.rows, strict=True)]
-    behaviour = ["right" if _is_numeric(values) else "fold" for values in columns]
-    rows = table(*zip(answer.columns, behaviour, strict=True))
-    for row in answer.rows:
-        rows.add_row(*("" if value is None else text(value) for value in row))
-    return rows
 
 
 def _is_numeric(values: Sequence[object]) -> bool:

@@ -6,7 +6,7 @@ import signal as signals_of_the_system
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .output import Cell, age_of, cropped, one_line, size, state_style, text
+from .output import Cell, age_of, cell_text, cropped, one_line, size, state_style, text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,7 @@ def _grid(rows: Iterable[Sequence[Cell]]) -> Table:
     for row in rows:
         while len(made.columns) < len(row):
             made.add_column(overflow="fold", no_wrap=not made.columns)
-        made.add_row(*(text(cell) if isinstance(cell, str) else text(*cell) for cell in row))
+        made.add_row(*map(cell_text, row))
     return made
 
 

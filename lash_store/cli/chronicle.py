@@ -276,7 +276,7 @@ _TOLD = (
 _EVENTS = f"""
 SELECT task_seq, seq, type, at, attempt, scope, from_scope,
   iif(json_valid(data), json_extract(data, {", ".join(f"'$.{name}'" for name in _TOLD)}), NULL),
-  json_valid(data) AND json_type(data, '$.owner_id') IS NOT NULL
+  iif(json_valid(data), json_type(data, '$.owner_id') IS NOT NULL, 0)
 FROM events WHERE task_seq IN (SELECT value FROM json_each(:keys)) ORDER BY task_seq, seq"""
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from .options import ENV_DB, chosen_db, db_option, json_option
+from .options import db_option, given_db, json_option
 from .output import safe, write_json_array
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def schema(ctx: click.Context, as_json: bool) -> None:
       lash-store schema | grep -A40 'CREATE TABLE events'
       lash-store schema --db agent.db --json | jq -r '.[] | select(.type == "view") | .name'
     """
-    path = chosen_db(ctx) or os.environ.get(ENV_DB)
+    path = given_db(ctx)
     if path:
         from .snapshot import looking
 

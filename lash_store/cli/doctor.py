@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .keeping import bar
+from .dialogue import bar
 from .options import db_option, json_option, required_db
 from .output import console, safe, text, write_json
 from .running import told_in_one_line
@@ -27,7 +27,10 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 @click.command()
 @click.option(
-    "--repair", is_flag=True, help="Mend what cannot lose anything: permissions, empty room, lock files of the dead."
+    "--repair",
+    is_flag=True,
+    help="Mend what cannot lose anything, unless something is damaged: permissions, WAL mode, definitions, empty room, "
+    "a long wal, lock files of the dead.",
 )
 @json_option("Print the report as a JSON object.")
 @db_option

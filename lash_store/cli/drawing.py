@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .chronicle import Chronicle, Line, Section
 from .glyphs import DEFINITIONS, ENDS, MARKS, PHASES, STYLE, end_cap, mark
 from .lifelines import Lifeline, Mark, Phase, Segment
-from .lives import OwnerLife
+from .lives import DEAD, OwnerLife
 from .output import cropped, safe
 from .paper import LEFT, RIGHT, WIDTH, Axis, bar, clock, cut, harmless, label, moved, name, span_of, tooltip
 
@@ -151,12 +151,12 @@ class _Picture:
             "abandoned": f"given up at {clock(life.end)}",
             "unreachable": "not closed, as far as this file knows",
         }.get(life.how, life.how)
-        if life.how in {"died", "dead"}:
+        if life.how in DEAD:
             how = f"last heard of at {clock(life.last_heard)}, {how}"
         title = f"owner {said} on {life.host}\nfrom {clock(life.begin)}\n{how}"
         yield f"<g>{tooltip(title)}"
         yield bar("life", begin, heard, y, 10)
-        if life.how in {"died", "dead"}:
+        if life.how in DEAD:
             self._used |= {"died", "lost"}
             yield f"{bar('life faint', heard, end, y, 10)}{bar('', heard, end, y, 10, fill='lost')}"
             if self._axis.holds(life.last_heard):
@@ -167,7 +167,7 @@ class _Picture:
             yield f'<path class="ink" d="M{end} {y - 6} V{y + 6}"/>'
         elif life.how == "abandoned" and self._axis.holds(life.end):
             yield moved(end, y, mark("released"))
-        wide = heard - begin - (10 if life.how in {"died", "dead"} else 0)
+        wide = heard - begin - (10 if life.how in DEAD else 0)
         if wide > len(said) * 5.4 + 8:
             yield f'<text class="onbar" x="{begin + 4}" y="{y + 3.3}">{harmless(said)}</text>'
         elif wide > 20:

@@ -54,7 +54,13 @@ def events(
       lash-store events --db agent.db --session desktop:s1 --follow
       lash-store events --db agent.db --after 1200 --json | jq -c '[.seq, .type]'
     """
-    run(_events(required_db(ctx), after, scope, types, follow, limit, as_json))
+    path = required_db(ctx)
+    if scope is not None:
+        from .snapshot import check_session, looking
+
+        with looking(path) as snapshot:
+            check_session(snapshot, scope)
+    run(_events(path, after, scope, types, follow, limit, as_json))
 
 
 async def _events(
@@ -67,11 +73,9 @@ async def _events(
     as_json: bool,
 ) -> None:
     from ..store import TaskStore
-    from .reading import check_session, events_so_far
+    from .reading import events_so_far
 
     async with TaskStore.open_readonly(path) as store:
-        if scope is not None:
-            await check_session(store, scope)
         if limit == 0:
             return
         chosen = types or None

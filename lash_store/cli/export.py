@@ -6,15 +6,17 @@ import json
 import math
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from .options import db_option, required_db, scope_of
+from .output import stored
 from .running import told_in_one_line
 
 if TYPE_CHECKING:
@@ -70,25 +72,26 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
       lash-store export --db agent.db --session desktop:s1 --only task --only event
       lash-store export --db agent.db --only task | jq -r 'select(.state == "failed") | .id'
     """
-    from .. import database, guards
+    from .. import database
+    from .snapshot import belongs_to, existing
 
     told_in_one_line()
-    path = guards.resolve(required_db(ctx))
-    if not guards.check_target(path, writing=False):
-        raise click.ClickException(f"{path} does not exist: check the path")
-    revision = database.probe(path)
-    _refuse_the_file_itself(ctx, path, output)
+    path = existing(required_db(ctx))
+    database.probe(path)
+    if output != "-" and belongs_to(Path(output), path):
+        raise click.UsageError(f"{output} is the store's own file: give the export a name of its own", ctx)
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8
             connection.text_factory = database.replacing
             connection.execute("BEGIN").fetchall()
+            revision = database.read_revision(connection, path) if database.has_content(path) else None
             if scope is not None and (revision is None or not _has_session(connection, scope)):
                 raise click.ClickException(f"no session {str(scope)!r} in this file: see lash-store sessions")
             first = {
                 "record": "store",
                 "revision": revision,
-                "exported_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "exported_at": stored(datetime.now(UTC)),
             }
             with click.open_file(output, "w") if output == "-" else _private(output) as out:
                 _write(out, first)
@@ -101,21 +104,17 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
         database.raise_translated(error, path)
 
 
-def _refuse_the_file_itself(ctx: click.Context, path: Path, output: str) -> None:
-    """An export into the store's own file would be its end."""
-    from .. import database
-
-    for own in (path, *database.side_files(path)):
-        if output != "-" and (Path(output).absolute() == own or (own.exists() and _is_same(Path(output), own))):
-            raise click.UsageError(f"{output} is the store's own file: give the export a name of its own", ctx)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and one.samefile(other)
-
-
 def _private(output: str) -> IO[str]:
-    return open(output, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600))
+    return open(output, "w", encoding="ascii", opener=_opened)
+
+
+def _opened(name: str, flags: int) -> int:
+    descriptor = os.open(name, flags, 0o600)
+    found = os.fstat(descriptor)
+    # one of yesterday may be open to others; a pipe or a device is not ours to close
+    if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _has_session(connection: sqlite3.Connection, scope: Scope) -> bool:
@@ -160,29 +159,10 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if name in _JSON and isinstance(value, str):
-        try:
-            found = _DECODER.decode(value)
-            if value.count("[") + value.count("{") > _DEEP:
-                _ENCODER.encode(found)
-        except (ValueError, RecursionError):
-            return value
-        return found
+        from .snapshot import loaded
+
+        return loaded(value)
     return value
 
 
-_DEEP = 400
-"""Brackets below which a value that could be read can be written again."""
-
-
-def _finite(digits: str) -> float:
-    # 1e999 is JSON, and more than a float
-    found = float(digits)
-    return found if math.isfinite(found) else _refuse(digits)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
-from .listing import STATES
-from .snapshot import Snapshot
+from .output import stored
+from .phrases import LIVE, STATES
+from .snapshot import Snapshot, first_event
 
 __all__ = ["figures"]
-
-_LIVE = STATES[:4]
 
 
 def figures(snapshot: Snapshot) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def _ages(snapshot: Snapshot, now: datetime) -> dict[str, dict[str, Any]]:
     by_state: dict[str, list[Any]] = defaultdict(list)
     for state, *rest in snapshot.rows(_AGES):
         by_state[state].append(rest)
-    return {state: _spread(by_state[state], now) for state in _LIVE if state in by_state}
+    return {state: _spread(by_state[state], now) for state in LIVE if state in by_state}
 
 
 def _spread(rows: list[Any], now: datetime) -> dict[str, Any]:
@@ -104,32 +103,14 @@ _RATED = {
     "cancelled": ("cancelled",),
     "abandoned": ("abandoned",),
 }
-_NEXT_EVENT = "SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1"
 _COUNT_EVENTS = "SELECT type, COUNT(*) FROM events WHERE seq >= :seq AND at >= :since GROUP BY type"
 
 
 def _rate(snapshot: Snapshot, since: datetime) -> dict[str, int]:
     """Return how often things happened since a time."""
-    text = since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    found = dict(snapshot.rows(_COUNT_EVENTS, seq=_first_event(snapshot, text), since=text))
+    text = stored(since)
+    found = dict(snapshot.rows(_COUNT_EVENTS, seq=first_event(snapshot, text), since=text))
     return {name: sum(found.get(word, 0) for word in events) for name, events in _RATED.items()}
-
-
-def _first_event(snapshot: Snapshot, since: str) -> int:
-    """
-    Return about where the events after a time begin: they are in the order of their commits, and no index has their times.
-
-    A clock that was set back may have left some before it, which are not counted.
-    """
-    low, high = snapshot.row("SELECT COALESCE(MIN(seq), 0), COALESCE(MAX(seq), 0) + 1 FROM events") or (0, 0)
-    while low < high:
-        middle = (low + high) // 2
-        found = snapshot.row(_NEXT_EVENT, seq=middle)
-        if found is None or found[1] >= since:
-            high = middle
-        else:
-            low = int(found[0]) + 1
-    return int(low)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -153,7 +134,7 @@ def _by_session(snapshot: Snapshot, counted: Iterable[Any]) -> list[dict[str, An
         held[scope]["tasks"] = 0
     for scope, state, _, count, size in counted:
         held[scope]["tasks"] += count
-        held[scope]["live"] += count if state in _LIVE else 0
+        held[scope]["live"] += count if state in LIVE else 0
         held[scope]["bytes"] += size
     for name, sql in _HOLDINGS.items():
         for scope, count, size in snapshot.rows(sql):

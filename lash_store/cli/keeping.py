@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import db_option, json_option, required_db, scope_of, words
-from .output import console, safe, write_json
+from .dialogue import bar, confirm
+from .options import db_option, json_option, required_db, scope_of, span_in, words
+from .output import safe, write_json
 from .running import run, told_in_one_line
 
 if TYPE_CHECKING:
     from ..models import Scope, TaskState
     from ..retention_models import PruneReport
 
-__all__ = ["backup", "bar", "prune", "restore"]
+__all__ = ["backup", "prune", "restore"]
 
-_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw]?)", re.ASCII)
 _MOST = 2**62
 """A number that the file can be asked about."""
 
 _EVER = 10_000 * 366 * 86_400
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
     if value is None:
         return None
-    found = _SPAN.fullmatch(value.strip())
-    if found is None:
+    written = value.strip()
+    # a number alone is of seconds
+    seconds = span_in(f"{written}s" if written[-1:].isdigit() else written)
+    if seconds is None:
         raise click.BadParameter(f"{value!r} is no time span: write 30d, 12h, 90m or 45s", ctx, param)
-    seconds = float(found[1]) * _SECONDS[found[2]]
     if seconds > _EVER:
         raise click.BadParameter(f"{value!r} is longer than anything", ctx, param)
     return seconds
@@ -43,26 +39,6 @@ def _span(ctx: click.Context, param: click.Parameter, value: str | None) -> floa
 def _scopes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Scope, ...]:
     found = (scope_of(ctx, param, value) for value in values)
     return tuple(scope for scope in found if scope is not None)
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows how far something is: on a terminal, on stderr; elsewhere nothing is shown."""
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=out, transient=True) as progress:
-        bar = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=max(total, 1))
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------
@@ -122,18 +98,22 @@ def prune(
         "unread": unread,
         "dry_run": dry_run,
     }
-    run(_prune(ctx, required_db(ctx), criteria, as_json))
+    path = required_db(ctx)
+    if scopes:
+        from .snapshot import check_session, looking
+
+        with looking(path) as snapshot:
+            for scope in scopes:
+                check_session(snapshot, scope)
+    run(_prune(ctx, path, criteria, as_json))
 
 
 async def _prune(ctx: click.Context, path: str, criteria: dict[str, Any], as_json: bool) -> None:
     from pydantic import ValidationError
 
     from ..store import TaskStore
-    from .reading import check_session
 
     async with TaskStore.connect(path, runtime="lash-store") as store:
-        for scope in criteria["sessions"] or ():
-            await check_session(store, scope)
         with bar("pruning") as show:
 
             def told(report: PruneReport) -> None:
@@ -173,12 +153,11 @@ def backup(ctx: click.Context, target: str, as_json: bool) -> None:
       lash-store doctor --db agent-2026-11-26.db
     """
     from ..copies import back_up
-    from ..guards import check_target, resolve
+    from ..guards import resolve
+    from .snapshot import existing
 
     told_in_one_line()
-    path = resolve(required_db(ctx))
-    if not check_target(path, writing=False):
-        raise click.ClickException(f"{path} does not exist: check the path")
+    path = existing(required_db(ctx))
     with bar("copying") as show:
         report = back_up(path, resolve(target), show)
     if as_json:
@@ -212,7 +191,11 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     told_in_one_line()
     path = Path(required_db(ctx))
     if path.exists() and not yes:
-        _ask(ctx, f"Put {safe(source)} in the place of {safe(str(path))}, and keep that beside it?")
+        confirm(
+            ctx,
+            f"Put {safe(source)} in the place of {safe(str(path))}, and keep that beside it?",
+            "what was done since the backup is forgotten",
+        )
     with bar("copying") as show:
         report = put_back(Path(source), path, show)
     if as_json:
@@ -221,12 +204,3 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     click.echo(f"{safe(str(report.path))}: revision {report.revision}, {report.tasks:,} tasks")
     if report.kept is not None:
         click.echo(f"what was there is now {safe(str(report.kept))}")
-
-
-def _ask(ctx: click.Context, question: str) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError(
-            "what was done since the backup is forgotten, and nobody can be asked here: give --yes", ctx
-        )
-    if not click.confirm(question, err=True):
-        raise click.ClickException("nothing was changed")

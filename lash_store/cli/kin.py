@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from .listing import SAYS
+from .phrases import SAYS
 from .snapshot import Snapshot
 
 __all__ = ["Family", "Key", "Place", "SessionNode", "TaskNode", "descend"]

@@ -12,6 +12,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from .output import stored
+from .phrases import ENDED
+
 __all__ = ["Death", "Happened", "Lifeline", "Mark", "Phase", "Segment", "iso_of", "lifeline", "ms_of"]
 
 
@@ -92,7 +95,6 @@ class Lifeline(NamedTuple):
     set_back: int
 
 
-_TERMINAL = frozenset({"completed", "failed", "cancelled", "abandoned"})
 _HEARD = frozenset({"progress", "saved", "state_changed", "noted", "retry_scheduled"})
 """Events that a body writes, or that say it stopped: it does not sleep in them."""
 
@@ -186,7 +188,7 @@ class _Teller:
         if event.wake_at is not None and event.wake_at > at:
             what = "sleeps" if event.step_kind == "sleep" else f"step {event.step} is to be tried again"
             self._asleep = event.wake_at, what
-        if event.state in _TERMINAL:
+        if event.state in ENDED:
             self._end = str(event.state), at
 
     # --- segments ---
@@ -293,4 +295,4 @@ def iso_of(ms: int) -> str:
         at = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
     except (ValueError, OverflowError, OSError):
         return f"{ms} ms"
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return stored(at)

@@ -10,12 +10,13 @@ import click
 
 from .options import db_option, json_option, most_of, required_db, scope_of, since_of, text_of, words
 from .output import Cell, age_of, cropped, print_table, safe, size, state_style, write_json_array
+from .phrases import ENDED, LIVE, SAYS, STATES, said
 
 if TYPE_CHECKING:
     from ..models import Scope, TaskKind, TaskState
     from .snapshot import Snapshot
 
-__all__ = ["SAYS", "STATES", "list_tasks", "sessions"]
+__all__ = ["list_tasks", "sessions"]
 
 _MOST_PROGRESS = 120
 """Characters of a progress message a table shows; `show` has all of it."""
@@ -94,7 +95,7 @@ def list_tasks(
             write_json_array(_rows_json(snapshot, conditions, parameters, most))
             return
         # live rows are few beside a long history: their own index first, then the order
-        order = "+t.task_seq" if _LIVE in conditions else "t.task_seq"
+        order = "+t.task_seq" if _IS_LIVE in conditions else "t.task_seq"
         found = snapshot.rows(f"{_LINES} WHERE {conditions} ORDER BY {order} LIMIT :most", **parameters, most=most)
     if found:
         print_table(_COLUMNS, [_line(row) for row in found])
@@ -113,22 +114,17 @@ def _nothing(wanted: str | None, with_finished: bool, is_narrowed: bool) -> str:
 # --- which -----------------------------------------------------------------------------------------------------------
 
 
-_LIVE = "t.completed_at IS NULL"
+_IS_LIVE = "t.completed_at IS NULL"
 
 
 def _has(column: str) -> str:
     return f"instr(lower({column}), lower(:text)) > 0"
 
 
-def _said(column: str, name: str) -> str:
-    # a hand may have put anything there: one bad row must not take the list down
-    return f"iif(json_valid(t.{column}), json_extract(t.{column}, '$.{name}'), t.{column})"
-
-
 _HAS_TEXT = f"""(
   {_has("t.id")} OR {_has("t.label")} OR {_has("t.progress")} OR {_has("t.arguments")}
   OR instr(lower(t.arguments), lower(:as_json)) > 0 OR instr(lower(t.arguments), lower(:as_ascii)) > 0
-  OR t.failure IS NOT NULL AND {_has(_said("failure", "message"))}
+  OR t.failure IS NOT NULL AND {_has(said("failure", "message"))}
 )"""
 
 
@@ -144,7 +140,7 @@ def _chosen(
     where, parameters = ["1"], dict[str, Any]()
     # naming a terminal state includes it
     if not with_finished and not any(state.is_terminal for state in states):
-        where.append(_LIVE)
+        where.append(_IS_LIVE)
     if scope is not None:
         where.append("t.scope = :scope")
         parameters["scope"] = str(scope)
@@ -168,33 +164,20 @@ def _rows_json(
     snapshot: Snapshot, conditions: str, parameters: Mapping[str, Any], most: int
 ) -> Iterator[dict[str, Any]]:
     """Yield rows a page at a time, so that a slow reader keeps no old state of the file alive."""
-    from .snapshot import task_json
+    from .snapshot import row_json
 
     after = 0
     sql = f"SELECT t.* FROM tasks AS t WHERE {conditions} AND t.task_seq > :after ORDER BY t.task_seq LIMIT :page"
     while most:
         page = _PAGE if most < 0 else min(most, _PAGE)
         found = snapshot.dicts(sql, **parameters, after=after, page=page)
-        yield from map(task_json, found)
+        yield from map(row_json, found)
         if len(found) < page:
             return
         after, most = found[-1]["task_seq"], most - len(found) if most > 0 else most
 
 
 # --- how -------------------------------------------------------------------------------------------------------------
-
-SAYS = f"""CASE
-  WHEN t.failure IS NOT NULL THEN {_said("failure", "type")} || ': ' || {_said("failure", "message")}
-  WHEN t.evidence IS NOT NULL THEN
-    'owner ' || COALESCE({_said("evidence", "owner_id")}, '-') || ' ' || {_said("evidence", "end")} || '; outcome unknown'
-  WHEN t.cancel_reason IS NOT NULL THEN t.cancel_reason
-  WHEN t.waiting_for IS NOT NULL THEN 'waits for ' || t.waiting_for
-  WHEN t.not_before IS NOT NULL AND t.last_error IS NOT NULL THEN
-    'tries again ' || replace(t.not_before, 'T', ' ') || ' after '
-    || {_said("last_error", "type")} || ': ' || {_said("last_error", "message")}
-  ELSE t.progress
-END"""
-"""The one line that tells most of a task: how it ended badly, else how far it is."""
 
 _LINES = f"""
 SELECT t.task_seq, t.scope, t.id, t.kind, t.state, t.attempt, t.fraction, t.created_at, substr({SAYS}, 1, {_MOST_PROGRESS * 4})
@@ -229,9 +212,6 @@ def _line(row: tuple[Any, ...]) -> tuple[Cell, ...]:
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------
-
-STATES = ("pending", "running", "waiting", "cancel_requested", "completed", "failed", "cancelled", "abandoned")
-"""The words of `TaskState`, which is not imported to print help; the first four are live."""
 
 _COUNTS = ", ".join(f"COUNT(*) FILTER (WHERE state = '{state}') AS {state}" for state in STATES)
 _SESSIONS = f"""
@@ -313,8 +293,8 @@ _NONE: Cell = ("0", "dim")
 
 
 def _session_line(row: dict[str, Any]) -> tuple[Cell, ...]:
-    live = sum(row[state] for state in STATES[:4])
-    ended = ((row[state], state) for state in STATES[4:])
+    live = sum(row[state] for state in LIVE)
+    ended = ((row[state], state) for state in ENDED)
     return (
         (row["scope"], "bold"),
         ("closed", "dim") if row["closed_at"] else ("open", "green"),

@@ -42,11 +42,11 @@ SELECT max(at) FROM (
 
 def horizon_of(snapshot: Snapshot) -> tuple[int, bool, dict[int, str]]:
     """Return up to when things are known, whether that is now, and how each owner stands that the file has as open."""
-    from ..owners import Life, life_of
+    from ..owners import life_of
     from ..queries import ALL_OPEN_OWNERS, OwnerRow
 
-    words = {Life.ALIVE: "alive", Life.DEAD: "dead", Life.UNREACHABLE: "unreachable"}
-    lives = {row[0]: words[life_of(snapshot.path, OwnerRow._make(row))] for row in snapshot.rows(ALL_OPEN_OWNERS)}
+    owners = map(OwnerRow._make, snapshot.rows(ALL_OPEN_OWNERS))
+    lives = {owner.owner_id: str(life_of(snapshot.path, owner)) for owner in owners}
     written = ms_of(snapshot.rows(_LAST_WRITTEN)[0][0])
     is_live = "alive" in lives.values()
     now = int(time.time() * 1000)

@@ -11,25 +11,30 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .output import stored
+
 if TYPE_CHECKING:
     from ..models import Scope
 
 __all__ = [
     "chosen_db",
     "db_option",
+    "given_db",
     "json_option",
     "most_of",
     "names_of_task",
     "required_db",
     "scope_of",
     "since_of",
+    "span_in",
+    "storable",
     "text_of",
     "words",
 ]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-ENV_DB = "LASH_STORE_DB"
+_ENV_DB = "LASH_STORE_DB"
 _KEY = "lash_store.cli.db"
 
 
@@ -40,8 +45,8 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def db_option(command: C) -> C:
-    """Give a command ``--db FILE``; read it with `required_db` or `chosen_db`."""
-    text = f"The store's file. [env var: {ENV_DB}]"
+    """Give a command ``--db FILE``; read it with `required_db`, `given_db` or `chosen_db`."""
+    text = f"The store's file. [env var: {_ENV_DB}]"
     option = click.option("--db", metavar="FILE", help=text, expose_value=False, callback=_remember, type=click.Path())
     return option(command)
 
@@ -57,11 +62,16 @@ def chosen_db(ctx: click.Context) -> str | None:
     return None if value is None else str(value)
 
 
+def given_db(ctx: click.Context) -> str | None:
+    """Return the file to look at, from ``--db`` or else the environment, or None."""
+    return chosen_db(ctx) or os.environ.get(_ENV_DB) or None
+
+
 def required_db(ctx: click.Context) -> str:
-    """Return the file to look at, from ``--db`` or else the environment."""
-    path = chosen_db(ctx) or os.environ.get(ENV_DB)
-    if not path:
-        raise click.UsageError(f"no file given: use --db FILE, or set {ENV_DB}", ctx)
+    """Return the file to look at; without one, the usage is wrong."""
+    path = given_db(ctx)
+    if path is None:
+        raise click.UsageError(f"no file given: use --db FILE, or set {_ENV_DB}", ctx)
     return path
 
 
@@ -107,17 +117,29 @@ def most_of(limit: int | None) -> int:
     return -1 if limit is None else min(limit, 2**62)
 
 
+def storable(value: str) -> bool:
+    """Say whether text could be in a file at all; what a shell passes on need not be UTF-8."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
 def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Read text to look for, which must be some that a file can hold; an option's callback."""
     if value is None:
         return None
-    if not value or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+    if not value or not storable(value):
         raise click.BadParameter("it is empty, or has characters that no file holds", ctx, param)
     return value
 
 
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhdw])", re.ASCII)
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def span_in(value: str) -> float | None:
+    """Return the seconds in a span of time such as ``90s``, ``2h`` or ``1d12h``; None for what is none."""
+    if not value or _SPAN.sub("", value):
+        return None
+    return sum(float(count) * _UNITS[unit] for count, unit in _SPAN.findall(value))
 
 
 def since_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -129,13 +151,11 @@ def since_of(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     if value is None:
         return None
     try:
-        if value and not _SPAN.sub("", value):
-            at = datetime.now(UTC) - timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _SPAN.findall(value)))
-        else:
-            at = datetime.fromisoformat(value)
+        span = span_in(value)
+        at = datetime.fromisoformat(value) if span is None else datetime.now(UTC) - timedelta(seconds=span)
         at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise click.BadParameter(
             f"{value!r} is neither a span such as 90s, 2h or 1d12h nor a time such as 2025-01-31T09:30", ctx, param
         ) from error
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return stored(at)

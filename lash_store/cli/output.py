@@ -24,19 +24,21 @@ __all__ = [
     "EventLines",
     "age",
     "age_of",
+    "cell_text",
     "complain",
     "console",
     "cropped",
     "event_json",
     "moment",
     "one_line",
+    "print_line",
     "print_table",
     "put",
     "safe",
     "seconds",
     "size",
     "state_style",
-    "table",
+    "stored",
     "task_json",
     "text",
     "write_json",
@@ -120,12 +122,8 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def table(*columns: tuple[str, str]) -> Table:
-    """
-    Return an empty table without lines; a column is its header and how it behaves.
-
-    ``fold`` folds long cells and cuts none, ``right`` and ``fixed`` never fold.
-    """
+def _table(*columns: tuple[str, str]) -> Table:
+    """Return an empty table without lines; see `print_table`."""
     from rich.table import Table
 
     made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -143,21 +141,28 @@ def table(*columns: tuple[str, str]) -> Table:
 Cell = str | tuple[str, str]
 """What stands in a table: data, or data and the style it is shown in."""
 
+
+def cell_text(cell: Cell) -> Text:
+    """Return what stands in a table, escaped and in its style."""
+    return text(cell) if isinstance(cell, str) else text(*cell)
+
+
 _BLOCK = 500
 """Rows of a table on a terminal that are laid out together: the first are there at once, however many there are."""
 
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> None:
     """
-    Print rows of data in columns, which are as `table` takes them.
+    Print rows of data in columns; a column is its header and how it behaves.
 
-    On a terminal long cells are folded. Elsewhere a row is a line, and nothing stands at the end of it.
+    ``fold`` folds long cells on a terminal and cuts none, ``right`` and ``fixed`` never fold. Elsewhere a row is a line, and
+    nothing stands at the end of it.
     """
     if console().width < _UNBOUNDED:
         for first in range(0, len(rows), _BLOCK):
-            made = table(*columns)
+            made = _table(*columns)
             for row in rows[first : first + _BLOCK]:
-                made.add_row(*(text(cell) if isinstance(cell, str) else text(*cell) for cell in row))
+                made.add_row(*map(cell_text, row))
             put(made)
         return
     # a hundred times as quick as a library that folds
@@ -195,6 +200,14 @@ def put(renderable: RenderableType) -> None:
     with out.capture() as kept:
         out.print(renderable)
     sys.stdout.write("\n".join(line.rstrip(" ") for line in kept.get().split("\n")))
+
+
+def print_line(out: Console, line: Text) -> None:
+    """Print a line as it is, however long; where it is not a terminal, a hundred times as quick as a library that folds."""
+    if out.is_terminal:
+        out.print(line, soft_wrap=True)
+    else:
+        sys.stdout.write(line.plain + "\n")
 
 
 def write_json(value: Any, *, indent: int | None = 2) -> None:
@@ -249,20 +262,13 @@ class EventLines:
     def print(self, event: TaskEvent) -> None:
         """Print one event; before the first, the names of the columns."""
         if self._head is not None:
-            self._line(text(self._head, "bold"))
+            print_line(self._out, text(self._head, "bold"))
             self._head = None
         day = f"{event.at:%Y-%m-%d}"
         if self._is_narrow and day != self._day:
-            self._line(text(f"        {day}", "dim"))
+            print_line(self._out, text(f"        {day}", "dim"))
             self._day = day
-        self._line(self._row(event, day))
-
-    def _line(self, line: Text) -> None:
-        if self._out.is_terminal:
-            self._out.print(line, soft_wrap=True)
-        else:
-            # a long history in a pipe: a hundred times as quick
-            sys.stdout.write(line.plain + "\n")
+        print_line(self._out, self._row(event, day))
 
     def _row(self, event: TaskEvent, day: str) -> Text:
         from rich.cells import cell_len
@@ -312,14 +318,19 @@ def _digest(data: dict[str, Any]) -> str:
     return ", ".join(f"{safe(name)}={safe(one_line(data[name]))}" for name in names)
 
 
+def stored(at: datetime) -> str:
+    """Write a time, which is in UTC, as the file does."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def moment(at: datetime | None) -> str:
-    """Write a time as the file does."""
+    """Write a time as a person reads it, to the millisecond."""
     return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}Z"
 
 
-def age(since: datetime) -> str:
-    """Write how long ago something was, in at most four cells."""
-    return seconds(max(0.0, (datetime.now(UTC) - since).total_seconds()))
+def age(since: datetime, now: datetime | None = None) -> str:
+    """Write how long before *now* something was, in at most four cells."""
+    return seconds(max(0.0, ((now or datetime.now(UTC)) - since).total_seconds()))
 
 
 def seconds(span: float) -> str:
@@ -330,12 +341,12 @@ def seconds(span: float) -> str:
     return f"{int(span)}s"
 
 
-def age_of(since: str | None) -> str:
-    """Write how long ago a time of the file was; a question mark for one that somebody's hand made unreadable."""
+def age_of(since: str | None, now: datetime | None = None) -> str:
+    """Write how long before *now* a time of the file was; a question mark for one that somebody's hand made unreadable."""
     if since is None:
         return ""
     try:
-        return age(datetime.fromisoformat(since))
+        return age(datetime.fromisoformat(since), now)
     except (ValueError, TypeError):
         return "?"
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from .listing import STATES
-from .output import Cell, cropped, safe, seconds, state_style, text
+from .output import Cell, age_of, cropped, safe, state_style, text
+from .phrases import STATES
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -239,8 +238,8 @@ class _Table:
             "name": "" if row.label == row.id else safe(row.label),
             "kind": safe(row.kind),
             "state": (safe(row.state), "red" if row.owner == "dead" else state_style(row.state)),
-            "for": _span(row.since, at),
-            "age": _span(row.created_at, at),
+            "for": age_of(row.since, at),
+            "age": age_of(row.created_at, at),
             "try": str(row.attempt),
             "done": "" if row.fraction is None else f"{min(max(row.fraction, 0.0), 1.0):.0%}",
             "progress": _said(row),
@@ -326,11 +325,3 @@ def _said(row: Row) -> Cell:
         parts.append(f"note: {safe(row.note)}")
     bad = row.owner == "dead" or row.state in ("failed", "abandoned")
     return " · ".join(parts), "red" if bad else ""
-
-
-def _span(since: str | None, at: datetime) -> str:
-    """Write how long ago a time of the file was at the time of a frame; a question mark for one that is none."""
-    try:
-        return "" if since is None else seconds(max(0.0, (at - datetime.fromisoformat(since)).total_seconds()))
-    except (ValueError, TypeError):
-        return "?"

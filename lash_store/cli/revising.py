@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import ENV_DB, chosen_db, db_option, json_option, required_db
-from .output import console, safe, table, text, write_json, write_json_array
+from .dialogue import confirm, spinner
+from .options import db_option, given_db, json_option, required_db
+from .output import Cell, print_table, safe, write_json, write_json_array
 
 if TYPE_CHECKING:
     from ..models import SchemaChange
@@ -52,7 +51,7 @@ def upgrade(ctx: click.Context, revision: str | None, no_backup: bool, as_sql: b
     if as_sql:
         _print_sql(path, f"revision {before or 'none'} to {target}", rehearsal.script(path, target))
         return
-    with _waiting(f"upgrading to revision {target}"):
+    with spinner(f"upgrading to revision {target}"):
         done = migrate.upgrade(path, target, backup=not no_backup)
     if as_json:
         write_json(_as_json(path, target, done))
@@ -96,8 +95,8 @@ def downgrade(ctx: click.Context, revision: str, yes: bool, no_backup: bool, as_
     if before != revision:
         _warn(path, before, revision, lost)
         if not yes:
-            _ask(ctx)
-    with _waiting(f"going back to revision {revision}"):
+            confirm(ctx, "Go on?", "a downgrade loses data")
+    with spinner(f"going back to revision {revision}"):
         done = migrate.downgrade(path, revision, backup=not no_backup)
     if as_json:
         write_json({**_as_json(path, revision, done), "lost": [loss._asdict() for loss in lost]})
@@ -121,7 +120,7 @@ def history(ctx: click.Context, as_json: bool) -> None:
     from .. import migrate, revisions
     from ..identity import HEAD
 
-    given = chosen_db(ctx) or os.environ.get(ENV_DB)
+    given = given_db(ctx)
     here = migrate.current(_existing(given)) if given else None
     found, before = [], revisions.BASE
     for script in revisions.known():
@@ -179,21 +178,6 @@ def _existing(given: str) -> Path:
 # --- what is printed -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _waiting(what: str) -> Iterator[None]:
-    """Show on a terminal that something goes on, and for how long it has."""
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
-        progress.add_task(safe(what))
-        yield
-
-
 def _print_done(path: Path, target: str, done: SchemaChange | None) -> None:
     if done is None:
         click.echo(f"{safe(path)} is at revision {target} already")
@@ -227,13 +211,6 @@ def _warn(path: Path, before: str | None, target: str, lost: Sequence[Loss]) -> 
     for script in reversed(revisions.known()[first:last]):
         click.echo(safe(f"  {script.revision}: {script.undoing}"), err=True)
     click.echo(f"lost of this file: {safe(_told(lost))}", err=True)
-
-
-def _ask(ctx: click.Context) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("a downgrade loses data, and nobody can be asked here: give --yes", ctx)
-    if not click.confirm("Go on?", err=True):
-        raise click.ClickException("nothing was changed")
 
 
 _NOTES = {"inbox": ("note", "notes")}
@@ -275,11 +252,11 @@ def _added(before: str, after: str) -> dict[str, list[str]]:
 
 
 def _print_history(found: Sequence[dict[str, Any]]) -> None:
-    rows = table(("revision", "fixed"), ("what it is", "fold"), ("adds", "fold"))
+    rows: list[tuple[Cell, ...]] = []
     for one in found:
         marks = [mark for mark, holds in (("head", one["is_head"]), ("this file", one["is_current"])) if holds]
         adds = one["adds"]
         told = [f"{kind} {', '.join(adds[kind])}" for kind in ("tables", "columns") if adds[kind]]
         name = f"{one['revision']} ({', '.join(marks)})" if marks else one["revision"]
-        rows.add_row(text(name, "bold"), text(one["title"]), text("; ".join(told) or "-"))
-    console().print(rows)
+        rows.append(((name, "bold"), one["title"], "; ".join(told) or "-"))
+    print_table((("revision", "fixed"), ("what it is", "fold"), ("adds", "fold")), rows)

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from .. import database, guards
 from ..errors import StorageError, TaskNotFound, UnknownSession
+from ..lifecycle import JSON_COLUMNS
+from .options import storable
 
 __all__ = [
     "Snapshot",
+    "belongs_to",
     "check_session",
+    "existing",
+    "first_event",
+    "known_sessions",
     "loaded",
     "looking",
+    "many",
+    "many_runtimes",
     "no_task",
     "one_task",
-    "storable",
-    "task_json",
+    "row_json",
+    "sessions_named",
+    "some",
     "tasks_named",
 ]
 
@@ -94,6 +105,27 @@ class Snapshot:
         return [column[0] for column in cursor.description], cursor.fetchall()
 
 
+def existing(given: str) -> Path:
+    """
+    Return the path of a file that is there.
+
+    Raises:
+        StorageError: it is not: a name that was mistyped must not make a new one.
+    """
+    path = guards.resolve(given)
+    if not guards.check_target(path, writing=False):
+        raise StorageError(f"{path} does not exist: check the path")
+    return path
+
+
+def belongs_to(target: Path, path: Path) -> bool:
+    """Say whether *target* is a store's file, by whatever name, or one that SQLite keeps beside it."""
+    own = (path, *database.side_files(path))
+    if Path(os.path.realpath(target)) in {Path(os.path.realpath(one)) for one in own}:
+        return True
+    return target.exists() and any(one.exists() and one.samefile(target) for one in own)
+
+
 @contextlib.contextmanager
 def looking(path: str, *, at_head: bool = True) -> Iterator[Snapshot]:
     """
@@ -104,9 +136,7 @@ def looking(path: str, *, at_head: bool = True) -> Iterator[Snapshot]:
     Raises:
         StorageError, NotAStore, SchemaTooNew, SchemaTooOld: refused, with the file as it was.
     """
-    file = guards.resolve(path)
-    if not guards.check_target(file, writing=False):
-        raise StorageError(f"{file} does not exist: check the path")
+    file = existing(path)
     revision = database.probe(file)
     if at_head or revision is None:
         database.refuse_older(revision, file)
@@ -181,6 +211,17 @@ def one_task(snapshot: Snapshot, scope: object | None, name: str) -> int:
     return found[0][1]
 
 
+def sessions_named(snapshot: Snapshot, name: str) -> list[str]:
+    """Return the sessions that ``runtime:session``, or the session's part of it alone, may mean; the whole name first."""
+    sql = "SELECT scope FROM sessions WHERE scope = :name OR session_id = :name ORDER BY scope <> :name, session_seq"
+    return [str(scope) for (scope,) in snapshot.rows(sql, name=name)] if storable(name) else []
+
+
+def many_runtimes(name: str, scopes: list[str]) -> click.ClickException:
+    """Say that several runtimes have a session of the name."""
+    return click.ClickException(f"session {name!r} is in {len(scopes)} runtimes: {some(scopes)}")
+
+
 def many(name: str, scopes: list[str]) -> click.ClickException:
     """Say that several sessions have a task of the id."""
     return click.ClickException(f"task id {name!r} is in {len(scopes)} sessions: name one first: {some(scopes)}")
@@ -192,22 +233,52 @@ def no_task(scope: object | None, name: str) -> TaskNotFound:
     return TaskNotFound(f"no task {name!r} in {where}: see lash-store list --all", task_id=name)
 
 
-def storable(value: str) -> bool:
-    """Say whether text could be in a file at all; what a shell passes on need not be UTF-8."""
-    return not any("\ud800" <= char <= "\udfff" for char in value)
+def first_event(snapshot: Snapshot, since: str) -> int:
+    """
+    Return about where the events after a time begin: they are in the order of their commits, and no index has their times.
+
+    A clock that was set back may have left some before it.
+    """
+    low, high = snapshot.rows("SELECT COALESCE(MIN(seq), 1), COALESCE(MAX(seq), 0) + 1 FROM events")[0]
+    while low < high:
+        middle = (low + high) // 2
+        found = snapshot.row("SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1", seq=middle)
+        if found is None or found[1] >= since:
+            high = middle
+        else:
+            low = int(found[0]) + 1
+    return int(low)
 
 
 def loaded(text: str | None) -> Any:
-    """Read JSON of a row; what somebody's hand made unreadable comes as the text it is."""
+    """Read JSON of a row; what somebody's hand made of it that is none, or cannot be written again, is the text it is."""
     if text is None:
         return None
     try:
-        return json.loads(text)
+        found = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > _DEEP:
+            json.dumps(found)
     except (ValueError, RecursionError):
         return text
+    return found
 
 
-JSON_COLUMNS = ("arguments", "result", "failure", "evidence", "callback_error", "last_error", "process")
+_DEEP = 400
+"""Brackets below which a value that could be read can be written again."""
+
+
+def _finite(digits: str) -> float:
+    # 1e999 is JSON, and more than a float
+    found = float(digits)
+    return found if math.isfinite(found) else _refuse(digits)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+
 _FAILURE = dict.fromkeys(("type", "message", "traceback"))
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "failure": _FAILURE,
@@ -218,8 +289,8 @@ _SHAPES: Mapping[str, Mapping[str, Any]] = {
 _FLAGS = ("notify_on_end", "has_callback")
 
 
-def task_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of `tasks` as plain JSON, as `TaskRecord` gives it, without building one."""
+def row_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of `tasks` as plain JSON, as `output.task_json` gives its record, without building one."""
     made = dict(row)
     for name in JSON_COLUMNS:
         if made[name] is not None:

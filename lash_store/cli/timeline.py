@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import db_option, json_option, required_db, since_of
+from .options import db_option, json_option, required_db, since_of, span_in
 from .output import safe, write_json
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["timeline"]
 
-_PART = re.compile(r"(\d{1,9}(?:\.\d+)?)([smhdw])", re.ASCII)
-_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = "a span such as 90s, 2h or 1d12h"
 
 
@@ -28,9 +25,10 @@ def _last_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     """Read a span of time as milliseconds."""
     if value is None:
         return None
-    if not value or _PART.sub("", value):
+    span = span_in(value)
+    if span is None:
         raise click.BadParameter(f"{value!r} is no span such as 90s, 2h or 1d12h", ctx, param)
-    return int(sum(float(count) * _MS[unit] for count, unit in _PART.findall(value)))
+    return round(span * 1000)
 
 
 @click.command()
@@ -178,7 +176,7 @@ def _session(snapshot: Snapshot, name: str | None) -> str:
         click.ClickException: it is not clear which is meant.
     """
     from ..errors import UnknownSession
-    from .snapshot import known_sessions, some, storable
+    from .snapshot import known_sessions, many_runtimes, sessions_named, some
 
     if name is None:
         found = [str(scope) for (scope,) in snapshot.rows("SELECT scope FROM sessions ORDER BY session_seq LIMIT 6")]
@@ -187,12 +185,11 @@ def _session(snapshot: Snapshot, name: str | None) -> str:
         if len(found) > 1:
             raise click.ClickException(f"which session? the file has {some(found)}; or --all")
         return found[0]
-    sql = "SELECT scope FROM sessions WHERE scope = :name OR session_id = :name ORDER BY scope <> :name, session_seq"
-    found = [str(scope) for (scope,) in snapshot.rows(sql, name=name)] if storable(name) else []
+    found = sessions_named(snapshot, name)
     if not found:
         raise UnknownSession(f"no session {name!r} in this file: it has {known_sessions(snapshot)}")
     if len(found) > 1 and found[0] != name:
-        raise click.ClickException(f"session {name!r} is in {len(found)} runtimes: {some(found)}")
+        raise many_runtimes(name, found)
     return found[0]
 
 
@@ -201,8 +198,9 @@ def _session(snapshot: Snapshot, name: str | None) -> str:
 
 def _check(target: Path, database: str, force: bool) -> None:
     """Refuse what must not be written over: with *force* only the store itself, and what belongs to it."""
-    belongings = {Path(os.path.realpath(database + end)) for end in ("", "-wal", "-shm", "-journal")}
-    if Path(os.path.realpath(target)) in belongings:
+    from .snapshot import belongs_to
+
+    if belongs_to(target, Path(database)):
         raise click.ClickException(f"{target} is the store itself, or belongs to it: name another file")
     if target.exists() and not force:
         raise click.ClickException(f"{target} is there: --force writes over it, -o FILE names another")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import db_option, json_option, required_db, scope_of
-from .output import complain, console, safe, write_json
+from .output import complain, console, print_line, safe, write_json
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -110,10 +110,7 @@ def _print(watch: Watch, path: str) -> None:
     out = console()
     for line in whole(watch.frame(), path, out.width, is_ascii=out.options.ascii_only):
         line.rstrip()
-        if out.is_terminal:
-            out.print(line, soft_wrap=True)
-        else:
-            sys.stdout.write(line.plain + "\n")
+        print_line(out, line)
 
 
 # --- on a screen -----------------------------------------------------------------------------------------------------

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import db_option, json_option, names_of_task, required_db
-from .output import age_of, console, cropped, safe, state_style, text, write_json_array
+from .output import age_of, console, cropped, print_line, safe, state_style, text, write_json_array
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from ..models import Scope
@@ -71,13 +69,12 @@ def tree(ctx: click.Context, names: tuple[str, ...], only_live: bool, most: int,
 
 def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
     """Return the member that a person means."""
-    from .snapshot import check_session, known_sessions, many, one_task, storable, tasks_named
+    from .snapshot import check_session, known_sessions, many, many_runtimes, one_task, sessions_named, tasks_named
 
     if scope is not None:
         check_session(snapshot, scope)
         return one_task(snapshot, scope, name)
-    sql = "SELECT scope FROM sessions WHERE scope = :name OR session_id = :name ORDER BY scope <> :name, session_seq"
-    sessions = [str(found) for (found,) in snapshot.rows(sql, name=name)] if storable(name) else []
+    sessions = sessions_named(snapshot, name)
     if name in sessions:
         return name
     tasks = tasks_named(snapshot, None, name)
@@ -86,7 +83,7 @@ def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
             f"{name!r} is a session and a task: write {sessions[0]} for the one, {tasks[0][0]} {name} for the other"
         )
     if len(sessions) > 1:
-        raise click.ClickException(f"session {name!r} is in {len(sessions)} runtimes: {', '.join(sessions[:5])}")
+        raise many_runtimes(name, sessions)
     if len(tasks) > 1:
         raise many(name, [where for where, _ in tasks])
     if not sessions and not tasks:
@@ -120,15 +117,8 @@ def _draw(family: Family, places: Iterable[Place], asked: Key | None) -> None:
     out = console()
     guides = _PLAIN_GUIDES if out.options.ascii_only else _GUIDES
     for line in _lines(family, places, asked, guides, out.width):
-        _print(out, line)
-
-
-def _print(out: Console, line: Text) -> None:
-    line.rstrip()
-    if out.is_terminal:
-        out.print(line, soft_wrap=True)
-    else:
-        sys.stdout.write(line.plain + "\n")
+        line.rstrip()
+        print_line(out, line)
 
 
 def _lines(

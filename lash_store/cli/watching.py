@@ -9,17 +9,18 @@ some were pruned or moved.
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from .. import guards, queries
 from ..errors import SchemaTooNew, SchemaTooOld, StorageMoved
+from ..identity import HEAD, VERSION_TABLE
 from ..owners import Life, life_of
-from ..schema import HEAD, VERSION_TABLE
-from .listing import SAYS, STATES
-from .snapshot import Snapshot
+from .output import stored
+from .phrases import ENDED, LIVE, SAYS, STATES
+from .snapshot import Snapshot, first_event
 
 __all__ = ["MOST_ENDED", "MOST_LIVE", "Frame", "Row", "Watch"]
 
@@ -34,8 +35,6 @@ _RECENTLY = timedelta(seconds=5)
 
 _RATED = timedelta(seconds=10)
 """The span of which events a second are the average."""
-
-_LIVE, _ENDED = STATES[:4], STATES[4:]
 
 
 class Row(NamedTuple):
@@ -83,13 +82,13 @@ class Frame(NamedTuple):
     @property
     def ended_left_out(self) -> int:
         """How many ended tasks are not among the rows."""
-        return sum(self.states[state] for state in _ENDED) - sum(not row.is_live for row in self.rows)
+        return sum(self.states[state] for state in ENDED) - sum(not row.is_live for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return the frame as plain JSON."""
         made = self._asdict()
         return {
-            "at": self.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": stored(self.at),
             **{name: made[name] for name in ("scope", "owners", "states")},
             "events_a_second": round(self.events_a_second, 3),
             "live_left_out": self.live_left_out,
@@ -117,7 +116,7 @@ FROM tasks AS t WHERE t.task_seq IN (SELECT value FROM json_each(:keys))
 # `progress`, `saved` and their like are most events, and no change of state: their data is never looked into
 _TURNS = """
 e.type NOT IN ('progress', 'saved', 'signalled', 'noted', 'claimed', 'callback_failed', 'transferred')
-AND (e.type = 'started' OR json_extract(e.data, '$.state') IS NOT NULL)
+AND (e.type = 'started' OR iif(json_valid(e.data), json_extract(e.data, '$.state'), NULL) IS NOT NULL)
 """
 _SINCE = f"""
 SELECT k.value, (SELECT e.at FROM events AS e WHERE e.task_seq = k.value AND {_TURNS} ORDER BY e.seq DESC LIMIT 1)
@@ -128,7 +127,6 @@ SELECT e.task_seq, e.type, e.at, e.scope FROM events AS e
 WHERE e.seq > :after AND (e.type = 'transferred' OR e.task_seq IS NOT NULL AND {_TURNS}) ORDER BY e.seq
 """
 _PRUNED = "SELECT COUNT(*) FROM tombstones"
-_EVENT_AFTER = "SELECT seq, at FROM events WHERE seq >= :seq ORDER BY seq LIMIT 1"
 
 
 class Watch:
@@ -190,8 +188,7 @@ class Watch:
         self._check_revision()
         first = self._cursor is None
         if self._cursor is None:
-            since = _written(now - _RATED)
-            self._cursor = self._first_event(since) - 1
+            self._cursor = first_event(self._snapshot, stored(now - _RATED)) - 1
             self._samples.append((now - _RATED, self._cursor))
         news = self._rows(_NEWS, after=self._cursor)
         self._cursor = max(self._cursor, int(self._rows("SELECT COALESCE(MAX(seq), 0) FROM events")[0][0]))
@@ -200,12 +197,12 @@ class Watch:
         self._pruned = pruned
         self._since.update((task_seq, at) for task_seq, kind, at, _ in news if kind != "transferred")
         ended = [
-            (task_seq, kind) for task_seq, kind, _, scope in news if kind in _ENDED and self._scope in (None, scope)
+            (task_seq, kind) for task_seq, kind, _, scope in news if kind in ENDED and self._scope in (None, scope)
         ]
         self._read_live()
         if first or moved:
             found = dict(self._rows(_COUNT.format(of_scope=self._of_scope), scope=self._scope))
-            self._counts.update((state, int(found.get(state, 0))) for state in _ENDED)
+            self._counts.update((state, int(found.get(state, 0))) for state in ENDED)
         else:
             for _, kind in ended:
                 self._counts[kind] += 1
@@ -215,9 +212,8 @@ class Watch:
 
     def _read_live(self) -> None:
         live = self._rows(_LIVE_TASKS + self._of_scope, scope=self._scope)
-        self._counts.update(dict.fromkeys(_LIVE, 0))
-        for _, state in live:
-            self._counts[state] += 1
+        counted = Counter(state for _, state in live)
+        self._counts.update((state, counted[state]) for state in LIVE)
         if len(live) > MOST_LIVE:
             live.sort(key=lambda row: (row[1] == "pending", row[0]))
         self._live_left_out = max(0, len(live) - MOST_LIVE)
@@ -248,18 +244,6 @@ class Watch:
     def _rows_of(self, task_seqs: Iterable[int]) -> list[Row]:
         keys = [*task_seqs]
         return [Row._make((*row, None, None)) for row in self._rows(_ROWS, keys=json.dumps(keys))] if keys else []
-
-    def _first_event(self, since: str) -> int:
-        """Return about where the events after a time begin: no index has their times, but they are in order."""
-        low, high = self._rows("SELECT COALESCE(MIN(seq), 1), COALESCE(MAX(seq), 0) + 1 FROM events")[0]
-        while low < high:
-            middle = (low + high) // 2
-            found = self._rows(_EVENT_AFTER, seq=middle)
-            if not found or found[0][1] >= since:
-                high = middle
-            else:
-                low = int(found[0][0]) + 1
-        return int(low)
 
     def _check_revision(self) -> None:
         revision = str(self._rows(f"SELECT version_num FROM {VERSION_TABLE}")[0][0])
@@ -314,9 +298,4 @@ def _life(lives: dict[int, Life], row: Row) -> str | None:
 
 
 def _is_recent(row: Row, now: datetime) -> bool:
-    return row.completed_at is None or row.completed_at >= _written(now - _RECENTLY)
-
-
-def _written(at: datetime) -> str:
-    """Write a time as the file does."""
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return row.completed_at is None or row.completed_at >= stored(now - _RECENTLY)

@@ -181,7 +181,7 @@ def test_a_long_table_on_a_terminal_begins_before_all_of_it_is_laid_out(
 
 
 def test_the_words_of_states_are_those_of_the_library() -> None:
-    from lash_store.cli.listing import STATES
+    from lash_store.cli.phrases import STATES
 
     assert [*STATES] == [*TaskState]
     assert [state for state in TaskState if not state.is_terminal] == [*STATES[:4]]
@@ -290,6 +290,55 @@ def test_a_row_that_a_hand_made_unreadable_takes_nothing_else_down(db: Path, tmp
     for look in (("sessions",), ("tree",), ("notes", "--all"), ("stats",)):
         assert run(*look, db=path).returncode == 0, look
         assert answer(*look, db=path)
+    for one in (("show", "bad"), ("cancel", "bad")):
+        done = run(*one, db=path)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), one
+        assert re.match(r"lash-store: the row of task #\d+ cannot be read \(.*\): .*lash-store doctor", done.stderr)
+
+
+def test_an_event_that_a_hand_made_unreadable_is_named_and_no_traceback(db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("PRAGMA ignore_check_constraints = 1")
+        target.execute("DROP TRIGGER events_are_history")
+        target.execute("UPDATE events SET data = '[' WHERE seq = 3")
+    source.close()
+    target.close()
+    done = run("events", db=path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("lash-store: event 3 cannot be read (")
+    for look in (("timeline", "--all", "--json"), ("top", "--once", "--all")):
+        done = run(*look, db=path)
+        assert (done.returncode, done.stderr) == (0, ""), look
+
+
+def test_a_state_that_no_version_knows_is_shown_as_it_is(db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("PRAGMA ignore_check_constraints = 1")
+        target.execute("UPDATE tasks SET state = 'odd' WHERE completed_at IS NULL")
+    source.close()
+    target.close()
+    for look in (("list",), ("top", "--once"), ("tree",), ("timeline", "--all", "-o", "-")):
+        done = run(*look, db=path)
+        assert (done.returncode, "odd" in done.stdout) == (0, True), look
+
+
+def test_a_number_that_no_reader_of_json_knows_is_the_text_it_is(db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("DROP TRIGGER tasks_terminal_is_final")
+        # which SQLite takes for JSON
+        target.execute("UPDATE tasks SET arguments = '[1e999]' WHERE id = 'index'")
+    source.close()
+    target.close()
+    done = run("list", "--all", "--json", db=path)
+    assert "Infinity" not in done.stdout
+    [task] = [task for task in json.loads(done.stdout) if task["id"] == "index"]
+    assert task["arguments"] == "[1e999]"
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,18 @@ from typing import Any
 
 import pytest
 
-from lash_store import MonitorSpec, StoreCopied, TaskStore, checking, copies, guards, schema, vitality
+from lash_store import (
+    MonitorSpec,
+    StoreCopied,
+    TaskStore,
+    checking,
+    copies,
+    database,
+    guards,
+    rehearsal,
+    schema,
+    vitality,
+)
 from tests.acceptance import agent_file, programs
 from tests.acceptance.commands import HOSTILE, assert_harmless, run
 from tests.acceptance.processes import Worker
@@ -146,6 +157,25 @@ def test_a_busy_file_with_owners_that_come_and_go_has_nothing_wrong_with_it(
         for thread in threads:
             thread.join(30)
     assert [finding for report in found for finding in report] == []
+
+
+def test_a_file_with_nothing_in_it_is_to_be_upgraded(tmp_path: Path) -> None:
+    empty = tmp_path / "agent.db"
+    empty.touch(0o600)
+    assert (look(empty)["revision"], "old_revision" in codes(look(empty))) == (None, True)
+
+
+def test_what_is_looked_at_is_of_one_moment_its_revision_too(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # somebody upgraded the file after the first look at it
+    monkeypatch.setattr(database, "probe", lambda path: "0004")
+
+    report = checking.check(db)
+    exported = run("export", "--only", "owner", db=db).stdout.splitlines()
+    script = rehearsal.script(db, "0004")
+
+    assert (report.revision, report.findings) == (schema.HEAD, ())
+    assert json.loads(exported[0])["revision"] == schema.HEAD
+    assert f"the_file_is_at_{schema.HEAD}" in script
 
 
 async def _soon() -> str:

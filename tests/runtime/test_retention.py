@@ -1471,3 +1471,29 @@ async def test_a_store_without_a_retention_keeps_everything(new: Callable[..., T
         pass
 
     assert ids(path) == ["t"]
+
+
+async def test_who_closes_a_retention_and_is_cancelled_meanwhile_hears_of_it(
+    store: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, asked, may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def in_a_transaction(self: retention.Pruner) -> None:
+        begun.set()
+        try:
+            await may_end.wait()
+        except asyncio.CancelledError:
+            asked.set()
+            await may_end.wait()
+
+    monkeypatch.setattr(retention.Pruner, "_work", in_a_transaction)
+    core = store._open
+    pruner = retention.Pruner(core.to_request(), core.reader, Retention())
+    await begun.wait()
+    closing_it = asyncio.create_task(pruner.close())
+    await asked.wait()
+    closing_it.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing_it
+    may_end.set()
+    await asyncio.wait({pruner._task})

@@ -13,6 +13,7 @@ from pydantic import BaseModel, JsonValue
 from lash_store import (
     ArmOn,
     Backoff,
+    BackupReport,
     CancelPolicy,
     CancelReport,
     CheckReport,
@@ -23,6 +24,7 @@ from lash_store import (
     EventType,
     Evidence,
     Failure,
+    Finding,
     FunctionError,
     HandleNotVisible,
     HandleRole,
@@ -46,6 +48,7 @@ from lash_store import (
     PruneReport,
     Recovery,
     RecoveryReport,
+    RestoreReport,
     ResultNotSerializable,
     Retention,
     SchemaChange,
@@ -405,14 +408,22 @@ async def use_the_file(store: TaskStore) -> None:
     )
     assert_type(pruned, PruneReport)
     assert_type((pruned.tasks, pruned.events, pruned.seen, pruned.unread), tuple[int, int, int, int])
+    assert_type((pruned.needed, pruned.freed), tuple[int, int])
     backup = await store.backup("copy.db", progress=lambda done, pages: print(done, pages))
-    assert_type((backup.path, backup.bytes), tuple[Path, int])
+    assert_type(backup, BackupReport)
+    assert_type((backup.path, backup.revision, backup.bytes), tuple[Path, str, int])
+    assert_type((backup.tasks, backup.events), tuple[int, int])
     restored = await TaskStore.restore("copy.db", "agent.db")
-    assert_type((restored.path, restored.kept), tuple[Path, Path | None])
-    checked = await store.check(repair=True)
+    assert_type(restored, RestoreReport)
+    assert_type((restored.path, restored.backup, restored.kept), tuple[Path, Path, Path | None])
+    assert_type((restored.revision, restored.tasks), tuple[str, int])
+    checked = await store.check(repair=True, progress=lambda done, tasks: print(done, tasks))
     assert_type(checked, CheckReport)
+    assert_type((checked.path, checked.revision, checked.is_sound), tuple[Path, str | None, bool])
+    assert_type((checked.tasks, checked.events, checked.findings), tuple[int, int, tuple[Finding, ...]])
     for finding in checked.findings:
         assert_type((finding.code, finding.severity, finding.next_step), tuple[str, Severity, str])
+        assert_type((finding.message, finding.can_repair, finding.is_repaired), tuple[str, bool, bool])
     TaskStore("copy.db", runtime="desktop", adopt=True, retention=Retention(older_than=timedelta(days=30), every=60.0))
 
 
