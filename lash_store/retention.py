@@ -157,7 +157,9 @@ def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | Non
 def _is_needed(tx: Transaction, one: queries.Candidate) -> bool:
     if one.is_armed or one.parent_lives:
         return True
-    return one.may_have_family and bool(families.live_descendants(tx, one.task_seq))
+    if not one.may_have_family:
+        return False
+    return bool(families.live_descendants(tx, one.task_seq)) or families.may_come_between(tx, one.task_seq)
 
 
 async def _give_back(writer: Writer, reader: Reader, report: PruneReport, progress: Progress | None) -> PruneReport:

@@ -1,0 +1,303 @@
+"""Rules of a prune by one store beside whoever works, waits and cancels in another: what went has ended, and says no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lash_store import (
+    ClosePolicy,
+    Recovery,
+    SessionTasks,
+    StaleAttempt,
+    TaskContext,
+    TaskFailed,
+    TaskKind,
+    TaskPruned,
+    TaskState,
+    TaskStore,
+)
+
+OTHER, SUBAGENT = TaskKind.OTHER, TaskKind.SUBAGENT
+
+
+@pytest.fixture
+async def here(opened: Callable[..., Any]) -> TaskStore:
+    """The store that works, and prunes."""
+    found: TaskStore = await opened()
+    return found
+
+
+@pytest.fixture
+async def beside(opened: Callable[..., Any]) -> TaskStore:
+    """Another on the same file, which waits."""
+    found: TaskStore = await opened()
+    return found
+
+
+def blindfold(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let a store notice nothing of what others commit before the event is set."""
+    looks, may_see = store._core.feed._changed, asyncio.Event()
+
+    async def changed() -> bool:
+        return may_see.is_set() and await looks()
+
+    monkeypatch.setattr(store._core.feed, "_changed", changed)
+    return may_see
+
+
+async def stubborn(release: asyncio.Event) -> None:
+    """Stop, when asked to, only once that is allowed."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await release.wait()
+        raise
+
+
+# --- who waits ------------------------------------------------------------------------------------------------------
+
+
+async def test_hidden_work_that_ended_and_was_pruned_is_waited_for_no_more(
+    here: TaskStore, beside: TaskStore, release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await (await here.session("s1")).spawn_hidden("work", release.wait())
+    may_see = blindfold(beside, monkeypatch)
+    waiter = asyncio.create_task((await beside.session("s1")).await_hidden())
+    await asyncio.sleep(0.05)
+    release.set()
+    await handle.wait()
+
+    assert (await here.prune()).tasks == 1
+    may_see.set()
+
+    async with asyncio.timeout(5):
+        await waiter
+
+
+async def test_a_failure_that_a_waiter_knows_is_told_to_it_also_when_it_was_pruned_since(
+    here: TaskStore, beside: TaskStore, release: asyncio.Event
+) -> None:
+    session, there = await here.session("s1"), await here.session("s2")
+
+    async def fail() -> None:
+        raise ValueError("a torn page")
+
+    going_on = [await session.spawn_hidden(label, release.wait()) for label in ("stays", "goes")]
+    failed = await session.spawn_hidden("fails", fail())
+    await failed.wait()
+    seen = beside._core.feed._waiters
+    waiter = asyncio.create_task((await beside.session("s1")).await_hidden())
+    async with asyncio.timeout(5):
+        while len(seen) < 2:
+            await asyncio.sleep(0.001)
+    with pytest.raises(TaskFailed):
+        await failed
+    assert (await here.prune()).tasks == 1
+    # it looks again while it goes on waiting
+    await session.transfer(there, [going_on[1]])
+    async with asyncio.timeout(5):
+        while len(seen) > 1:
+            await asyncio.sleep(0.001)
+    release.set()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ExceptionGroup) as told:
+            await waiter
+    assert [str(error) for error in told.value.exceptions] == [f"task {failed.id!r} failed: ValueError: a torn page"]
+
+
+async def test_closing_a_session_tells_of_what_was_pruned_before_its_end_was_seen(
+    here: TaskStore, beside: TaskStore, release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await (await here.session("s1")).spawn(stubborn(release), id="work", close_policy=ClosePolicy.CANCEL)
+    await asyncio.sleep(0.05)
+    may_see = blindfold(beside, monkeypatch)
+    closing = asyncio.create_task((await beside.session("s1")).close())
+    await asyncio.sleep(0.1)
+    release.set()
+    ended = await handle.wait()
+
+    assert (await here.prune()).tasks == 1
+    may_see.set()
+
+    async with asyncio.timeout(5):
+        [row] = (await closing).cancelled
+    assert (row.id, row.state, row.completed_at) == ("work", TaskState.CANCELLED, ended.completed_at)
+
+
+async def test_cancelling_all_reports_on_what_was_pruned_before_its_end_was_seen(
+    here: TaskStore, beside: TaskStore, release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await (await here.session("s1")).spawn(stubborn(release), id="work")
+    await asyncio.sleep(0.05)
+    may_see = blindfold(beside, monkeypatch)
+    cancelling = asyncio.create_task((await beside.session("s1")).cancel_all())
+    await asyncio.sleep(0.1)
+    release.set()
+    await handle.wait()
+
+    assert (await here.prune()).tasks == 1
+    may_see.set()
+
+    async with asyncio.timeout(5):
+        [report] = await cancelling
+    assert (report.record.id, report.record.state) == ("work", TaskState.CANCELLED)
+    assert report.error is not None
+    assert report.error.type == "TaskPruned"
+
+
+# --- who works ------------------------------------------------------------------------------------------------------
+
+
+async def child(task: TaskContext) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda task: task.progress("half"),
+        lambda task: task.save(1),
+        lambda task: task.step("look", lambda: 1),
+        lambda task: task.transact("count", lambda tx: 1),
+        lambda task: task.notify("there"),
+        lambda task: task.sleep(0.001),
+        lambda task: task.spawn(child),
+    ],
+    ids=["progress", "save", "step", "transact", "notify", "sleep", "spawn"],
+)
+async def test_the_body_of_what_was_given_up_and_pruned_is_refused_as_stale(
+    here: TaskStore,
+    beside: TaskStore,
+    release: asyncio.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[TaskContext], Awaitable[object]],
+) -> None:
+    told: list[BaseException] = []
+    wrote = asyncio.Event()
+
+    async def work(task: TaskContext) -> None:
+        await release.wait()
+        try:
+            await write(task)
+        except Exception as error:
+            told.append(error)
+            raise
+        finally:
+            wrote.set()
+
+    for function in (work, child):
+        beside.task(recovery=Recovery.OWNER_BOUND)(function)
+    handle = await (await beside.session("s1")).spawn(work)
+    await asyncio.sleep(0.05)
+    blindfold(beside, monkeypatch)
+    await (await here.session("s1")).abandon(handle.id, "stuck")
+    assert (await here.prune(unread=True)).tasks == 1
+
+    release.set()
+    await wrote.wait()
+
+    assert [type(error) for error in told] == [StaleAttempt]
+
+
+async def test_what_a_body_returns_whose_task_was_pruned_is_stored_no_more(
+    here: TaskStore, beside: TaskStore, release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await (await beside.session("s1")).spawn(release.wait())
+    await asyncio.sleep(0.05)
+    blindfold(beside, monkeypatch)
+    await (await here.session("s1")).abandon(handle.id, "stuck")
+    assert (await here.prune(unread=True)).tasks == 1
+
+    release.set()
+
+    bodies = beside._core.runner._bodies
+    async with asyncio.timeout(5):
+        while bodies:
+            await asyncio.sleep(0.001)
+
+
+async def test_what_waits_for_a_slot_and_was_cancelled_and_pruned_is_started_no_more(
+    here: TaskStore, opened: Callable[..., Any], release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = await opened(max_running=1)
+    session = await beside.session("s1")
+    beside.task(recovery=Recovery.RERUN)(child)
+    first = await session.spawn(release.wait())
+    second = await session.spawn(child)
+    blindfold(beside, monkeypatch)
+    await (await here.session("s1")).cancel(second.id)
+    assert (await here.prune()).tasks == 1
+
+    release.set()
+    await first
+
+    runner = beside._core.runner
+    async with asyncio.timeout(5):
+        while runner.is_live(second.task_seq):
+            await asyncio.sleep(0.001)
+    assert not runner._tried
+
+
+# --- what a cancel has to come through ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("between", [False, True])
+async def test_a_cancel_reaches_what_is_begun_later_in_the_session_of_an_agent_that_had_ended(
+    here: TaskStore, between: bool
+) -> None:
+    first, second, third = [await here.session(id) for id in ("s1", "s2", "s3")]
+    top = await first.register("top", SUBAGENT, child_session_id="s2")
+    parent = await second.register("parent", OTHER) if between else None
+    await second.register("agent", SUBAGENT, child_session_id="s3", parent=parent)
+    await second.complete("agent", TaskState.COMPLETED)
+    if between:
+        await second.complete("parent", TaskState.COMPLETED)
+
+    report = await here.prune(unread=True)
+    late = await third.register("late", OTHER)
+    await first.cancel(top)
+
+    assert (await late.record()).state is TaskState.CANCELLED
+    assert (report.tasks, report.needed) == (0, 1 + between)
+
+
+@pytest.mark.parametrize("over", ["the session is closed", "nothing lives above"])
+async def test_an_agent_goes_once_no_cancel_can_come_through_it(here: TaskStore, over: str) -> None:
+    first, second, third = [await here.session(id) for id in ("s1", "s2", "s3")]
+    await first.register("top", SUBAGENT, child_session_id="s2")
+    await second.register("agent", SUBAGENT, child_session_id="s3")
+    await second.complete("agent", TaskState.COMPLETED)
+    if over == "the session is closed":
+        await third.close()
+    else:
+        await first.complete("top", TaskState.COMPLETED)
+
+    await here.prune(unread=True)
+
+    with pytest.raises(TaskPruned):
+        await second.get("agent")
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_names_the_newest_that_was_made_under_it_also_if_an_older_one_is_left(here: TaskStore) -> None:
+    first, second = await here.session("s1"), await here.session("s2")
+
+    async def again(state: TaskState) -> SessionTasks:
+        handle = await first.register("work", OTHER, idempotency_key="once")
+        await first.transfer(second, [handle])
+        await second.complete("work", state)
+        return second
+
+    await again(TaskState.FAILED)
+    await again(TaskState.COMPLETED)
+    assert (await here.prune(unread=True, states=["completed"])).tasks == 1
+
+    with pytest.raises(TaskPruned):
+        await second.register("work", OTHER, idempotency_key="once")
