@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from lash_store import (
     ClosePolicy,
+    EventType,
     Recovery,
     SessionTasks,
     StaleAttempt,
     TaskContext,
+    TaskEvent,
     TaskFailed,
     TaskKind,
     TaskPruned,
@@ -148,6 +150,72 @@ async def test_cancelling_all_reports_on_what_was_pruned_before_its_end_was_seen
     assert (report.record.id, report.record.state) == ("work", TaskState.CANCELLED)
     assert report.error is not None
     assert report.error.type == "TaskPruned"
+
+
+# --- who follows the events -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+async def test_who_follows_is_told_of_the_newest_events_also_if_they_were_pruned_before_they_were_seen(
+    here: TaskStore, beside: TaskStore, monkeypatch: pytest.MonkeyPatch, filtered: bool
+) -> None:
+    session = await here.session("s1")
+    await session.register("work", OTHER)
+    seen = [event.seq async for event in until_now(here)]
+    may_see = blindfold(beside, monkeypatch)
+    narrow: dict[str, Any] = {"scope": "desktop:s1", "types": [EventType.COMPLETED]} if filtered else {}
+    followers = [beside.events(seen[-1], **narrow) for _ in range(3)]
+    told = [asyncio.create_task(anext(follower)) for follower in followers]
+    await session.complete("work", TaskState.COMPLETED)
+
+    assert (await here.prune(unread=True)).tasks == 1
+    may_see.set()
+
+    async with asyncio.timeout(5):
+        events = await asyncio.gather(*told)
+    assert {event.type for event in events} == {EventType.PRUNED}
+    assert [event.data for event in events] == [{"first_seq": seen[-1] + 1, "last_seq": seen[-1] + 1}] * 3
+
+
+async def until_now(store: TaskStore) -> AsyncIterator[TaskEvent]:
+    """Yield what there is to follow."""
+    newest = store._core.feed.head
+    async for event in store.events(0):
+        yield event
+        if event.seq >= newest:
+            return
+
+
+async def test_who_follows_a_task_is_told_that_it_was_pruned_before_its_end_was_seen(
+    here: TaskStore, beside: TaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await here.session("s1")
+    await session.register("work", OTHER)
+    events = (await beside.handle("desktop:s1", "work")).events()
+    assert (await anext(events)).type is EventType.REGISTERED
+    may_see = blindfold(beside, monkeypatch)
+    last = asyncio.create_task(anext(events))
+    await session.complete("work", TaskState.COMPLETED)
+
+    assert (await here.prune(unread=True)).tasks == 1
+    may_see.set()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(TaskPruned):
+            await last
+
+
+async def test_who_follows_from_now_on_is_told_of_nothing_before_though_the_newest_was_pruned(here: TaskStore) -> None:
+    session = await here.session("s1")
+    await session.register("work", OTHER)
+    await session.complete("work", TaskState.COMPLETED)
+    await here.prune(unread=True)
+
+    events = here.events()
+    await session.register("next", OTHER)
+
+    async with asyncio.timeout(5):
+        assert (await anext(events)).task_id == "next"
 
 
 # --- who works ------------------------------------------------------------------------------------------------------

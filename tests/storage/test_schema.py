@@ -291,6 +291,18 @@ def test_a_file_others_may_read_is_made_private(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_what_a_reader_left_beside_a_file_others_could_read_is_made_private_too(path: Path) -> None:
+    path.chmod(0o644)
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as reader:
+        reader.execute("SELECT count(*) FROM tasks").fetchall()
+    sides = [Path(f"{path}-wal"), Path(f"{path}-shm")]
+    assert [stat.S_IMODE(side.stat().st_mode) for side in sides] == [0o644, 0o644]
+
+    migrate.prepare(path)
+
+    assert [stat.S_IMODE(side.stat().st_mode) for side in sides if side.exists()] in ([], [0o600], [0o600, 0o600])
+
+
 # --- up and down ----------------------------------------------------------------------------------------------------
 
 
