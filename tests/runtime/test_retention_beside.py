@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,14 +44,17 @@ async def beside(opened: Callable[..., Any]) -> TaskStore:
     return found
 
 
-def blindfold(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+async def blindfold(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Let a store notice nothing of what others commit before the event is set."""
-    looks, may_see = store._core.feed._changed, asyncio.Event()
+    looks, is_blind, may_see = store._core.feed._changed, asyncio.Event(), asyncio.Event()
 
     async def changed() -> bool:
+        is_blind.set()
         return may_see.is_set() and await looks()
 
     monkeypatch.setattr(store._core.feed, "_changed", changed)
+    # what it has noticed already it has acted on by then
+    await is_blind.wait()
     return may_see
 
 
@@ -67,7 +74,7 @@ async def test_hidden_work_that_ended_and_was_pruned_is_waited_for_no_more(
     here: TaskStore, beside: TaskStore, release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = await (await here.session("s1")).spawn_hidden("work", release.wait())
-    may_see = blindfold(beside, monkeypatch)
+    may_see = await blindfold(beside, monkeypatch)
     waiter = asyncio.create_task((await beside.session("s1")).await_hidden())
     await asyncio.sleep(0.05)
     release.set()
@@ -117,7 +124,7 @@ async def test_closing_a_session_tells_of_what_was_pruned_before_its_end_was_see
 ) -> None:
     handle = await (await here.session("s1")).spawn(stubborn(release), id="work", close_policy=ClosePolicy.CANCEL)
     await asyncio.sleep(0.05)
-    may_see = blindfold(beside, monkeypatch)
+    may_see = await blindfold(beside, monkeypatch)
     closing = asyncio.create_task((await beside.session("s1")).close())
     await asyncio.sleep(0.1)
     release.set()
@@ -136,7 +143,7 @@ async def test_cancelling_all_reports_on_what_was_pruned_before_its_end_was_seen
 ) -> None:
     handle = await (await here.session("s1")).spawn(stubborn(release), id="work")
     await asyncio.sleep(0.05)
-    may_see = blindfold(beside, monkeypatch)
+    may_see = await blindfold(beside, monkeypatch)
     cancelling = asyncio.create_task((await beside.session("s1")).cancel_all())
     await asyncio.sleep(0.1)
     release.set()
@@ -162,7 +169,7 @@ async def test_who_follows_is_told_of_the_newest_events_also_if_they_were_pruned
     session = await here.session("s1")
     await session.register("work", OTHER)
     seen = [event.seq async for event in until_now(here)]
-    may_see = blindfold(beside, monkeypatch)
+    may_see = await blindfold(beside, monkeypatch)
     narrow: dict[str, Any] = {"scope": "desktop:s1", "types": [EventType.COMPLETED]} if filtered else {}
     followers = [beside.events(seen[-1], **narrow) for _ in range(3)]
     told = [asyncio.create_task(anext(follower)) for follower in followers]
@@ -193,7 +200,7 @@ async def test_who_follows_a_task_is_told_that_it_was_pruned_before_its_end_was_
     await session.register("work", OTHER)
     events = (await beside.handle("desktop:s1", "work")).events()
     assert (await anext(events)).type is EventType.REGISTERED
-    may_see = blindfold(beside, monkeypatch)
+    may_see = await blindfold(beside, monkeypatch)
     last = asyncio.create_task(anext(events))
     await session.complete("work", TaskState.COMPLETED)
 
@@ -262,7 +269,7 @@ async def test_the_body_of_what_was_given_up_and_pruned_is_refused_as_stale(
         beside.task(recovery=Recovery.OWNER_BOUND)(function)
     handle = await (await beside.session("s1")).spawn(work)
     await asyncio.sleep(0.05)
-    blindfold(beside, monkeypatch)
+    await blindfold(beside, monkeypatch)
     await (await here.session("s1")).abandon(handle.id, "stuck")
     assert (await here.prune(unread=True)).tasks == 1
 
@@ -277,7 +284,7 @@ async def test_what_a_body_returns_whose_task_was_pruned_is_stored_no_more(
 ) -> None:
     handle = await (await beside.session("s1")).spawn(release.wait())
     await asyncio.sleep(0.05)
-    blindfold(beside, monkeypatch)
+    await blindfold(beside, monkeypatch)
     await (await here.session("s1")).abandon(handle.id, "stuck")
     assert (await here.prune(unread=True)).tasks == 1
 
@@ -297,7 +304,7 @@ async def test_what_waits_for_a_slot_and_was_cancelled_and_pruned_is_started_no_
     beside.task(recovery=Recovery.RERUN)(child)
     first = await session.spawn(release.wait())
     second = await session.spawn(child)
-    blindfold(beside, monkeypatch)
+    await blindfold(beside, monkeypatch)
     await (await here.session("s1")).cancel(second.id)
     assert (await here.prune()).tasks == 1
 
@@ -369,3 +376,53 @@ async def test_a_key_names_the_newest_that_was_made_under_it_also_if_an_older_on
 
     with pytest.raises(TaskPruned):
         await second.register("work", OTHER, idempotency_key="once")
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------------
+
+FULL_BESIDE = """
+import asyncio, os, sys
+from pathlib import Path
+from lash_store import StorageFull, TaskKind, TaskState, TaskStore
+from lash_store.checking import check
+
+folder = Path(sys.argv[1])
+
+async def main():
+    async with TaskStore(folder / "agent.db", runtime="desktop") as store:
+        session = await store.session("s1")
+        for number in range(20):
+            handle = await session.register(f"t{number}", TaskKind.OTHER)
+            await session.complete(handle.id, TaskState.COMPLETED, result="x" * 1000)
+        filler = folder / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(b"x" * 4096)
+                except OSError:
+                    break
+        try:
+            await store.prune(unread=True)
+        except StorageFull:
+            print("full")
+        print(await handle == "x" * 1000, await store.count())
+        filler.unlink()
+        print((await store.prune(unread=True)).tasks, await store.count())
+
+asyncio.run(main())
+print(check(folder / "agent.db").is_sound)
+"""
+
+
+async def test_a_full_disk_does_not_stop_the_store_that_prunes_or_hands_out_a_result(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    command = 'mount -t tmpfs -o size=4m tmpfs "$2" && exec "$0" -c "$1" "$2"'
+    inside = ["unshare", "-Urm", "sh", "-c", command, sys.executable, FULL_BESIDE, str(full)]
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare on this machine")
+    done = await asyncio.to_thread(subprocess.run, inside, capture_output=True, text=True, check=False)
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("no file system of a user's own on this machine")
+
+    assert (done.returncode, done.stdout.split()) == (0, ["full", "True", "20", "20", "0", "True"]), done.stderr
