@@ -11,9 +11,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from . import families
+from . import families, processes
 from . import retention_queries as queries
 from .database import Reader, Transaction, utc_text
+from .queries import process_identity
 from .retention_models import Progress, PruneReport, Retention
 from .writer import Writer
 
@@ -155,11 +156,17 @@ def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | Non
 
 
 def _is_needed(tx: Transaction, one: queries.Candidate) -> bool:
-    if one.is_armed or one.parent_lives:
+    if one.is_armed or one.parent_lives or (one.process is not None and _runs(one.process)):
         return True
     if not one.may_have_family:
         return False
     return bool(families.live_descendants(tx, one.task_seq)) or families.may_come_between(tx, one.task_seq)
+
+
+def _runs(process: str) -> bool:
+    """Whether what ran for a task that was given up lives still: by its row whoever recovers it finds and ends it."""
+    known = process_identity(process)
+    return known is not None and bool(processes.survivors(known))
 
 
 async def _give_back(writer: Writer, reader: Reader, report: PruneReport, progress: Progress | None) -> PruneReport:

@@ -30,7 +30,7 @@ class Retention(BaseModel):
 
     Never pruned, whatever is said here: what is live, what anything live descends from (a cancel must reach it) or may yet (a
     sub-agent whose session is open, below something live), the children of a live parent (which may ask for them again), and a
-    monitor that is armed.
+    monitor that is armed, or was given up and whose process lives still.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

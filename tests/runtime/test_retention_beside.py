@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +17,7 @@ import pytest
 from lash_store import (
     ClosePolicy,
     EventType,
+    MonitorSpec,
     Recovery,
     SessionTasks,
     StaleAttempt,
@@ -356,6 +359,35 @@ async def test_an_agent_goes_once_no_cancel_can_come_through_it(here: TaskStore,
 
     with pytest.raises(TaskPruned):
         await second.get("agent")
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_given_up_stays_until_its_process_has_ended(
+    here: TaskStore, beside: TaskStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    monitor = await (await beside.session("s1")).start_monitor(MonitorSpec(id="m", command=command))
+    async with asyncio.timeout(10):
+        while (process := (await monitor.record()).process) is None:
+            await asyncio.sleep(0.001)
+    await blindfold(beside, monkeypatch)
+
+    async def die_first(tasks: object) -> None:
+        """End none of them."""
+
+    monkeypatch.setattr(type(here._core), "end_given_up", lambda core, tasks: die_first(tasks))
+    assert (await (await here.session("s1")).abandon(monitor.id, "stuck")).state is TaskState.ABANDONED
+    try:
+        report = await here.prune(unread=True)
+        assert (report.tasks, report.needed) == (0, 1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+    async with asyncio.timeout(10):
+        while not (await here.prune(unread=True)).tasks:
+            await asyncio.sleep(0.01)
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
