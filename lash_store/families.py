@@ -13,7 +13,7 @@ from .queries import LIVE
 from .schema import sessions, tasks
 from .statements import ONE, ZERO, names, sql, values, word
 
-__all__ = ["live_descendants", "may_come_between"]
+__all__ = ["is_open_below", "live_descendants", "lives_above"]
 
 _RUNTIME = func.substr(tasks.c.scope, ONE, func.instr(tasks.c.scope, word(":")))
 _NODE = (
@@ -91,10 +91,14 @@ _OPEN_BELOW = sql(
 )
 
 
-def may_come_between(tx: Transaction, task_seq: int) -> bool:
-    """Say whether a cancel of something live may have to come through a finished task, to what may yet be begun below it."""
-    roots = {"roots": names([task_seq])}
-    return tx.one(_LIVES_ABOVE, roots) is not None and tx.one(_OPEN_BELOW, roots) is not None
+def lives_above(tx: Transaction, task_seq: int) -> bool:
+    """Say whether a finished task descends from anything live; the same of all of one parent in one session."""
+    return tx.one(_LIVES_ABOVE, {"roots": names([task_seq])}) is not None
+
+
+def is_open_below(tx: Transaction, task_seq: int) -> bool:
+    """Say whether more may be begun below a finished task: in the open session of a sub-agent, itself or one below it."""
+    return tx.one(_OPEN_BELOW, {"roots": names([task_seq])}) is not None
 
 
 def live_descendants(tx: Transaction, *task_seqs: int) -> list[Task]:

@@ -121,6 +121,7 @@ def _prune(
     )
     chosen: list[queries.Candidate] = []
     events = seen = unread = needed = families_seen = 0
+    above: dict[tuple[str, int | None], bool] = {}
     with closing(found):
         for one in found:
             is_full = len(chosen) == _TASKS or (chosen and events + one.events > _EVENTS)
@@ -135,7 +136,7 @@ def _prune(
                 unread += 1
                 continue
             families_seen += one.may_have_family
-            if _is_needed(tx, one):
+            if _is_needed(tx, one, above):
                 needed += 1
             else:
                 chosen.append(one)
@@ -155,12 +156,18 @@ def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | Non
     return wanted.before_cursor is not None and one.last_event > wanted.before_cursor
 
 
-def _is_needed(tx: Transaction, one: queries.Candidate) -> bool:
+def _is_needed(tx: Transaction, one: queries.Candidate, above: dict[tuple[str, int | None], bool]) -> bool:
     if one.is_armed or one.parent_lives or (one.process is not None and _runs(one.process)):
         return True
     if not one.may_have_family:
         return False
-    return bool(families.live_descendants(tx, one.task_seq)) or families.may_come_between(tx, one.task_seq)
+    if families.live_descendants(tx, one.task_seq):
+        return True
+    # a cancel of what lives above may have to come through it, to what is begun below it later
+    place = one.scope, one.parent_seq
+    if place not in above:
+        above[place] = families.lives_above(tx, one.task_seq)
+    return above[place] and families.is_open_below(tx, one.task_seq)
 
 
 def _runs(process: str) -> bool:

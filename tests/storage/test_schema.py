@@ -1003,6 +1003,8 @@ SESSION_LOOK_UPS = {
     "whether a session has room for a task": session_queries._COUNT_ALL,
     "a family by parent": families._BY_PARENT,
     "a family through sessions": families._WHOLE,
+    "what lives above": families._LIVES_ABOVE,
+    "open sessions of agents below": families._OPEN_BELOW,
     "unread notes": session_queries.UNREAD_NOTES,
     "notes to take": session_queries._TAKE_NOTES,
     "a handoff by its id": session_queries._HANDOFF_BY_ID,
@@ -1244,6 +1246,9 @@ def test_whether_an_agent_is_needed_is_found_without_the_history_of_its_session(
 
     assert families.live_descendants(tx, agent)
     assert steps_of(long, lambda: families.live_descendants(tx, agent)) < FLAT
+    assert not families.lives_above(tx, agent)
+    assert steps_of(long, lambda: families.lives_above(tx, agent)) < FLAT
+    assert steps_of(long, lambda: families.is_open_below(tx, agent)) < FLAT
 
 
 @pytest.mark.parametrize(
