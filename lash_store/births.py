@@ -222,11 +222,12 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
         task = session_queries.child_by_key(tx, new.parent_seq, new.idempotency_key)
     else:
         task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
-    if task is None:
+    if not new.keyed_by_parent:
         # it was done; what is left of it says so, and that nobody does it twice
-        transitions.refuse_pruned(
-            None if new.keyed_by_parent else retention_queries.tombstone_by_key(tx, str(new.scope), new.idempotency_key)
-        )
+        left = retention_queries.tombstone_by_key(tx, str(new.scope), new.idempotency_key)
+        if left is not None and (task is None or task.task_seq < left.task_seq):
+            transitions.refuse_pruned(left)
+    if task is None:
         return None
     if new.by_its_parent and task.parent_seq == new.parent_seq and _is_to_be_tried_again(tx, task):
         return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from . import handover, queries, session_queries, transitions
 from .bodies import aside
 from .core import Core
 from .database import Transaction
+from .errors import TaskPruned
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord
@@ -27,6 +29,7 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
     It ends once none is live that was not asked, or after *timeout* seconds.
     """
     waits: _Waits = {}
+    asked: dict[int, Task] = {}
     arrivals = core.feed.subscribe(None, scope=scope, types=[EventType.REGISTERED, EventType.TRANSFERRED])
 
     async def wait_for_all() -> None:
@@ -38,7 +41,9 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
                     arrival = aside(arrivals.one(), "lash_store arrivals")
                 if going_on:
                     await core.wait_aside({*going_on, arrival}, first=True)
-                if not await _request_all(core, scope, reason, waits) and all(wait.done() for wait in waits.values()):
+                if not await _request_all(core, scope, reason, asked, waits) and all(
+                    wait.done() for wait in waits.values()
+                ):
                     return
         finally:
             if arrival is not None:
@@ -46,17 +51,17 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
                 await asyncio.wait({arrival})
 
     try:
-        await _request_all(core, scope, reason, waits)
+        await _request_all(core, scope, reason, asked, waits)
         async with asyncio.timeout(timeout):
             await wait_for_all()
     except TimeoutError:
         pass
     finally:
         await _give_up(waits)
-    return [await _report(core, task_seq, waits[task_seq]) for task_seq in sorted(waits)]
+    return [await _report(core, asked[task_seq], waits[task_seq]) for task_seq in sorted(waits)]
 
 
-async def _request_all(core: Core, scope: Scope, reason: str | None, waits: _Waits) -> bool:
+async def _request_all(core: Core, scope: Scope, reason: str | None, asked: dict[int, Task], waits: _Waits) -> bool:
     """Request the cancel of every live task that was not asked yet, each by itself; say whether there was one."""
     writer, by = core.to_request(), core.requester
 
@@ -74,12 +79,13 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, waits: _Wai
     # in the writer's turn: whatever was asked to be stored before this look is seen by it
     live = await writer.run(lambda tx: session_queries.live_tasks_of_session(tx, str(scope)))
     fresh = [task for task in live if task.task_seq not in waits]
-    asked = [writer.submit(request(task.task_seq)) for task in fresh]
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    requests = [writer.submit(request(task.task_seq)) for task in fresh]
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
     await core.tidy_up_for_the_dead(
         task for reached in outcomes if not isinstance(reached, BaseException) for task in reached
     )
     for task, reached in zip(fresh, outcomes, strict=True):
+        asked[task.task_seq] = task if isinstance(reached, BaseException) or not reached else reached[0]
         if isinstance(reached, BaseException):
             waits[task.task_seq] = _begin(_raise(reached), task)
         elif reached:
@@ -105,9 +111,10 @@ async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> l
         await _give_up(waits)
     for wait in waits.values():
         if not wait.cancelled():
-            # a store that closes meanwhile must not be taken for a wait that is over
-            wait.result()
-    return [(await _report(core, task_seq, wait)).record for task_seq, wait in waits.items()]
+            # a store that closes meanwhile must not be taken for a wait that is over; one that was pruned is
+            with suppress(TaskPruned):
+                wait.result()
+    return [(await _report(core, task, waits[task.task_seq])).record for task in tasks]
 
 
 def _begin(cancel: Coroutine[Any, Any, TaskRecord], task: Task) -> asyncio.Task[TaskRecord]:
@@ -126,12 +133,12 @@ async def _give_up(waits: _Waits) -> None:
         _ = wait.cancelled() or wait.exception()
 
 
-async def _report(core: Core, task_seq: int, wait: asyncio.Task[TaskRecord]) -> CancelReport:
+async def _report(core: Core, asked: Task, wait: asyncio.Task[TaskRecord]) -> CancelReport:
     if wait.cancelled():
-        record = queries.task_record(await core.task(task_seq))
+        record = queries.task_record(await core.task_as_it_is(asked))
         return CancelReport(record=record, error=record.callback_error)
     error = wait.exception()
     if error is None:
         return CancelReport(record=wait.result(), error=wait.result().callback_error)
-    record = queries.task_record(await core.task(task_seq))
+    record = queries.task_record(await core.task_as_it_is(asked))
     return CancelReport(record=record, error=Failure.model_validate_json(failure_of(error)))

@@ -312,7 +312,8 @@ class Committer:
         Say what became of a COMMIT that raised: None if the batch is in the file, else the error for its callers.
 
         A batch is known by the last event it wrote, which names its task, attempt, time and owner. One without events cannot be
-        asked for, and is never repeated blindly.
+        asked for, and is never repeated blindly; but of one for which there was no room, what commits it is not there: that is
+        written last.
         """
         doubt = CommitInDoubt(
             f"{self._path}: COMMIT failed ({cause}) and the file cannot be asked whether it took: "
@@ -320,7 +321,7 @@ class Committer:
         )
         doubt.__cause__ = cause
         if not tx.events:
-            return doubt
+            return self._not_applied(cause) if primary_code(cause) == sqlite3.SQLITE_FULL else doubt
         try:
             _roll_back(tx.connection)
             is_there = self._is_in_file(self._reopen(), tx.events[-1])

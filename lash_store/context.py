@@ -362,7 +362,7 @@ class TaskContext(Generic[State]):
         return counted
 
     def _below(self, tx: Transaction, new: NewTask) -> NewTask:
-        current = transitions.by_seq(tx, self._body.task_seq)
+        current = transitions.as_it_is(tx, self._body.task)
         if not current.has_body(self._body.fence):
             raise transitions.stale(current, self.attempt)
         # wherever it is by now

@@ -133,6 +133,10 @@ class Core:
         """Read one incarnation."""
         return await self.reader.run(lambda raw: transitions.by_seq(Transaction(raw, ""), task_seq))
 
+    async def task_as_it_is(self, seen: Task) -> Task:
+        """Read again a row that was seen before; see `transitions.as_it_is`."""
+        return await self.look(lambda tx: transitions.as_it_is(tx, seen))
+
     async def task_by_id(self, scope: Scope, task_id: str) -> Task:
         """Read the live incarnation of an id, else the newest."""
         check_id("task id", task_id)

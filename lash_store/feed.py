@@ -215,6 +215,8 @@ class Feed:
 
     async def _catch_up(self) -> None:
         """Publish what is in the table beyond what was seen, a page at a time."""
+        # of what was taken away before it was seen no event may be left to tell
+        head = (await self._reader.rows(queries.LAST_SEQ, {}))[0][0]
         while True:
             after = self._from()
             page = await self.page(after, {})
@@ -235,6 +237,11 @@ class Feed:
             finally:
                 self._acting = 0
             self._seen = max(self._seen, page[-1].seq)
+        if self._seen < head:
+            self._seen = head
+            self.head = max(self.head, head)
+            for subscription in self._subscriptions:
+                subscription.wake.set()
         # an owner's row has no event
         await self._on_foreign(())
 

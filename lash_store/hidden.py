@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from . import queries, session_queries, transitions
 from .bodies import aside
 from .core import Core
 from .database import Transaction
-from .errors import TaskError
+from .errors import TaskError, TaskPruned
 from .feed import Subscription
 from .gathering import Gathering
 from .handles import outcome_error
@@ -103,7 +104,9 @@ async def _any_change(core: Core, live: Sequence[Task], leaving: Subscription) -
             wait.cancel()
         await asyncio.wait({ended, left})
     if not ended.cancelled():
-        ended.result()
+        # what was taken away since has ended: the next look says what is left
+        with contextlib.suppress(TaskPruned):
+            ended.result()
 
 
 def _look(
@@ -121,8 +124,9 @@ def _look(
     if cleared:
         session_queries.flag_sync(tx, str(scope), needed=False)
     waited_for = [task for task in live if task.task_seq not in left_out]
-    # what failed may have been given to another session since: it is told there
-    gone = {task_seq for task_seq in known if transitions.by_seq(tx, task_seq).scope != str(scope)}
+    # what failed may have been given to another session since: it is told there. What was pruned is told by who knows it
+    found = [queries.task_by_seq(tx, task_seq) for task_seq in known]
+    gone = {task.task_seq for task in found if task is not None and task.scope != str(scope)}
     return _Look(waited_for, failures, bool(row.sync_needed), cleared, gone, since)
 
 

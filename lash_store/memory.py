@@ -109,7 +109,7 @@ def run_step(
     Return what was remembered before, if it was, or else now; None from a stale attempt, whose step does not run.
     """
     before = step_queries.step(tx, task.task_seq, StepKind.TRANSACT, name)
-    current = transitions.by_seq(tx, task.task_seq)
+    current = transitions.as_it_is(tx, task)
     if before is not None and StepState(before.state).is_over:
         return Outcome(current, Verdict.UNCHANGED), before
     if not current.has_body(fence):

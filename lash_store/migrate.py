@@ -8,7 +8,7 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +48,10 @@ def prepare(path: Path, willingness: Willingness = "auto", *, backup: bool = Tru
         database.refuse_older(database.probe(path), path, f"run: lash-store upgrade --db {shlex.quote(str(path))}")
     done = upgrade(path, backup=backup)
     database.keep_wal(path)
-    guards.make_private(path)
+    # those beside it were made as it was until now
+    for one in (path, *database.side_files(path)):
+        with suppress(FileNotFoundError):
+            guards.make_private(one)
     return done
 
 

@@ -70,12 +70,13 @@ def record_process(tx: Transaction, task: Task, fence: Fence, spec: MonitorSpec,
     """Record the process that is about to run, JSON text, and return how many lines the task has written before."""
     outcome = transitions.transition(tx, task, Launch(fence, process), fresh=False)
     row = monitor_queries.monitor(tx, task.task_seq)
+    if outcome.verdict is not Verdict.APPLIED:
+        return outcome, 0
     if row is None:
         # the file was taken back to a revision without monitors, and up again
         monitor_queries.insert_monitor(tx, outcome.task, spec, armed=False)
         return outcome, 0
-    if outcome.verdict is Verdict.APPLIED:
-        monitor_queries.set_exit(tx, task.task_seq, None)
+    monitor_queries.set_exit(tx, task.task_seq, None)
     return outcome, row.lines
 
 
@@ -87,7 +88,7 @@ def store_lines(
 
     *before* is the number of lines of earlier attempts; *status* is that of its process, once that has ended.
     """
-    current = transitions.by_seq(tx, task.task_seq)
+    current = transitions.as_it_is(tx, task)
     row = monitor_queries.monitor(tx, task.task_seq)
     if row is None or not current.has_body(fence):
         return Outcome(current, Verdict.SUPERSEDED, stale=True)

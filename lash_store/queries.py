@@ -335,7 +335,8 @@ def _insert_events(count: int) -> str:
 
 
 EVENT_BY_SEQ = sql(_EVENT.where(events.c.seq == bindparam("seq")))
-LAST_SEQ = sql(select(func.coalesce(func.max(events.c.seq), literal_column("0"))))
+LAST_SEQ = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)"
+"""The newest event there ever was: it may have been pruned since."""
 
 _MOVED_FROM = sql(
     select(events.c.seq)

@@ -10,9 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from . import families
+from . import families, processes
 from . import retention_queries as queries
 from .database import Reader, Transaction, utc_text
+from .queries import process_identity
 from .retention_models import Progress, PruneReport, Retention
 from .writer import Writer
 
@@ -119,6 +120,7 @@ def _prune(
     )
     chosen: list[queries.Candidate] = []
     events = seen = unread = needed = families_seen = 0
+    above: dict[tuple[str, int | None], bool] = {}
     with closing(found):
         for one in found:
             is_full = len(chosen) == _TASKS or (chosen and events + one.events > _EVENTS)
@@ -133,7 +135,7 @@ def _prune(
                 unread += 1
                 continue
             families_seen += one.may_have_family
-            if _is_needed(tx, one):
+            if _is_needed(tx, one, above):
                 needed += 1
             else:
                 chosen.append(one)
@@ -153,10 +155,24 @@ def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | Non
     return wanted.before_cursor is not None and one.last_event > wanted.before_cursor
 
 
-def _is_needed(tx: Transaction, one: queries.Candidate) -> bool:
-    if one.is_armed or one.parent_lives:
+def _is_needed(tx: Transaction, one: queries.Candidate, above: dict[tuple[str, int | None], bool]) -> bool:
+    if one.is_armed or one.parent_lives or (one.process is not None and _runs(one.process)):
         return True
-    return one.may_have_family and bool(families.live_descendants(tx, one.task_seq))
+    if not one.may_have_family:
+        return False
+    if families.live_descendants(tx, one.task_seq):
+        return True
+    # a cancel of what lives above may have to come through it, to what is begun below it later
+    place = one.scope, one.parent_seq
+    if place not in above:
+        above[place] = families.lives_above(tx, one.task_seq)
+    return above[place] and families.is_open_below(tx, one.task_seq)
+
+
+def _runs(process: str) -> bool:
+    """Whether what ran for a task that was given up lives still: by its row whoever recovers it finds and ends it."""
+    known = process_identity(process)
+    return known is not None and bool(processes.survivors(known))
 
 
 async def _give_back(writer: Writer, reader: Reader, report: PruneReport, progress: Progress | None) -> PruneReport:

@@ -28,8 +28,9 @@ class Retention(BaseModel):
 
     As a store's ``retention=`` it is applied in the background *every* so many seconds.
 
-    Never pruned, whatever is said here: what is live, what anything live descends from (a cancel must reach it), the children of
-    a live parent (which may ask for them again), and a monitor that is armed.
+    Never pruned, whatever is said here: what is live, what anything live descends from (a cancel must reach it) or may yet (a
+    sub-agent whose session is open, below something live), the children of a live parent (which may ask for them again), and a
+    monitor that is armed, or was given up and whose process lives still.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -43,6 +43,7 @@ class Candidate(NamedTuple):
     completed_at: str
     handle_id: str | None
     child_session_id: str | None
+    process: str | None
     is_read: int
     is_armed: int
     has_children: int
@@ -88,6 +89,7 @@ _CANDIDATES = sql(
         *(tasks.c[name] for name in Candidate._fields[:8]),
         _owned.c.handle_id,
         tasks.c.child_session_id,
+        tasks.c.process,
         and_(_IS_READ, ~_UNREAD_LINES).label("is_read"),
         exists().where(monitors.c.task_seq == tasks.c.task_seq, monitors.c.armed != ZERO).label("is_armed"),
         exists().where(_children.c.parent_seq == tasks.c.task_seq).label("has_children"),

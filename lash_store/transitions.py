@@ -87,7 +87,25 @@ def transition(tx: Transaction, task: Task, command: Command, *, fresh: bool = T
         return Outcome(task, decision.verdict, decision.stale)
     if fresh:
         raise RuntimeError(f"task {task.id!r} changed between two statements of one transaction")
-    return transition(tx, by_seq(tx, task.task_seq), command, local=local)
+    return transition(tx, as_it_is(tx, task), command, local=local)
+
+
+def as_it_is(tx: Transaction, seen: Task) -> Task:
+    """
+    Return a row that was seen before as it is now; of one that was pruned since, what was seen, with the end that is left of it.
+
+    So a body, or whoever else had it in hand, is told that it has ended: what it was to say comes too late.
+
+    Raises:
+        TaskNotFound: the file never had it.
+    """
+    task = queries.task_by_seq(tx, seen.task_seq)
+    if task is not None:
+        return task
+    left = retention_queries.tombstone_by_seq(tx, seen.task_seq)
+    if left is None:
+        raise task_not_found_by_seq(seen.task_seq)
+    return seen._replace(scope=left.scope, state=left.state, owner_id=None, completed_at=left.completed_at)
 
 
 def by_seq(tx: Transaction, task_seq: int) -> Task:
@@ -253,7 +271,8 @@ def finish_cancels(
     Not so those of which a process may live, as *is_gone* tells.
     """
     left = [task for owner_id in dead_owners for task in queries.live_tasks_of_owner(tx, owner_id)]
-    left += [task for task in (by_seq(tx, task_seq) for task_seq in free) if task.owner_id is None]
+    found = [queries.task_by_seq(tx, task_seq) for task_seq in free]
+    left += [task for task in found if task is not None and task.owner_id is None]
     for task in left:
         if task.state == TaskState.CANCEL_REQUESTED and is_gone(task):
             end_cancelled(tx, task)
@@ -311,7 +330,7 @@ def give_up(tx: Transaction, task: Task, reason: str, evidence: str) -> Outcome:
 
 def notify(tx: Transaction, task: Task, command: Notify, data: str) -> Outcome:
     """Post a note of a task to its session, if the attempt that posts it is the current one; one of its key only once."""
-    current = by_seq(tx, task.task_seq)
+    current = as_it_is(tx, task)
     decision = decide(current, command, tx.now)
     if isinstance(decision, Refused):
         return Outcome(current, decision.verdict, decision.stale)

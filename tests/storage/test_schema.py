@@ -291,6 +291,18 @@ def test_a_file_others_may_read_is_made_private(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_what_a_reader_left_beside_a_file_others_could_read_is_made_private_too(path: Path) -> None:
+    path.chmod(0o644)
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as reader:
+        reader.execute("SELECT count(*) FROM tasks").fetchall()
+    sides = [Path(f"{path}-wal"), Path(f"{path}-shm")]
+    assert [stat.S_IMODE(side.stat().st_mode) for side in sides] == [0o644, 0o644]
+
+    migrate.prepare(path)
+
+    assert [stat.S_IMODE(side.stat().st_mode) for side in sides if side.exists()] in ([], [0o600], [0o600, 0o600])
+
+
 # --- up and down ----------------------------------------------------------------------------------------------------
 
 
@@ -991,6 +1003,8 @@ SESSION_LOOK_UPS = {
     "whether a session has room for a task": session_queries._COUNT_ALL,
     "a family by parent": families._BY_PARENT,
     "a family through sessions": families._WHOLE,
+    "what lives above": families._LIVES_ABOVE,
+    "open sessions of agents below": families._OPEN_BELOW,
     "unread notes": session_queries.UNREAD_NOTES,
     "notes to take": session_queries._TAKE_NOTES,
     "a handoff by its id": session_queries._HANDOFF_BY_ID,
@@ -1232,6 +1246,9 @@ def test_whether_an_agent_is_needed_is_found_without_the_history_of_its_session(
 
     assert families.live_descendants(tx, agent)
     assert steps_of(long, lambda: families.live_descendants(tx, agent)) < FLAT
+    assert not families.lives_above(tx, agent)
+    assert steps_of(long, lambda: families.lives_above(tx, agent)) < FLAT
+    assert steps_of(long, lambda: families.is_open_below(tx, agent)) < FLAT
 
 
 @pytest.mark.parametrize(

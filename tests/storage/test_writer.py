@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import commit, guards, queries, writer
+from lash_store import commit, guards, queries, session_queries, writer
 from lash_store.database import Committed, Reader, Transaction, open_sqlite
 from lash_store.errors import (
     CommitInDoubt,
@@ -23,7 +23,7 @@ from lash_store.errors import (
     StorageMoved,
     StoreClosed,
 )
-from lash_store.models import EventType
+from lash_store.models import EventType, Scope
 from lash_store.writer import Writer
 
 Shell = Callable[..., str]
@@ -552,6 +552,30 @@ async def test_a_batch_that_wrote_nothing_is_not_in_doubt_when_its_commit_raised
 
         assert not harness.fatal
         assert await harness.writer.run(note("after")) == "after"
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_FSYNC])
+async def test_a_batch_without_events_is_in_doubt_unless_there_was_no_room_for_it(
+    path: Path, watch: Watch, code: int
+) -> None:
+    def silent(tx: Transaction) -> None:
+        tx.all("UPDATE sessions SET sync_needed = 1", {})
+
+    def step_in(connection: Watched, sql: str) -> None:
+        if sql == "COMMIT":
+            watch.step_in = None
+            sqlite3.Connection.execute(connection, "ROLLBACK")
+            raise driver_error(code)
+
+    async with opened(path) as harness:
+        await harness.writer.run(lambda tx: session_queries.insert_session(tx, Scope("desktop", "s1"), None))
+        watch.step_in = step_in
+
+        told = await outcomes(harness.writer.submit(silent))
+
+        is_known = code == sqlite3.SQLITE_FULL
+        assert told == [StorageFull if is_known else CommitInDoubt]
+        assert bool(harness.fatal) is not is_known
 
 
 async def test_what_waits_behind_a_commit_in_doubt_is_refused_and_not_run(
