@@ -51,8 +51,9 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
     revision: str | None = None
     found: list[Finding] = []
     try:
-        if not guards.check_target(path, writing=False) and not database.has_content(path):
-            raise StorageError(f"{path} does not exist: check the path")
+        is_there = guards.check_target(path, writing=False)
+        if not database.has_content(path):
+            raise StorageError(f"{path} {'is empty' if is_there else 'does not exist'}: check the path")
         revision = database.probe(path)
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8

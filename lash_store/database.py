@@ -407,8 +407,10 @@ def refuse_older(
     Refuse a file that is not at head, and say what to do.
 
     Raises:
-        SchemaTooOld: it is older.
+        SchemaTooOld: it is older, or has nothing in it yet.
     """
+    if revision is None and not has_content(path):
+        raise SchemaTooOld(f"{path} is empty: check the path, or open it once with TaskStore to make a store of it")
     if revision != HEAD:
         raise SchemaTooOld(f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: {advice}")
 

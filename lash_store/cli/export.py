@@ -74,8 +74,8 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
 
     told_in_one_line()
     path = guards.resolve(required_db(ctx))
-    if not guards.check_target(path, writing=False):
-        raise click.ClickException(f"{path} does not exist: check the path")
+    if not guards.check_target(path, writing=False) or not database.has_content(path):
+        raise click.ClickException(f"{path} does not exist, or is empty: check the path")
     revision = database.probe(path)
     _refuse_the_file_itself(ctx, path, output)
     try:
