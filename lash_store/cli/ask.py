@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from .options import db_option, json_option, required_db
-from .output import console, safe, table, text, write_json_array
+from .output import Cell, console, print_blocks, print_table, put, safe, table, text, write_json_array
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,11 +151,11 @@ def _list(as_json: bool) -> None:
             for query in COOKBOOK.values()
         )
         return
-    rows = table(("query", "fixed"), ("question", "fold"), ("parameters", "fold"))
+    rows: list[tuple[Cell, ...]] = []
     for query in COOKBOOK.values():
         names = ", ".join(one.name if one.is_required else f"[{one.name}]" for one in query.parameters)
-        rows.add_row(text(query.name, "bold"), text(query.question), text(names, "dim"))
-    console().print(rows)
+        rows.append(((query.name, "bold"), query.question, (names, "dim")))
+    print_table((("query", "fixed"), ("question", "fold"), ("parameters", "fold")), rows)
 
 
 def script(asked: Query, values: Mapping[str, object]) -> str:
@@ -186,20 +186,11 @@ def parameter_line(parameter: Parameter, value: object) -> str:
 
 
 def _print(answer: Answer) -> None:
-    from rich.text import Text
-
-    out = console()
-    if _least_width(answer) <= out.width:
-        out.print(_table(answer))
+    if _least_width(answer) <= console().width:
+        put(_table(answer))
         return
-    # too many columns for this terminal: a row is a block of lines
-    width = max(map(len, answer.columns))
-    for number, row in enumerate(answer.rows):
-        if number:
-            out.print()
-        for column, value in zip(answer.columns, row, strict=True):
-            if value is not None:
-                out.print(Text.assemble((f"{column:>{width}}", "bold"), "  ", text(value)), soft_wrap=True)
+    # too many columns for this terminal
+    print_blocks(answer.columns, [[None if value is None else str(value) for value in row] for row in answer.rows])
 
 
 def _least_width(answer: Answer) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import ENV_DB, chosen_db, db_option, json_option, required_db
-from .output import console, safe, table, text, write_json, write_json_array
+from .output import Cell, console, print_table, safe, write_json, write_json_array
 
 if TYPE_CHECKING:
     from ..models import SchemaChange
@@ -275,11 +275,11 @@ def _added(before: str, after: str) -> dict[str, list[str]]:
 
 
 def _print_history(found: Sequence[dict[str, Any]]) -> None:
-    rows = table(("revision", "fixed"), ("what it is", "fold"), ("adds", "fold"))
+    rows: list[tuple[Cell, ...]] = []
     for one in found:
         marks = [mark for mark, holds in (("head", one["is_head"]), ("this file", one["is_current"])) if holds]
         adds = one["adds"]
         told = [f"{kind} {', '.join(adds[kind])}" for kind in ("tables", "columns") if adds[kind]]
         name = f"{one['revision']} ({', '.join(marks)})" if marks else one["revision"]
-        rows.add_row(text(name, "bold"), text(one["title"]), text("; ".join(told) or "-"))
-    console().print(rows)
+        rows.append(((name, "bold"), one["title"], "; ".join(told) or "-"))
+    print_table((("revision", "fixed"), ("what it is", "fold"), ("adds", "fold")), rows)
