@@ -278,7 +278,8 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
             can_repair=shrinks,
         )
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-    if mode != "wal":
+    # of a file that it may only read as unchanging, SQLite does not say how it is written
+    if mode != "wal" and not database.is_alone(path):
         yield warning(
             "not_wal",
             f"the file is in journal mode {mode!r}, in which no store can work on it",
