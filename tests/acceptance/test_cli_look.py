@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -142,6 +144,11 @@ def test_a_file_with_nothing_in_it_is_said_to_be_empty_and_left_so(tmp_path: Pat
         assert "Errno" not in lost.stderr
     assert path.read_bytes() == b""
     assert sorted(one.name for one in tmp_path.iterdir()) == ["agent.db", "lost.db"]
+
+
+def test_what_may_be_read_is_left_to_the_opening_however_the_file_was_named(db: Path) -> None:
+    with mock.patch.object(os, "access", side_effect=lambda _path, mode: mode != os.R_OK):
+        assert run("list", db=db) == run("list", LASH_STORE_DB=str(db))
 
 
 @pytest.mark.parametrize("command", [("timeline", "desktop:s1"), ("export",)])
