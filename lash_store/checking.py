@@ -50,8 +50,9 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
     revision: str | None = None
     found: list[Finding] = []
     try:
-        if not guards.check_target(path, writing=False) and not database.has_content(path):
-            raise StorageError(f"{path} does not exist: check the path")
+        is_there = guards.check_target(path, writing=False)
+        if not database.has_content(path):
+            raise StorageError(f"{path} {'is empty' if is_there else 'does not exist'}: check the path")
         revision = database.probe(path)
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8
@@ -283,7 +284,8 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
             can_repair=shrinks,
         )
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-    if mode != "wal":
+    # of a file that it may only read as unchanging, SQLite does not say how it is written
+    if mode != "wal" and not database.is_alone(path):
         yield warning(
             "not_wal",
             f"the file is in journal mode {mode!r}, in which no store can work on it",

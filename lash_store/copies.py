@@ -140,6 +140,8 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
         if there.exists() or there.is_symlink():
             raise StorageError(f"{there} exists: give a backup a name of its own, or move that away")
     with made(target) as making:
+        if not database.has_content(path):
+            raise StorageError(f"{path} is empty: check the path")
         database.probe(path)
         copy(path, making, progress=progress)
         report = verified(making, path).model_copy(update={"path": target})

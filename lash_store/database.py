@@ -137,7 +137,7 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
     Opening waits for a sibling that is closing the file or recovering its ``-wal``: both shut others out for a moment. Open, a
     writer waits for no lock by itself: the writer's own retry is fairer than SQLite's busy handler.
     """
-    access = "rw" if mode == "write" else "ro&immutable=1" if _is_alone(path) else "ro"
+    access = "rw" if mode == "write" else "ro&immutable=1" if is_alone(path) else "ro"
     uri = f"file:{quote(str(path))}?mode={access}"
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, cached_statements=256
@@ -160,7 +160,7 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
     return connection
 
 
-def _is_alone(path: Path) -> bool:
+def is_alone(path: Path) -> bool:
     """
     Whether a file is a stopped one in a folder where nothing may be made.
 
@@ -402,8 +402,10 @@ def refuse_older(
     Refuse a file that is not at head, and say what to do.
 
     Raises:
-        SchemaTooOld: it is older.
+        SchemaTooOld: it is older, or has nothing in it yet.
     """
+    if revision is None and not has_content(path):
+        raise SchemaTooOld(f"{path} is empty: check the path, or open it once with TaskStore to make a store of it")
     if revision != HEAD:
         raise SchemaTooOld(f"{path} is at revision {revision or 'none'}, this lash_store knows {HEAD}: {advice}")
 

@@ -92,7 +92,12 @@ def check_target(path: Path, *, writing: bool) -> bool:
     except OSError as error:
         raise StorageError(f"{path} cannot be looked at: {error.strerror}") from error
     if stat.S_ISLNK(found.st_mode) and not writing:
-        found = path.stat()
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise StorageError(
+                f"{path} is a symbolic link, and what it names cannot be opened: {error.strerror}"
+            ) from error
     if stat.S_ISLNK(found.st_mode):
         raise StorageError(f"{path} is a symbolic link: open the file it names, {os.path.realpath(path)}")
     if not stat.S_ISREG(found.st_mode):

@@ -53,18 +53,19 @@ class _Part:
 
 
 async def prune(
-    writer: Writer, reader: Reader, wanted: Retention, progress: Progress | None = None, *, dry_run: bool = False
+    writer: Writer | None, reader: Reader, wanted: Retention, progress: Progress | None = None, *, dry_run: bool = False
 ) -> PruneReport:
     """
     Take away what may go, in transactions of bounded size, then give the room back.
 
-    Cancelled in the middle, what was done is done. A *dry_run* counts, and writes nothing.
+    Cancelled in the middle, what was done is done. A *dry_run* counts, and writes nothing: it alone needs no *writer*.
     """
     before = None
     if wanted.older_than is not None:
         before = utc_text(max(0.0, datetime.now(UTC).timestamp() - wanted.older_than.total_seconds()))
-    # what this process has read is noted before anything is looked at
-    await writer.run(lambda _tx: None)
+    if writer is not None:
+        # what this process has read is noted before anything is looked at
+        await writer.run(lambda _tx: None)
     newest = int((await reader.rows(queries.NEWEST_TASK, {}))[0][0])
     kept = None
     if wanted.keep_last:
@@ -79,7 +80,7 @@ async def prune(
         after = report.task_seq
         # what needs no change needs no lock
         done = await reader.look(functools.partial(part, after=after, is_dry=True))
-        if not dry_run and not done.is_empty:
+        if writer is not None and not dry_run and not done.is_empty:
             done = await writer.run(functools.partial(part, after=after, is_dry=False))
         report = PruneReport(
             tasks=report.tasks + done.tasks,
@@ -93,7 +94,7 @@ async def prune(
         if progress is not None:
             progress(report)
         await asyncio.sleep((time.monotonic() - began) * _SHARE)
-    if not dry_run:
+    if writer is not None and not dry_run:
         report = await _give_back(writer, reader, report, progress)
     return report
 

@@ -714,7 +714,7 @@ class TaskStore:
         In transactions of bounded size with pauses between, so that writers beside it go on; *progress* is called after each.
         What is left of a task is a tombstone: whoever asks for it is told `TaskPruned`, an idempotency key stays used, and a
         subscriber whose cursor is older is told of the gap. Notes nobody has read stay. Cancelled, or killed, what was done is
-        done. A *dry_run* says what would go, and writes nothing.
+        done. A *dry_run* says what would go, and writes nothing: a store that only reads can be asked, too.
 
         Raises:
             ValueError: an argument without sense.
@@ -722,7 +722,7 @@ class TaskStore:
             StoreReadOnly: this store only reads.
         """
         core = self._open
-        writer = core.to_request()
+        writer = None if dry_run and core.writer is None else core.to_request()
         wanted = Retention.of(
             older_than=older_than,
             keep_last=keep_last,

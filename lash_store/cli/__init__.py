@@ -140,6 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     except OSError as error:
-        complain(str(error))
+        complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return 1
     return 0

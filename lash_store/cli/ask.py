@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from .options import db_option, json_option, required_db, storable
-from .output import Cell, console, print_table, safe, text, write_json_array
+from .output import Cell, console, print_blocks, print_table, safe, write_json_array
 
 if TYPE_CHECKING:
     from .cookbook import Parameter, Query
@@ -184,22 +184,13 @@ def parameter_line(parameter: Parameter, value: object) -> str:
 
 
 def _print(answer: Answer) -> None:
-    from rich.text import Text
-
-    out = console()
-    if _least_width(answer) <= out.width:
+    if _least_width(answer) <= console().width:
         behaviour = ["right" if _is_numeric(values) else "fold" for values in zip(*answer.rows, strict=True)]
         rows = [["" if value is None else str(value) for value in row] for row in answer.rows]
         print_table([*zip(answer.columns, behaviour, strict=True)], rows)
         return
-    # too many columns for this terminal: a row is a block of lines
-    width = max(map(len, answer.columns))
-    for number, row in enumerate(answer.rows):
-        if number:
-            out.print()
-        for column, value in zip(answer.columns, row, strict=True):
-            if value is not None:
-                out.print(Text.assemble((f"{column:>{width}}", "bold"), "  ", text(value)), soft_wrap=True)
+    # too many columns for this terminal
+    print_blocks(answer.columns, [[None if value is None else str(value) for value in row] for row in answer.rows])
 
 
 def _least_width(answer: Answer) -> int:

@@ -85,7 +85,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
             # what a hand wrote need not be UTF-8
             connection.text_factory = database.replacing
             connection.execute("BEGIN").fetchall()
-            revision = database.read_revision(connection, path) if database.has_content(path) else None
+            revision = database.read_revision(connection, path)
             if scope is not None and (revision is None or not _has_session(connection, scope)):
                 raise click.ClickException(f"no session {str(scope)!r} in this file: see lash-store sessions")
             first = {

@@ -113,7 +113,9 @@ async def _prune(ctx: click.Context, path: str, criteria: dict[str, Any], as_jso
 
     from ..store import TaskStore
 
-    async with TaskStore.connect(path, runtime="lash-store") as store:
+    # who closes a file that was opened to write to moves what is in its -wal
+    opened = TaskStore.open_readonly(path) if criteria["dry_run"] else TaskStore.connect(path, runtime="lash-store")
+    async with opened as store:
         with bar("pruning") as show:
 
             def told(report: PruneReport) -> None:
@@ -127,7 +129,8 @@ async def _prune(ctx: click.Context, path: str, criteria: dict[str, Any], as_jso
         write_json({**report.model_dump(mode="json"), "dry_run": criteria["dry_run"]})
         return
     did = "would be pruned" if criteria["dry_run"] else "were pruned"
-    click.echo(f"{report.tasks:,} tasks with {report.events:,} events {did}; {report.freed:,} bytes given back")
+    freed = "" if criteria["dry_run"] else f"; {report.freed:,} bytes given back"
+    click.echo(f"{report.tasks:,} tasks with {report.events:,} events {did}{freed}")
     if report.unread:
         click.echo(f"{report.unread:,} stay: nobody was handed their result (--unread prunes those too)")
     if report.needed:

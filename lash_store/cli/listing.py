@@ -279,7 +279,7 @@ _SESSION_COLUMNS = (
 
 
 def _print_sessions(found: Sequence[dict[str, Any]]) -> None:
-    """Print a line a session; a column in which nothing stands would only take room."""
+    """Print a row a session; a column in which nothing stands would only take room."""
     lines = [_session_line(row) for row in found]
     shown = [place for place, column in enumerate(zip(*lines, strict=True)) if place < 4 or any(map(_says, column))]
     print_table([_SESSION_COLUMNS[place] for place in shown], [[line[place] for place in shown] for line in lines])

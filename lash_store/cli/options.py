@@ -47,7 +47,9 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 def db_option(command: C) -> C:
     """Give a command ``--db FILE``; read it with `required_db`, `given_db` or `chosen_db`."""
     text = f"The store's file. [env var: {_ENV_DB}]"
-    option = click.option("--db", metavar="FILE", help=text, expose_value=False, callback=_remember, type=click.Path())
+    # a file that may not be read is no wrong usage: it is met when it is opened, however it was named
+    path = click.Path(readable=False)
+    option = click.option("--db", metavar="FILE", help=text, expose_value=False, callback=_remember, type=path)
     return option(command)
 
 

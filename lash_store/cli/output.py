@@ -31,6 +31,7 @@ __all__ = [
     "event_json",
     "moment",
     "one_line",
+    "print_blocks",
     "print_line",
     "print_table",
     "put",
@@ -133,10 +134,13 @@ def _table(*columns: tuple[str, str]) -> Table:
             overflow="fold",
             no_wrap=behaviour != "fold",
             justify="right" if behaviour == "right" else "left",
-            min_width=8 if behaviour == "fold" else None,
+            min_width=_LEAST_FOLDED if behaviour == "fold" else None,
         )
     return made
 
+
+_LEAST_FOLDED = 8
+"""Cells of a column that folds: with fewer it cannot be read."""
 
 Cell = str | tuple[str, str]
 """What stands in a table: data, or data and the style it is shown in."""
@@ -155,10 +159,14 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell
     """
     Print rows of data in columns; a column is its header and how it behaves.
 
-    ``fold`` folds long cells on a terminal and cuts none, ``right`` and ``fixed`` never fold. Elsewhere a row is a line, and
-    nothing stands at the end of it.
+    ``fold`` folds long cells on a terminal, ``right`` and ``fixed`` never fold; a row that is too wide for it all the same is a
+    block of lines. Elsewhere a row is a line, and nothing stands at the end of it.
     """
-    if console().width < _UNBOUNDED:
+    if (room := console().width) < _UNBOUNDED:
+        if _least_width(columns, rows) > room:
+            # a library that lays it out would take the missing cells away from all columns, and the folding ones altogether
+            print_blocks([header for header, _ in columns], [[cell or None for cell in row] for row in rows])
+            return
         for first in range(0, len(rows), _BLOCK):
             made = _table(*columns)
             for row in rows[first : first + _BLOCK]:
@@ -177,6 +185,31 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell
             widths_here = widths
         padded = [side(cell, width) for side, cell, width in zip(sides, line, widths_here, strict=True)]
         sys.stdout.write("  ".join(padded).rstrip(" ") + "\n")
+
+
+def print_blocks(headers: Sequence[str], rows: Iterable[Sequence[Cell | None]]) -> None:
+    """Print each row as a block of lines, a line a cell, without those that are None: for what no table has room for."""
+    from rich.text import Text
+
+    out = console()
+    width = max(map(len, headers))
+    for number, row in enumerate(rows):
+        if number:
+            out.print()
+        for header, cell in zip(headers, row, strict=True):
+            if cell is not None:
+                line = Text.assemble((f"{header:>{width}}", "bold"), "  ", cell_text(cell))
+                line.rstrip()
+                out.print(line, soft_wrap=True)
+
+
+def _least_width(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> int:
+    """Return how many cells a table needs in which what does not fold stays whole."""
+    least = 2 * (len(columns) - 1)
+    for (header, behaviour), cells in zip(columns, zip(*rows, strict=True), strict=True):
+        widest = _widest([header, *(safe(cell if isinstance(cell, str) else cell[0]) for cell in cells)])
+        least += min(widest, _LEAST_FOLDED) if behaviour == "fold" else widest
+    return least
 
 
 def _widest(column: Sequence[str]) -> int:

@@ -107,7 +107,7 @@ class Snapshot:
 
 def existing(given: str) -> Path:
     """
-    Return the path of a file that is there.
+    Return the path of a file that is there, with something in it.
 
     Raises:
         StorageError: it is not: a name that was mistyped must not make a new one.
@@ -115,6 +115,8 @@ def existing(given: str) -> Path:
     path = guards.resolve(given)
     if not guards.check_target(path, writing=False):
         raise StorageError(f"{path} does not exist: check the path")
+    if not database.has_content(path):
+        raise StorageError(f"{path} is empty: check the path")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -109,6 +111,53 @@ def test_what_is_told_fits_into_narrow_columns(db: Path, look: tuple[str, ...]) 
     done = run(*look, db=db, COLUMNS="60")
     assert_harmless(done.stdout)
     assert done.stdout.count("\n") >= run(*look, db=db).stdout.count("\n")
+
+
+@pytest.mark.parametrize("columns", ["30", "60", "80", "90"])
+def test_no_width_takes_a_name_or_a_number_away(db: Path, columns: str) -> None:
+    wide = [line.split() for line in run("sessions", db=db).stdout.splitlines()]
+    narrow = run("sessions", db=db, COLUMNS=columns).stdout
+    assert [word for line in wide[1:] for word in line if word not in narrow.split()] == []
+    listed = run("list", "--all", db=db, COLUMNS="30").stdout
+    assert "monitor:tests" in listed
+
+
+def test_a_file_with_nothing_in_it_is_said_to_be_empty_and_left_so(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    path.touch(mode=0o644)
+    (tmp_path / "lost.db").symlink_to(tmp_path / "nowhere.db")
+    commands = [
+        *LOOKS,
+        ("doctor", "--repair"),
+        ("backup", tmp_path / "copy.db"),
+        ("export",),
+        ("current",),
+        ("schema",),
+    ]
+    for command in commands:
+        done = run(*command, db=path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), command
+        assert "is empty" in done.stderr
+        assert "lash-store upgrade" not in done.stderr
+        lost = run(*command, db=tmp_path / "lost.db")
+        assert (lost.returncode, lost.stdout, lost.stderr.count("\n")) == (1, "", 1), command
+        assert "Errno" not in lost.stderr
+    assert path.read_bytes() == b""
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["agent.db", "lost.db"]
+
+
+def test_what_may_be_read_is_left_to_the_opening_however_the_file_was_named(db: Path) -> None:
+    with mock.patch.object(os, "access", side_effect=lambda _path, mode: mode != os.R_OK):
+        assert run("list", db=db) == run("list", LASH_STORE_DB=str(db))
+
+
+@pytest.mark.parametrize("command", [("timeline", "desktop:s1"), ("export",)])
+def test_an_output_that_cannot_be_made_is_named_with_what_hinders(
+    db: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    done = run(*command, "-o", tmp_path / "no" / "out", db=db)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"lash-store: {tmp_path}/no/out: No such file or directory"
 
 
 @pytest.mark.parametrize("command", ["sessions", "list", "show", "tree", "notes", "stats"])

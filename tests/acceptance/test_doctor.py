@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -451,6 +452,11 @@ def test_an_older_file_is_to_be_upgraded_and_is_sound_then(tmp_path: Path, revis
     assert run("upgrade", "--no-backup", db=path).returncode == 0
     # owners of then are dead, and what they left is somebody's to recover
     assert set(codes(look(path))) <= {"dead_owner", "left_behind", "stuck_cancel"}
+
+
+def test_a_sound_file_in_a_folder_that_may_not_be_written_is_sound(db: Path) -> None:
+    with mock.patch.object(os, "access", side_effect=lambda _path, mode: mode != os.W_OK):
+        assert look(db)["findings"] == []
 
 
 def test_a_file_out_of_wal_mode_is_put_back_into_it(db: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import TaskStore, copies, schema
+from lash_store import TaskStore, copies, migrate, schema
 from lash_store.cli import export
 from tests.acceptance import agent_file
 from tests.acceptance.commands import HOSTILE, Done, run
@@ -265,7 +265,8 @@ def test_a_file_of_an_older_revision_is_exported_as_it_is(tmp_path: Path, revisi
 
 def test_a_file_without_tables_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
-    path.touch()
+    migrate.upgrade(path)
+    migrate.downgrade(path, "base")
     assert [row["revision"] for row in lines(run("export", db=path))] == [None]
     assert run("export", "--session", S1, db=path).returncode == 1
 

@@ -158,10 +158,25 @@ def test_prune_says_what_it_did_and_why_something_stays(db: Path) -> None:
     again = run("prune", db=db)
 
     assert (dry.returncode, dry.stderr, done.returncode, done.stderr) == (0, "", 0, "")
-    assert dry.stdout.startswith("6 tasks with 18 events would be pruned; 0 bytes given back\n")
+    assert dry.stdout.startswith("6 tasks with 18 events would be pruned\n")
     assert done.stdout.startswith("6 tasks with 18 events were pruned; ")
     assert done.stdout.endswith("\n1 stay: nobody was handed their result (--unread prunes those too)\n")
     assert again.stdout.startswith("0 tasks with 0 events were pruned")
+
+
+def test_a_dry_prune_leaves_the_file_of_a_dead_owner_as_it_is(db: Path, tmp_path: Path) -> None:
+    dead = tmp_path / "dead.db"
+    with closing(sqlite3.connect(db, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
+        connection.execute("UPDATE sessions SET sync_needed = 1")
+        for end in ("", "-wal"):
+            Path(f"{dead}{end}").write_bytes(Path(f"{db}{end}").read_bytes())
+    before = [Path(f"{dead}{end}").read_bytes() for end in ("", "-wal")]
+    assert before[1]
+
+    assert run("prune", "--dry-run", db=dead).returncode == 0
+
+    assert [Path(f"{dead}{end}").read_bytes() for end in ("", "-wal")] == before
 
 
 def test_prune_shows_how_far_it_is_on_a_terminal_only(db: Path) -> None:

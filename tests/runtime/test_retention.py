@@ -1393,10 +1393,9 @@ async def test_bodies_and_waiters_go_on_while_a_peer_and_a_caller_without_rows_p
 async def test_who_only_reads_does_not_prune_and_sees_what_was(crowded: Path, opened: Callable[..., Any]) -> None:
     store = await opened()
     async with TaskStore.open_readonly(crowded) as reader:
-        for dry_run in (False, True):
-            with pytest.raises(StoreReadOnly):
-                await reader.prune(dry_run=dry_run)
-        await store.prune()
+        with pytest.raises(StoreReadOnly):
+            await reader.prune()
+        assert await reader.prune(dry_run=True) == (await store.prune()).model_copy(update={"freed": 0})
 
         with pytest.raises(TaskPruned):
             await reader.get("desktop:s1", "t7")
