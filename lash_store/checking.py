@@ -9,14 +9,14 @@ import re
 import shlex
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from . import database, guards
+from . import database, guards, revisions
 from .copies import has_bytes, is_copy, is_locked
 from .errors import StorageCorrupt, StorageError
 from .findings import FEW, CheckReport, Finding, Severity, fault, few, info, warning
@@ -62,7 +62,7 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
             try:
                 found += _integrity(connection)
                 # once more, of the state that is looked at: somebody may have upgraded it since
-                revision = database.read_revision(connection, path) if database.has_content(path) else None
+                revision = database.read_revision(connection, path)
                 database.check_revision(revision, path)
                 if revision != HEAD:
                     found.append(_old(revision))
@@ -163,6 +163,7 @@ def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
 def _stories(connection: sqlite3.Connection, count: int, progress: Progress | None) -> Iterator[Finding]:
     """Fold every task's events and hold them against its row."""
     differ: list[str] = []
+    lost: list[str] = []
     ends: list[str] = []
     silent: list[str] = []
     told = connection.execute("SELECT * FROM events WHERE task_seq IS NOT NULL ORDER BY task_seq, seq")
@@ -177,7 +178,7 @@ def _stories(connection: sqlite3.Connection, count: int, progress: Progress | No
             continue
         columns, is_ended = _told_by(list(map(dict, story)), task)
         if columns:
-            differ.append(f"{name}: {', '.join(columns)}")
+            (lost if _may_have_been_taken_down(columns, task) else differ).append(f"{name}: {', '.join(columns)}")
         if not is_ended:
             ends.append(name)
         if progress is not None and (looked_at % 500 == 0 or looked_at == count):
@@ -189,6 +190,13 @@ def _stories(connection: sqlite3.Connection, count: int, progress: Progress | No
             "fold",
             f"rows that are not what their events say, in the columns named: {few(differ)}",
             "somebody edited the row by hand, or the file was damaged: lash-store show tells the events; " + _RESTORE,
+        )
+    if lost:
+        yield info(
+            "lost_columns",
+            f"rows without what their events say, in columns that no file of the first revision has: {few(lost)}",
+            "nothing, if the file was taken back to an older revision and up again: the downgrade said what it loses. Else "
+            "somebody edited the rows by hand",
         )
     if ends:
         yield fault("ends", f"tasks whose end does not stand once, as the last event: {few(ends)}", _RESTORE)
@@ -205,6 +213,20 @@ def _told_by(story: list[dict[str, Any]], task: sqlite3.Row) -> tuple[list[str],
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         # whatever a hand or a broken page made of it
         return ["all"], True
+
+
+def _may_have_been_taken_down(columns: Collection[str], task: sqlite3.Row) -> bool:
+    """Whether a downgrade and an upgrade after it leave a row so: what a later revision added has its default again."""
+    _, first, *_ = revisions.shapes().values()
+    newest = revisions.shape(HEAD).columns["tasks"]
+    return all(
+        name in newest and name not in first.columns["tasks"] and _literal(task[name]) == newest[name]
+        for name in columns
+    )
+
+
+def _literal(value: Any) -> str:
+    return "NULL" if value is None else repr(value)
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -370,11 +370,15 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
     return None if row is None else str(row[0])
 
 
+_FEW = 5
+
+
 def amiss(connection: sqlite3.Connection) -> str | None:
     """Read all of a file and return what is wrong with its pages, indexes and rows, the first few things, or None."""
     found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(3)").fetchall()]
     if found != ["ok"]:
-        return "; ".join(found)
+        lines = [line for one in found for line in one.splitlines()]
+        return "; ".join(lines[:_FEW]) + (f"; and {len(lines) - _FEW} more" if len(lines) > _FEW else "")
     orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
     some = ", ".join(f"{table} {row} without its {parent}" for table, row, parent, _ in orphans[:3])
     return f"{len(orphans)} rows without parents ({some})" if orphans else None

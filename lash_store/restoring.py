@@ -76,6 +76,8 @@ def restore(backup: Path, path: Path, progress: Progress | None = None) -> Resto
     _check_source(backup, path)
     if not path.parent.is_dir():
         raise StorageError(f"the folder {path.parent} does not exist: create it, then restore")
+    if guards.check_target(path, writing=False) and path.stat().st_size > 0:
+        _refuse_foreign(path)
     try:
         with guards.alone(path, _PATIENCE):
             _undo_half(path)
@@ -212,6 +214,12 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
             return False
         raise
     return True
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse another application's file, before anything is made beside it; see `_is_ours`."""
+    with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.open_sqlite(path, "read")) as connection:
+        _is_ours(connection, path)
 
 
 def _page_size(connection: sqlite3.Connection) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import db_option, json_option, names_of_task, required_db, scope_of, storable
-from .output import complain, console, safe, state_style, task_json, text, write_json
+from .output import complain, console, counted, safe, state_style, task_json, text, write_json
 from .running import run
 
 if TYPE_CHECKING:
@@ -270,4 +270,6 @@ async def _abandon_owner(path: str, owner_id: int, reason: str, as_json: bool) -
         return
     for record in (*report.abandoned, *report.released):
         _tell(record, as_json)
-    click.echo(f"owner {owner_id} was given up: {len(report.abandoned)} tasks abandoned, {len(report.released)} free")
+    click.echo(
+        f"owner {owner_id} was given up: {counted(len(report.abandoned), 'task')} abandoned, {len(report.released)} free"
+    )

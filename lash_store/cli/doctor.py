@@ -8,7 +8,7 @@ import click
 
 from .dialogue import bar
 from .options import db_option, json_option, required_db
-from .output import console, safe, text, write_json
+from .output import console, counted, safe, text, write_json
 from .running import told_in_one_line
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _print(report: CheckReport) -> None:
 
     out = console()
     revision = report.revision or "none"
-    out.print(text(f"{report.path}: revision {revision}, {report.tasks:,} tasks, {report.events:,} events", "bold"))
+    held = f"{counted(report.tasks, 'task')}, {counted(report.events, 'event')}"
+    out.print(text(f"{report.path}: revision {revision}, {held}", "bold"))
     for one in report.findings:
         mark = "mended" if one.is_repaired else str(one.severity)
         style = "green" if one.is_repaired else _STYLES[one.severity]

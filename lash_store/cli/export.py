@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from .options import db_option, required_db, scope_of
-from .output import stored
+from .output import counted, safe, stored
 from .running import told_in_one_line
 
 if TYPE_CHECKING:
@@ -93,15 +93,19 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
                 "revision": revision,
                 "exported_at": stored(datetime.now(UTC)),
             }
+            lines = 1
             with click.open_file(output, "w") if output == "-" else _private(output) as out:
                 _write(out, first)
                 # in the tables' order, and once, however they were asked for
                 for record in [name for name in _TABLES if name in (only or _TABLES)]:
                     for row in _rows(connection, record, scope):
                         _write(out, row)
+                        lines += 1
                 out.flush()
     except sqlite3.Error as error:
         database.raise_translated(error, path)
+    if output != "-":
+        click.echo(f"{safe(output)}: {counted(lines, 'line')}", err=True)
 
 
 def _private(output: str) -> IO[str]:

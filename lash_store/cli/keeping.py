@@ -8,7 +8,7 @@ import click
 
 from .dialogue import bar, confirm
 from .options import db_option, json_option, required_db, scope_of, span_in, words
-from .output import safe, write_json
+from .output import counted, safe, write_json
 from .running import run, told_in_one_line
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ async def _prune(ctx: click.Context, path: str, criteria: dict[str, Any], as_jso
     if as_json:
         write_json({**report.model_dump(mode="json"), "dry_run": criteria["dry_run"]})
         return
-    did = "would be pruned" if criteria["dry_run"] else "were pruned"
+    did = "would be pruned" if criteria["dry_run"] else "pruned"
     freed = "" if criteria["dry_run"] else f"; {report.freed:,} bytes given back"
-    click.echo(f"{report.tasks:,} tasks with {report.events:,} events {did}{freed}")
+    click.echo(f"{counted(report.tasks, 'task')} with {counted(report.events, 'event')} {did}{freed}")
     if report.unread:
-        click.echo(f"{report.unread:,} stay: nobody was handed their result (--unread prunes those too)")
+        click.echo(f"kept: {report.unread:,} whose result nobody was handed (--unread prunes those too)")
     if report.needed:
-        click.echo(f"{report.needed:,} stay: live work depends on them")
+        click.echo(f"kept: {report.needed:,} that live work depends on")
 
 
 # --- backup and restore ---------------------------------------------------------------------------------------------
@@ -167,7 +167,8 @@ def backup(ctx: click.Context, target: str, as_json: bool) -> None:
         write_json(report.model_dump(mode="json"))
         return
     click.echo(
-        f"{safe(str(report.path))}: {report.bytes:,} bytes, {report.tasks:,} tasks, {report.events:,} events, verified"
+        f"{safe(str(report.path))}: {report.bytes:,} bytes, {counted(report.tasks, 'task')}, "
+        f"{counted(report.events, 'event')}, verified"
     )
 
 
@@ -204,6 +205,6 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     if as_json:
         write_json(report.model_dump(mode="json"))
         return
-    click.echo(f"{safe(str(report.path))}: revision {report.revision}, {report.tasks:,} tasks")
+    click.echo(f"{safe(str(report.path))}: revision {report.revision}, {counted(report.tasks, 'task')}")
     if report.kept is not None:
         click.echo(f"what was there is now {safe(str(report.kept))}")

@@ -27,6 +27,7 @@ __all__ = [
     "cell_text",
     "complain",
     "console",
+    "counted",
     "cropped",
     "event_json",
     "moment",
@@ -85,6 +86,11 @@ def text(value: object, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(safe(value), style)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many of something there are: ``1 task``, ``2,000 tasks``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def cropped(value: str, width: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import db_option, json_option, required_db, since_of, span_in
-from .output import safe, write_json
+from .output import counted, safe, write_json
 
 if TYPE_CHECKING:
     from .chronicle import Chronicle
@@ -125,7 +125,7 @@ def timeline(
         return
     _write(Path(target), text, force)
     count = sum(line.task is not None for section in chronicle.sections for line in section.lines)
-    click.echo(f"{safe(target)}: {count:,} tasks, {len(text.encode()):,} bytes")
+    click.echo(f"{safe(target)}: {counted(count, 'task')}, {len(text.encode()):,} bytes")
 
 
 def _kind(ctx: click.Context, target: str | None, as_html: bool) -> str:

@@ -355,7 +355,7 @@ def test_all_work_of_an_owner_that_is_stopped_is_given_up_and_it_writes_nothing_
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[-1] == f"owner {owner['owner_id']} was given up: 1 tasks abandoned, 1 free"
+    assert lines[-1] == f"owner {owner['owner_id']} was given up: 1 task abandoned, 1 free"
     assert sorted(line.split()[-2:] for line in lines[:-1]) == [["again", "pending"], ["once", "abandoned"]]
     assert json.loads(again.stdout)["abandoned"] == []
     state = rows(path, "SELECT * FROM tasks")

@@ -27,6 +27,7 @@ from lash_store import (
     copies,
     database,
     guards,
+    migrate,
     rehearsal,
     schema,
     vitality,
@@ -158,12 +159,6 @@ def test_a_busy_file_with_owners_that_come_and_go_has_nothing_wrong_with_it(
         for thread in threads:
             thread.join(30)
     assert [finding for report in found for finding in report] == []
-
-
-def test_a_file_with_nothing_in_it_is_to_be_upgraded(tmp_path: Path) -> None:
-    empty = tmp_path / "agent.db"
-    empty.touch(0o600)
-    assert (look(empty)["revision"], "old_revision" in codes(look(empty))) == (None, True)
 
 
 def test_what_is_looked_at_is_of_one_moment_its_revision_too(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -749,3 +744,20 @@ def test_a_file_that_is_locked_is_not_called_damaged(db: Path, monkeypatch: pyte
 
         assert (done.returncode, done.stdout) == (1, "")
         assert "another process holds the write lock" in done.stderr
+
+
+@pytest.mark.parametrize("revision", ["0002", "0003", "0004"])
+def test_what_a_downgrade_lost_is_known_and_not_taken_for_damage(tmp_path: Path, revision: str) -> None:
+    old = Path(shutil.copy(Path(__file__).parents[1] / "data" / f"{revision}.db", tmp_path / "agent.db"))
+    for to in (schema.HEAD, "0001", schema.HEAD):
+        (migrate.downgrade if to == "0001" else migrate.upgrade)(old, to)
+
+    report = checking.check(old)
+
+    assert [one for one in report.findings if one.severity == "error"] == []
+    [lost] = [one for one in report.findings if one.code == "lost_columns"]
+    assert ": parent_seq, " in lost.message
+    # what a hand did to the same rows is not hidden by that
+    with closing(sqlite3.connect(old)) as connection, connection:
+        connection.execute("UPDATE tasks SET has_callback = 0, label = 'x' WHERE completed_at IS NULL")
+    assert "fold" in {one.code for one in checking.check(old).findings}

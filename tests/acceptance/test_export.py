@@ -196,8 +196,10 @@ def test_an_export_to_a_file_is_its_owners_alone(made: Path, tmp_path: Path) -> 
 
     done = run("export", "-o", target, db=made)
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert by_table(parsed(target.read_text())) == by_table(lines(run("export", db=made)))
+    written = target.read_text()
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"{target}: {len(written.splitlines())} lines\n"
+    assert by_table(parsed(written)) == by_table(lines(run("export", db=made)))
     assert target.stat().st_mode & 0o777 == 0o600
     # again: a file of yesterday is written over, and what it said of others no longer holds
     target.chmod(0o644)

@@ -159,9 +159,9 @@ def test_prune_says_what_it_did_and_why_something_stays(db: Path) -> None:
 
     assert (dry.returncode, dry.stderr, done.returncode, done.stderr) == (0, "", 0, "")
     assert dry.stdout.startswith("6 tasks with 18 events would be pruned\n")
-    assert done.stdout.startswith("6 tasks with 18 events were pruned; ")
-    assert done.stdout.endswith("\n1 stay: nobody was handed their result (--unread prunes those too)\n")
-    assert again.stdout.startswith("0 tasks with 0 events were pruned")
+    assert done.stdout.startswith("6 tasks with 18 events pruned; ")
+    assert done.stdout.endswith("\nkept: 1 whose result nobody was handed (--unread prunes those too)\n")
+    assert again.stdout.startswith("0 tasks with 0 events pruned")
 
 
 def test_a_dry_prune_leaves_the_file_of_a_dead_owner_as_it_is(db: Path, tmp_path: Path) -> None:

@@ -563,6 +563,7 @@ def test_another_applications_file_is_not_replaced(backup: Path, tmp_path: Path)
         restoring.restore(backup, theirs)
 
     assert bytes_beside(theirs) == before
+    assert not guards.side_folder(theirs).exists()
 
 
 def test_a_store_that_has_lost_its_mark_is_damaged_and_not_another_applications(stopped: Path, backup: Path) -> None:
