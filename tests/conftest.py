@@ -38,6 +38,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if all((config.rootpath / argument).is_dir() for argument in map(Path, config.args)):
         # many tests wait for processes of their own
-        option.numprocesses = min(4, (os.cpu_count() or 1) + 1)
+        option.numprocesses = min(4, (os.cpu_count() or 1) + 2)
         # the longest files come first, and no file is made ready twice
         option.dist, option.loadscopereorder = "loadfile", False

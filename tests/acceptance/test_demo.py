@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_used_is_one_clean_error(tmp_path: Path, db: str) 
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_worker_ends_with_its_parent(tmp_path: Path, end: signal.Signals) -> None:
     parent = subprocess.Popen(
         [*DEMO, "--tasks", "40"], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}

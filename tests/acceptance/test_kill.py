@@ -16,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker
 from tests.runtime.support import check_file, rows
 
-KILLS = 50
+MANY = pytest.param(50, marks=pytest.mark.slow)
 
 
 class Acknowledged:
@@ -53,14 +55,17 @@ class Acknowledged:
                     self.odd.append(words)
 
 
-def test_no_acknowledged_operation_is_lost_over_50_kills(start: Callable[..., Worker], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [20, MANY])
+def test_no_acknowledged_operation_is_lost_over_many_kills(
+    start: Callable[..., Worker], tmp_path: Path, kills: int
+) -> None:
     path, seed = tmp_path / "agent.db", secrets.randbits(32)
     chance = random.Random(seed)
     print(f"seed {seed}")
     acked = Acknowledged()
     began = time.monotonic()
 
-    for number in range(KILLS):
+    for number in range(kills):
         worker = start(programs.life, str(path), number)
         worker.wait_for("born", number)
         # one kill in five falls into the opening and the recovery, the others into the work
@@ -81,7 +86,7 @@ def test_no_acknowledged_operation_is_lost_over_50_kills(start: Callable[..., Wo
     tasks = {row["id"]: row for row in rows(path, "SELECT * FROM tasks")}
     by_seq = {row["task_seq"]: row for row in tasks.values()}
     print(
-        f"{KILLS} kills in {time.monotonic() - began:.1f} s: {len(acked.spawned)} spawns, "
+        f"{kills} kills in {time.monotonic() - began:.1f} s: {len(acked.spawned)} spawns, "
         f"{sum(acked.saved.values())} saves, {len(acked.completed)} completions acknowledged; "
         f"{len(tasks)} tasks, at most {max(row['attempt'] for row in tasks.values())} attempts"
     )
@@ -100,9 +105,9 @@ def test_no_acknowledged_operation_is_lost_over_50_kills(start: Callable[..., Wo
             assert (row["state"], ends[row["task_seq"]]) == ("completed", 1)
             assert checkpoints[row["id"]] == _until(row)
     check_file(path)
-    assert len(acked.spawned) > KILLS
-    assert len(acked.saved) > KILLS
-    assert len(acked.completed) > KILLS
+    assert len(acked.spawned) > kills
+    assert len(acked.saved) > kills
+    assert len(acked.completed) > kills
     assert max(row["attempt"] for row in tasks.values()) > 1
 
 

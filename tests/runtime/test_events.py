@@ -318,6 +318,7 @@ async def test_commits_of_another_process_are_read_whole_while_this_one_writes(
 
     for _ in range(30):
         await busy(session, 2)
+    await worker.says("ready")
     for number in range(4):
         record = await (await store.handle("desktop:s1", f"t{number}")).wait(timeout=20)
         assert record.result == [0, 30]

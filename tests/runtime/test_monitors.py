@@ -331,11 +331,17 @@ async def test_one_that_ended_by_itself_is_completed_though_its_stop_comes_befor
 async def test_a_stop_that_comes_before_an_end_is_noticed_comes_too_late(
     session: SessionTasks, watch: Watch, monkeypatch: pytest.MonkeyPatch, status: int, state: TaskState
 ) -> None:
-    # nothing tells of the exit
-    monkeypatch.setattr(supervising, "_exit_watched", lambda launched, exited: contextlib.nullcontext())
+    watched: list[int] = []
+
+    def exit_watched(launched: Launched, exited: asyncio.Event) -> contextlib.nullcontext[None]:
+        # nothing tells of the exit
+        watched.append(launched.pid)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(supervising, "_exit_watched", exit_watched)
     task = await session.start_monitor(watch.sh("m", f"exit {status}"))
     pid = await begun(task)
-    await until(lambda: pid in zombies())
+    await until(lambda: pid in zombies() and watched == [pid])
 
     assert (await session.stop_monitor("m")).state == state
 

@@ -1144,14 +1144,14 @@ DIES_IN_THE_MIDDLE = """
 @pytest.mark.parametrize(
     ("revision", "beginning", "when"),
     [
-        ("0001", "DROP VIEW live_tasks", "after"),
-        ("0001", "CREATE TABLE inbox", "before"),
-        ("0001", "CREATE VIEW session_summary", "after"),
+        pytest.param("0001", "DROP VIEW live_tasks", "after", marks=pytest.mark.slow),
+        pytest.param("0001", "CREATE TABLE inbox", "before", marks=pytest.mark.slow),
+        pytest.param("0001", "CREATE VIEW session_summary", "after", marks=pytest.mark.slow),
         # two revisions are one transaction
         ("0001", "CREATE TABLE signals", "after"),
         ("0002", "ALTER TABLE tasks ADD COLUMN waiting_for", "after"),
-        ("0002", "CREATE INDEX signals_untaken", "before"),
-        ("0002", "CREATE VIEW live_tasks", "after"),
+        pytest.param("0002", "CREATE INDEX signals_untaken", "before", marks=pytest.mark.slow),
+        pytest.param("0002", "CREATE VIEW live_tasks", "after", marks=pytest.mark.slow),
         ("0003", "CREATE TABLE updates", "after"),
         ("0004", "CREATE TABLE tombstones", "after"),
         ("0004", "CREATE VIEW live_monitors", "before"),
