@@ -24,6 +24,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# run as a script, from a checkout: what follows is imported from that, and so after this
 sys.path.insert(0, str(ROOT))
 
 from docs.picture import picture  # noqa: E402
