@@ -1,1 +1,1 @@
-"""Owns the measurements: ratios against what a user would write instead, in the same run."""
+"""What lash_store costs, beside what a user would take instead: ``python -m benchmarks``."""
