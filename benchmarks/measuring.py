@@ -19,7 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Case", "Curve", "Found", "Goal", "Missing", "Picture", "Way", "figure", "find_case", "median", "ratio", "run_here", "run_rounds"]
+__all__ = [
+    "Case",
+    "Curve",
+    "Found",
+    "Goal",
+    "Missing",
+    "Picture",
+    "Way",
+    "figure",
+    "find_case",
+    "median",
+    "ratio",
+    "run_here",
+    "run_rounds",
+]
 
 Run: TypeAlias = Callable[[Path, float], Mapping[str, float]]
 """Does the work once in an empty folder, at a scale (1.0: as it is meant), and returns figures by metric."""
@@ -145,9 +159,7 @@ def run_apart(case: str, way: str, scale: float, timeout: float) -> dict[str, fl
     with tempfile.TemporaryDirectory(prefix="lash_store-bench-") as folder:
         command = [sys.executable, "-m", "benchmarks.one", case, way, folder, str(scale)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     last = done.stdout.strip().rpartition("\n")[2]
     try:
         answer: dict[str, Any] = json.loads(last)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,3 +88,70 @@ def run_on(loop: str, main: Callable[[], Any]) -> Any:
     except ImportError:
         raise Missing("uvloop is not installed: pip install -e '.[bench]'") from None
     return uvloop.run(main())
+
+
+def shape(found: Found) -> float | None:
+    """Return how much the curve ever falls below what it had reached, as a share: rates at growing numbers of callers."""
+    rates = [median(found, f"lash_store, {callers} callers", "per_second") for callers in CALLERS]
+    if any(rate is None for rate in rates):
+        return None
+    reached, fall = 0.0, 0.0
+    for rate in rates:
+        assert rate is not None
+        reached = max(reached, rate)
+        fall = max(fall, 1 - rate / reached)
+    return fall
+
+
+PLAIN, PLAIN_NORMAL, DBOS, HUEY = "plain sqlite3", "plain sqlite3, NORMAL", "DBOS", "Huey"
+CASE = Case(
+    name="lifecycle",
+    title="One life cycle: spawn → body → completed → result, all of it durable",
+    metrics={"per_second": "life cycles/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"},
+    ways=[
+        Way(
+            PLAIN,
+            by_plain("FULL"),
+            "a task table and an event table, three commits a life cycle, one caller: SQLite has one writer",
+        ),
+        *(Way(f"lash_store, {callers} callers", by_lash_store(callers, "full")) for callers in CALLERS),
+        Way(PLAIN_NORMAL, by_plain("NORMAL"), "the same with synchronous=NORMAL"),
+        Way("lash_store, NORMAL, 100 callers", by_lash_store(100, "normal"), 'durability="normal"'),
+        Way("lash_store on uvloop, 1 callers", by_lash_store(1, "full", "uvloop")),
+        Way("lash_store on uvloop, 100 callers", by_lash_store(100, "full", "uvloop")),
+    ],
+    goals=[
+        Goal("100 callers beside plain sqlite3", ratio("lash_store, 100 callers", "per_second", PLAIN), at_least=3),
+        Goal("100 callers beside DBOS", ratio("lash_store, 100 callers", "per_second", DBOS), at_least=30),
+        Goal("1 caller beside plain sqlite3", ratio("lash_store, 1 callers", "per_second", PLAIN), at_least=0.5),
+        Goal(
+            "100 callers beside plain sqlite3, both NORMAL",
+            ratio("lash_store, NORMAL, 100 callers", "per_second", PLAIN_NORMAL),
+            at_least=0.8,
+        ),
+        Goal(
+            "most that the curve falls below its peak",
+            lambda found: None if (fall := shape(found)) is None else 100 * fall,
+            at_most=15,
+            unit="%",
+        ),
+    ],
+    pictures=[
+        Picture(
+            "Life cycles a second by callers at once",
+            "callers",
+            "life cycles/s",
+            [
+                Curve("lash_store", [(callers, f"lash_store, {callers} callers", "per_second") for callers in CALLERS]),
+                Curve(PLAIN, [(callers, PLAIN, "per_second") for callers in (CALLERS[0], CALLERS[-1])]),
+            ],
+        ),
+        Picture(
+            "How long one life cycle takes by callers at once",
+            "callers",
+            "p99 ms",
+            [Curve("lash_store, p99", [(callers, f"lash_store, {callers} callers", "p99_ms") for callers in CALLERS])],
+            log_y=True,
+        ),
+    ],
+)
