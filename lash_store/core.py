@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import platform
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from .models import Scope, StepRecord, TaskFilter, TaskRecord, TaskState, Verdic
 from .owners import Life, OwnerLock
 from .policies import Limits
 from .queries import OwnerRow
+from .readings import Reading, Readings
 from .registry import Registry
 from .runner import Runner
 from .step_queries import StepRow
@@ -45,15 +47,6 @@ _THREADS = 64
 
 _NOTING = 0.5
 """Seconds that noting who was handed an outcome, or was not after all, may hold up who asks."""
-
-
-@dataclass(slots=True)
-class _Reading:
-    """Who is about to be handed one outcome: it stays unread only if all of them were cancelled before."""
-
-    waiting: int = 0
-    was_unread: bool = False
-    is_handed_out: bool = False
 
 
 @dataclass(slots=True)
@@ -78,7 +71,7 @@ class Core:
     gatherings: dict[str, Gathering] = field(default_factory=dict)
     claims: set[OwnerLock] = field(default_factory=set)
     threads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_THREADS))
-    readings: dict[str, _Reading] = field(default_factory=dict)
+    readings: Readings = field(default_factory=Readings)
     begun: set[Scope] = field(default_factory=set)
     endings: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     is_closing: bool = False
@@ -190,46 +183,40 @@ class Core:
             await self.writer.taken_back(_NOTING)
         return await self.look(function)
 
-    async def mark_read(self, handle_id: str, holder: str, within: float | None) -> bool:
+    async def outcome(self, task_seq: int, handle_id: str, holder: str, timeout: float | None) -> tuple[Task, bool]:
         """
-        Note that an outcome is handed out through the handle of the session *holder*; say whether the handle has that note now.
+        Wait until a task has ended and note that its outcome is handed out through the handle of the session *holder*.
 
-        Whoever only reads does not read it in that sense, nor does who is cancelled before the outcome is handed out. With
-        *within*, it is handed out after about so many seconds, even if the note is still to be stored.
+        Return its row, and whether the handle has that note now. Whoever only reads does not read it in that sense, nor does who
+        is cancelled before the outcome is handed out. With *timeout*, it is handed out after about so many seconds, even if the
+        note is still to be stored.
+
+        Raises:
+            TimeoutError: *timeout* seconds passed before the end.
         """
+        began = time.monotonic()
         writer = self.writer
-        if writer is None or self.is_closing:
-            return False
-        reading = self.readings.setdefault(handle_id, _Reading())
+        reading = self.readings.begin(task_seq, handle_id, holder)
+        try:
+            task = await self.end_within(task_seq, timeout)
+            if not reading.is_noted and writer is not None and not self.is_closing:
+                await self._note(writer, reading, None if timeout is None else timeout - (time.monotonic() - began))
+            reading.is_handed_out = True
+        finally:
+            self.readings.end(reading)
+            if reading.is_asked_for and not reading.is_handed_out and writer is not None:
+                writer.take_back(reading.take_back)
+        return task, reading.is_noted
 
-        def mark(tx: Transaction) -> bool:
-            if session_queries.mark_read(tx, handle_id, holder):
-                reading.was_unread = True
-                return True
-            handle = session_queries.handle_by_id(tx, handle_id)
-            return handle is not None and handle.scope == holder
-
-        def undo(_: bool) -> Unit[None] | None:
-            # it runs after the marks of all who were there: whoever is still to be told keeps the note
-            if reading.waiting or reading.is_handed_out or not reading.was_unread:
-                return None
-            return lambda tx: session_queries.mark_unread(tx, handle_id)
-
-        reading.waiting += 1
+    async def _note(self, writer: Writer, reading: Reading, within: float | None) -> None:
+        """Note that an outcome, known by now, is handed out, in a commit of its own."""
+        reading.is_asked_for = True
         try:
             async with asyncio.timeout(within if within is None else max(_NOTING, within)):
-                is_noted = await writer.run_or_undo(mark, undo)
-            reading.is_handed_out = True
-            return is_noted
+                reading.is_noted = await writer.run(reading.mark)
         except (StoreError, TimeoutError):
-            # the outcome is known, and may be handed out again
-            reading.is_handed_out = True
-            log.warning("reading_not_noted", extra={"handle_id": handle_id}, exc_info=True)
-            return False
-        finally:
-            reading.waiting -= 1
-            if not reading.waiting:
-                self.readings.pop(handle_id, None)
+            # it may be handed out again
+            log.warning("reading_not_noted", extra={"handle_id": reading.handle_id}, exc_info=True)
 
     # --- waiting ---
 

@@ -119,11 +119,10 @@ class TaskHandle:
             TimeoutError: *timeout* seconds passed; the task goes on.
             StoreClosed: the store closed meanwhile; the task's row tells the rest.
         """
-        began = time.monotonic()
-        task = await self._core.end_within(self.task_seq, timeout)
-        if not self._is_read:
-            left = None if timeout is None else timeout - (time.monotonic() - began)
-            self._is_read = await self._core.mark_read(self.handle_id, self._holder, left)
+        if self._is_read:
+            task = await self._core.end_within(self.task_seq, timeout)
+        else:
+            task, self._is_read = await self._core.outcome(self.task_seq, self.handle_id, self._holder, timeout)
         error = outcome_error(task)
         if error is not None:
             raise error

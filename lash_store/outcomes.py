@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from . import guest, memory, step_queries, transitions
 from .bodies import Body, Escaped, FailedWith
@@ -13,6 +14,7 @@ from .errors import LimitExceeded, ResultNotSerializable, StepFailed, StoreClose
 from .failures import failure_of
 from .models import StopReason, Verdict
 from .policies import Limits
+from .readings import Reading
 from .registry import to_json
 from .transitions import Outcome
 
@@ -114,8 +116,19 @@ def _try_again_or_fail(body: Body, error: BaseException, failure: str) -> Comman
     return Retry(body.fence, failure, utc_text(time.time() + pause))
 
 
-def end(tx: Transaction, body: Body, command: Command) -> Outcome:
-    """Store how a body ended; with its result, what its program stores in the same transaction."""
+def end(tx: Transaction, body: Body, command: Command, readings: Sequence[Reading]) -> Sequence[Reading]:
+    """
+    Store how a body ended; with its result, what its program stores in the same transaction.
+
+    If that is the task's end, the notes of the *readings* that wait for it are made, too: return those that have theirs.
+    """
+    outcome = _end(tx, body, command)
+    if not readings or outcome.verdict is not Verdict.APPLIED or not outcome.task.is_terminal:
+        return ()
+    return [reading for reading in readings if reading.mark(tx)]
+
+
+def _end(tx: Transaction, body: Body, command: Command) -> Outcome:
     if isinstance(command, Retry):
         return memory.retry(tx, body.task, command)
     outcome = transitions.transition(tx, body.task, command, fresh=False)

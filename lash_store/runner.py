@@ -32,11 +32,12 @@ from .failures import failure_of, told
 from .lifecycle import Task, deadline_passed, is_early
 from .models import CancelPolicy, EventType, StopReason, TaskState
 from .policies import Limits
+from .readings import Reading, Readings
 from .registry import Registry
 from .slots import Slot, Slots
 from .step_queries import Checkpoint
 from .transitions import Outcome
-from .writer import Unit, Writer
+from .writer import Answer, Unit, Writer
 
 __all__ = ["Runner"]
 
@@ -54,7 +55,7 @@ class Runner:
     """
     Runs up to *max_running* bodies of the tasks that *owner_id* holds.
 
-    *make_context* gives a body its first argument.
+    *readings* are those of the same store; *make_context* gives a body its first argument.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class Runner:
         max_running: int,
         cancel_grace: float,
         limits: Limits,
+        readings: Readings,
         make_context: Callable[[Body], Any],
     ) -> None:
         self._writer = writer
+        self._readings = readings
         self._registry = registry
         self._grace = cancel_grace
         self._limits = limits
@@ -219,17 +222,27 @@ class Runner:
 
     # --- starting ---
 
-    def create(self, create: Callable[[bool], Unit[Born]], *, takes_slot: bool = True) -> asyncio.Future[Born]:
+    def create(
+        self, create: Callable[[bool], Unit[Born]], then: Answer[Born] | None = None, *, takes_slot: bool = True
+    ) -> asyncio.Future[Born]:
         """
         Submit the unit that creates a task, with its start in the same commit if it may start now; *create* is told whether.
 
-        Not to be cancelled: who may be, shields it.
+        *then* is told what became of it, whoever waits for the future.
         """
         start = (not takes_slot or (self.slots.is_free and not self._queued)) and not self._closing
-        created = self._writer.submit(create(start))
-        if start and takes_slot:
-            self.slots.keep_until(created)
-        return created
+        if not (start and takes_slot):
+            return self._writer.submit(create(start), then)
+
+        def created(born: Born | None, error: BaseException | None) -> None:
+            # the body has taken its own by now
+            self.slots.give_back()
+            if then is not None:
+                then(born, error)
+
+        submitted = self._writer.submit(create(start), created)
+        self.slots.take()
+        return submitted
 
     def _enqueue(self, task: Task, *, reattach: bool) -> None:
         if task.not_before is not None and is_early(task, utc_text(time.time())):
@@ -272,18 +285,22 @@ class Runner:
         function = None if task.function is None else self._registry.by_name(task.function)
         version = task.version if function is None else function.version
         command = Start(self._owner_id, self._owner_id, reattach=reattach, version=version)
+
+        def started(_: Outcome | None, error: BaseException | None) -> None:
+            self._started(task, reattach, error)
+            if not task.is_monitor:
+                self.slots.give_back()
+
         try:
-            started = self._writer.submit(lambda tx: transitions.start(tx, task, command, fresh=False))
+            self._writer.tell(lambda tx: transitions.start(tx, task, command, fresh=False), started)
         except StoreError:
             return
         self._starting.add(task.task_seq)
-        started.add_done_callback(lambda future: self._started(task, reattach, future))
         if not task.is_monitor:
-            self.slots.keep_until(started)
+            self.slots.take()
 
-    def _started(self, task: Task, reattach: bool, future: asyncio.Future[Outcome]) -> None:
+    def _started(self, task: Task, reattach: bool, error: BaseException | None) -> None:
         self._starting.discard(task.task_seq)
-        error = None if future.cancelled() else future.exception()
         if error is not None:
             log.warning("start_failed", extra={"task_seq": task.task_seq}, exc_info=error)
             if not self._closing and not isinstance(error, _STOPPED):
@@ -360,16 +377,20 @@ class Runner:
             self._store(body, command, PAUSES[0])
 
     def _store(self, body: Body, command: Command, pause: float) -> None:
+        readings = self._readings.ask_for(body.task_seq)
+
+        def stored(noted: Sequence[Reading] | None, error: BaseException | None) -> None:
+            for reading in noted or ():
+                reading.is_noted = True
+            self._stored(body, command, pause, error)
+
         try:
-            stored = self._writer.submit(lambda tx: outcomes.end(tx, body, command))
+            self._writer.tell(lambda tx: outcomes.end(tx, body, command, readings), stored)
         except StoreError:
             self._forget_body(body)
-        else:
-            stored.add_done_callback(lambda future: self._stored(body, command, pause, future))
 
-    def _stored(self, body: Body, command: Command, pause: float, future: asyncio.Future[Outcome]) -> None:
+    def _stored(self, body: Body, command: Command, pause: float, error: BaseException | None) -> None:
         """Forget the body, or try again for as long as the store is open: a full disk must not lose an outcome."""
-        error = None if future.cancelled() else future.exception()
         refused = guest.guests_error(error) if body.endings else None
         if refused is not None:
             # what was to be stored with the result could not be: the body has failed

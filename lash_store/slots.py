@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = ["Slot", "Slots"]
 
@@ -29,18 +29,13 @@ class Slots:
         return self._free > 0
 
     def take(self) -> None:
-        """Take a slot, beyond the limit if there is none."""
+        """Take a slot, beyond the limit if there is none: for a body, or for one that a commit may start until it is answered."""
         self._free -= 1
 
     def give_back(self) -> None:
         """Give one back."""
         self._free += 1
         self._on_free()
-
-    def keep_until(self, done: asyncio.Future[Any]) -> None:
-        """Keep one for the body that a commit may start, which takes its own, until that commit is answered."""
-        self.take()
-        done.add_done_callback(lambda _: self.give_back())
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[int]:

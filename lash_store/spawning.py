@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import inspect
 import time
@@ -36,7 +35,7 @@ from .models import (
 from .policies import Limits
 from .registry import Registry, to_json
 
-__all__ = ["body_columns", "close_refused", "close_unless_adopted", "ending", "new_task", "spawn"]
+__all__ = ["body_columns", "close_refused", "ending", "new_task", "spawn"]
 
 
 def body_columns(
@@ -97,7 +96,7 @@ async def spawn(
     coroutine = fn if inspect.iscoroutine(fn) else None
     try:
         runner, owner_id = core.to_create()
-        columns = {**body_columns(core.registry, fn, args, kwargs, cancel_policy), **columns}
+        columns = {**body_columns(core.registry, fn, args, kwargs, cancel_policy), **columns, "local": coroutine}
         if timeout is not None:
             columns["timeout"] = check_seconds("timeout", timeout, at_least=0.001)
         columns["deadline"] = None if deadline is None else _deadline(deadline)
@@ -107,17 +106,19 @@ async def spawn(
         new = new_task(scope, owner_id, columns)
         if key is not None:
             new = replace(new, idempotency_key=key(_work(new)), keyed_by_parent=True)
-        new = replace(new, local=coroutine)
+
+        def adopted(born: Born | None, _: BaseException | None) -> None:
+            # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
+            if coroutine is not None and (born is None or not born.is_new):
+                coroutine.close()
+
         created = runner.create(
-            lambda start: lambda tx: births.create(tx, prepare(tx, new), start=start), takes_slot=takes_slot
+            lambda start: lambda tx: births.create(tx, prepare(tx, new), start=start), adopted, takes_slot=takes_slot
         )
     except BaseException:
         close_refused(fn)
         raise
-    if coroutine is not None:
-        # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
-        created.add_done_callback(lambda future: close_unless_adopted(coroutine, future))
-    born = await asyncio.shield(created)
+    born = await created
     return TaskHandle(core, born.task, born.handle_id)
 
 
@@ -218,9 +219,3 @@ def close_refused(fn: object) -> None:
     """Close a coroutine object that is refused: nobody will ever run it."""
     if inspect.iscoroutine(fn):
         fn.close()
-
-
-def close_unless_adopted(coroutine: Coroutine[Any, Any, Any], stored: asyncio.Future[Born]) -> None:
-    """Close a coroutine object unless a task of its own was stored for it."""
-    if stored.cancelled() or stored.exception() is not None or not stored.result().is_new:
-        coroutine.close()

@@ -345,6 +345,7 @@ class TaskStore:
             max_running=self._max_running,
             cancel_grace=self._cancel_grace,
             limits=self._limits,
+            readings=core.readings,
             make_context=lambda body: Supervisor(body, core) if body.task.is_monitor else TaskContext(body, core),
         )
         callbacks = Callbacks(writer, owner_id=owner_id, timeout=self._callback_timeout)

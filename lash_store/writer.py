@@ -21,7 +21,7 @@ from .database import Committed, Connection, Durability, Transaction, connect
 from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
 from .policies import Limits
 
-__all__ = ["Unit", "Writer"]
+__all__ = ["Answer", "Unit", "Writer"]
 
 T = TypeVar("T")
 
@@ -31,10 +31,30 @@ _MOST = 256
 """Units in one commit: enough to hide the fsync, few enough that nobody waits long for the lock."""
 
 
+Answer = Callable[[T | None, BaseException | None], None]
+"""Is told what a unit returned, or why it is not in the file; on the loop, before whoever waits for it goes on."""
+
+
 @dataclass(slots=True)
 class _Job(Generic[T]):
     unit: Unit[T]
-    future: asyncio.Future[T]
+    then: Answer[T] | None
+    future: asyncio.Future[T] | None
+
+    def answer(self, result: T | None, error: BaseException | None) -> None:
+        """Tell of the commit: first who acts on it, whether or not anybody still waits, then who waits."""
+        if self.then is not None:
+            try:
+                self.then(result, error)
+            except Exception:
+                log.exception("reaction_failed")
+        future = self.future
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
 
 
 class Writer:
@@ -127,21 +147,30 @@ class Writer:
 
     # --- asking ---
 
-    def submit(self, unit: Unit[T]) -> asyncio.Future[T]:
+    def submit(self, unit: Unit[T], then: Answer[T] | None = None) -> asyncio.Future[T]:
         """
         Queue a unit. The future resolves once its commit is in the file; cancelling it changes nothing in the file.
+
+        *then* is told of the commit before, whatever became of the future.
 
         Raises:
             StoreClosed, StorageError: the writer has stopped.
         """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(_Job(unit, then, future))
+        return future
+
+    def tell(self, unit: Unit[T], then: Answer[T]) -> None:
+        """Queue a unit that nobody waits for: *then* is told of its commit; see `submit`."""
+        self._put(_Job(unit, then, None))
+
+    def _put(self, job: _Job[Any]) -> None:
         if self._fatal is not None:
             raise self._fatal
         if self._closing or self._task is None:
             raise StoreClosed(f"the store on {self._path} is closed: open it again")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Job(unit, future))
+        self._queue.append(job)
         self._wake.set()
-        return future
 
     async def run(self, unit: Unit[T]) -> T:
         """Queue a unit and wait for its commit; return what it returned."""
@@ -161,8 +190,7 @@ class Writer:
         """
         Queue a unit and wait for its commit; what nobody came to hear of is taken back.
 
-        If the caller is cancelled, the unit that *undo* makes of the answer, if it makes one, is queued at once: what the caller
-        asks for next comes after it. `taken_back` tells who reads beside the queue.
+        If the caller is cancelled, the unit that *undo* makes of the answer, if it makes one, is queued at once; see `take_back`.
         """
         answers: list[T] = []
 
@@ -176,15 +204,22 @@ class Writer:
             if undoing is not None:
                 undoing(tx)
 
-        asked = self.submit(answered)
         try:
-            return await asyncio.shield(asked)
+            return await self.submit(answered)
         except asyncio.CancelledError:
-            undone = self.post(take_back)
-            if undone is not None:
-                self._undoing.add(undone)
-                undone.add_done_callback(self._undoing.discard)
+            self.take_back(take_back)
             raise
+
+    def take_back(self, undo: Unit[Any]) -> None:
+        """
+        Queue at once the unit that takes back what nobody came to hear of: what its caller asks for next comes after it.
+
+        `taken_back` tells who reads beside the queue.
+        """
+        undone = self.post(undo)
+        if undone is not None:
+            self._undoing.add(undone)
+            undone.add_done_callback(self._undoing.discard)
 
     async def taken_back(self, timeout: float) -> None:
         """Wait until what is to be taken back was, but no longer than *timeout* seconds."""
@@ -260,13 +295,7 @@ class Writer:
             except Exception:
                 log.exception("reaction_failed")
         for index, (job, result) in enumerate(zip(jobs, batch.results, strict=True)):
-            if job.future.done():
-                continue
-            error = batch.errors.get(index)
-            if error is None:
-                job.future.set_result(result)
-            else:
-                job.future.set_exception(error)
+            job.answer(result, batch.errors.get(index))
         if batch.fatal is not None:
             self._stop(batch.fatal)
 
@@ -274,9 +303,7 @@ class Writer:
         self._fatal = error
         self._closing = True
         while self._queue:
-            future = self._queue.popleft().future
-            if not future.done():
-                future.set_exception(error)
+            self._queue.popleft().answer(None, error)
         self._on_fatal(error)
 
 

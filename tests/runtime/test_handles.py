@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager
@@ -812,7 +813,7 @@ async def cancelled_while_it_is_noted(store: TaskStore, wait: Coroutine[Any, Any
     """Cancel who awaits a finished task, with the note that it was handed out on its way and nothing handed out."""
     waiting = asyncio.create_task(wait)
     assert store._core is not None
-    while not store._core.readings:
+    while not any(reading.is_asked_for for reading in store._core.readings):
         await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -842,7 +843,7 @@ async def test_an_outcome_counts_as_read_if_one_of_its_waiters_was_handed_it(
     await handles[0].wait()
     waits = [asyncio.create_task(handle.result()) for handle in handles]
     assert store._core is not None
-    while sum(reading.waiting for reading in store._core.readings.values()) < 2:
+    while not any(reading.waiting == 2 and reading.is_asked_for for reading in store._core.readings):
         await asyncio.sleep(0)
     for number in cancelled:
         waits[number].cancel()
@@ -851,6 +852,115 @@ async def test_an_outcome_counts_as_read_if_one_of_its_waiters_was_handed_it(
     assert [wait.cancelled() for wait in waits] == [number in cancelled for number in range(2)]
     with pytest.raises(HandleNotVisible) if is_read else contextlib.nullcontext():
         assert states(await session.validate_handles(["t"])) == ["completed"]
+
+
+class Held:
+    """A writer held in the middle of a batch: what is asked for meanwhile stands in its queue."""
+
+    def __init__(self, store: TaskStore) -> None:
+        assert store._core is not None
+        assert store._core.writer is not None
+        self.readings, self._writer, self._gate = store._core.readings, store._core.writer, threading.Event()
+
+    async def __aenter__(self) -> Held:
+        self._holding = self._writer.submit(lambda tx: self._gate.wait(10))
+        while not self._writer._is_busy:
+            await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._gate.set()
+        await self._holding
+
+    async def until_the_end_is_queued(self, waiting: int) -> None:
+        while not any(reading.waiting == waiting and reading.is_asked_for for reading in self.readings):
+            await asyncio.sleep(0)
+
+
+async def test_that_a_waiter_was_handed_an_outcome_is_noted_with_the_end_itself(
+    store: TaskStore, session: SessionTasks, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = asyncio.Event()
+    handle = await session.spawn(may_end.wait(), id="t")
+    waiting = asyncio.create_task(handle.result())
+    assert store._core is not None
+    assert store._core.writer is not None
+    while not list(store._core.readings):
+        await asyncio.sleep(0)
+    committer = store._core.writer._committer
+    assert committer is not None
+    commit, batches = committer.commit, []
+    monkeypatch.setattr(committer, "commit", lambda units: batches.append(len(units)) or commit(units))
+    may_end.set()
+    assert await waiting is True
+
+    # what one transaction writes has one time
+    [task] = rows(path, "SELECT completed_at FROM tasks")
+    assert read_at(path, handle) == task["completed_at"]
+    assert batches == [1]
+    assert not list(store._core.readings)
+
+
+@pytest.mark.parametrize("verb", ["transfer", "handoff", "validate_handles"])
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_work_whose_waiter_left_as_its_end_was_stored_is_handed_over_at_once(
+    store: TaskStore, session: SessionTasks, other: SessionTasks, verb: str, how: str
+) -> None:
+    may_end = asyncio.Event()
+    handle = await session.spawn(may_end.wait(), id="t")
+    waiting = asyncio.create_task(handle.result(timeout=None if how == "cancelled" else 0.2))
+    while not list(store._core.readings):
+        await asyncio.sleep(0)
+    async with Held(store) as held:
+        may_end.set()
+        await held.until_the_end_is_queued(waiting=1)
+        if how == "cancelled":
+            waiting.cancel()
+        with pytest.raises(asyncio.CancelledError if how == "cancelled" else TimeoutError):
+            await waiting
+        asked = (
+            asyncio.create_task(session.validate_handles(["t"]))
+            if verb == "validate_handles"
+            else asyncio.create_task(getattr(session, verb)(other, ["t"]))
+        )
+        await asyncio.sleep(0)
+    await asked
+    if verb != "validate_handles":
+        assert await other.handle("t")
+
+
+@pytest.mark.parametrize(("cancelled", "is_read"), [({0}, True), ({1}, True), ({0, 1}, False)])
+async def test_an_outcome_noted_with_the_end_counts_as_read_if_one_of_its_waiters_was_handed_it(
+    store: TaskStore, session: SessionTasks, cancelled: set[int], is_read: bool
+) -> None:
+    may_end = asyncio.Event()
+    handles = [await session.spawn(may_end.wait(), id="t"), await session.handle("t")]
+    waits = [asyncio.create_task(handle.result()) for handle in handles]
+    async with Held(store) as held:
+        may_end.set()
+        await held.until_the_end_is_queued(waiting=2)
+        for number in cancelled:
+            waits[number].cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+    assert [wait.cancelled() for wait in waits] == [number in cancelled for number in range(2)]
+    with pytest.raises(HandleNotVisible) if is_read else contextlib.nullcontext():
+        assert states(await session.validate_handles(["t"])) == ["completed"]
+
+
+async def test_an_end_that_comes_to_another_session_is_not_read_by_who_waits_with_the_old_handle(
+    store: TaskStore, session: SessionTasks, other: SessionTasks
+) -> None:
+    may_end = asyncio.Event()
+    handle = await session.spawn(may_end.wait(), id="t")
+    waiting = asyncio.create_task(handle.result())
+    while not list(store._core.readings):
+        await asyncio.sleep(0)
+    await session.transfer(other, ["t"])
+    may_end.set()
+
+    assert await waiting is True
+    assert states(await other.validate_handles(["t"])) == ["completed"]
 
 
 async def test_work_that_was_away_is_read_when_it_is_back(session: SessionTasks, other: SessionTasks) -> None:
