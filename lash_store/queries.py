@@ -123,9 +123,10 @@ def _update_task(columns: tuple[str, ...]) -> Hot:
             tasks.c.state == bindparam("new_seen_state"),
             tasks.c.attempt == bindparam("new_seen_attempt"),
             tasks.c.owner_id.is_not_distinct_from(bindparam("new_seen_owner_id")),
+            tasks.c.scope == bindparam("new_seen_scope"),
+            tasks.c.updated_at == bindparam("new_seen_updated_at"),
         )
-        .values({column: bindparam(f"new_{column}") for column in columns})
-        .returning(*tasks.c),
+        .values({column: bindparam(f"new_{column}") for column in columns}),
         prefix="new_",
     )
 
@@ -143,9 +144,9 @@ def insert_task(tx: Transaction, columns: Mapping[str, Any]) -> Task:
 
 def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task | None:
     """
-    Change a row that still has the state, attempt and owner that were *seen*, and return it; None if it has not.
+    Change a row that still is what was *seen*, and return it; None if it is not.
 
-    Whatever `decide` looks at changes with one of the three; the rest is as the file has it.
+    Whatever changes a row changes its state, attempt, owner, session or time: SQLite need not give all of it back.
     """
     statement = _update_task(tuple(columns))
     parameters = {
@@ -154,9 +155,12 @@ def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task
         "seen_state": seen.state,
         "seen_attempt": seen.attempt,
         "seen_owner_id": seen.owner_id,
+        "seen_scope": seen.scope,
+        "seen_updated_at": seen.updated_at,
     }
-    row = tx.one(statement.sql, statement.arrange(parameters))
-    return None if row is None else Task._make(row)
+    if not tx.connection.execute(statement.sql, statement.arrange(parameters)).rowcount:
+        return None
+    return seen._replace(**columns)
 
 
 def task_by_seq(tx: Transaction, task_seq: int) -> Task | None:
