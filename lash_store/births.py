@@ -291,6 +291,8 @@ def cancelled_ancestor(tx: Transaction, scope: str, parent: Task | None, agent: 
     A live one whose cancel was not requested answers for all above it: theirs has passed it by. A parent in another session
     does not answer for the sub-agent of this one.
     """
+    if parent is None and agent is None:
+        return None
     answers = parent is not None and not parent.is_terminal and parent.state != TaskState.CANCEL_REQUESTED
     above = [] if answers else [parent]
     if not (answers and parent is not None and parent.scope == scope):

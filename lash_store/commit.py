@@ -1,5 +1,8 @@
 """
-Owns what happens on the writer's thread: BEGIN, a savepoint a unit, COMMIT, the doubt after it, and the checkpoint.
+Owns what happens on the writer's thread: BEGIN, the units, COMMIT, the doubt after it, and the checkpoint.
+
+Units mostly succeed, so they run without savepoints first; once one fails, all of its batch run again, each in a savepoint of its
+own, and so do those of the next batches.
 
 Nothing here knows of the event loop; nothing but here begins a transaction of the running store.
 """
@@ -46,6 +49,9 @@ _CHECKPOINT_PAGES = 4_000
 _PAGE = 4_096
 _PAGES_A_COMMIT = 12
 """About how many pages a commit writes beside one a unit and its payload: the leaves of tables and indexes at their ends."""
+
+_CAREFUL = 16
+"""Batches that run in savepoints after a unit of one failed: what fails once may well fail again."""
 
 _CLOSING_PATIENCE = 1.0
 """Seconds a closing store waits for the lock of its last checkpoint; the next opener can do it as well."""
@@ -94,6 +100,7 @@ class Committer:
         self._durability = durability
         self.patience = patience
         self._checkpointer: sqlite3.Connection | None = None
+        self._careful = 0
         self._unchecked_pages = 0.0
         self._wal: guards.FileIdentity | None = None
         self._foreign_version = self._guarded_version = data_version(self._raw)
@@ -155,7 +162,7 @@ class Committer:
 
     def _commit_together(self, units: Sequence[Unit[Any]], chosen: Sequence[int], batch: Batch) -> None:
         """
-        One transaction: a savepoint a unit, then COMMIT; *batch* learns only what is in the file.
+        One transaction: every unit, then COMMIT; *batch* learns only what is in the file.
 
         Raises:
             _Lost: the whole of it was rolled back, by SQLite inside a unit or because COMMIT refused it.
@@ -173,10 +180,17 @@ class Committer:
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
-        for index in chosen:
-            wrong = self._run_unit(tx, units[index], index, results)
-            if wrong is not None:
-                errors[index] = wrong
+        if self._careful:
+            self._careful -= 1
+            for index in chosen:
+                wrong = self._run_unit(tx, units[index], index, results)
+                if wrong is not None:
+                    errors[index] = wrong
+        elif not self._run_bare(tx, units, chosen, results):
+            self._careful = _CAREFUL
+            _roll_back(tx.connection)
+            self._commit_together(units, chosen, batch)
+            return
         try:
             queries.write_events(tx)
         except sqlite3.Error as error:
@@ -224,6 +238,32 @@ class Committer:
                 "open it again and compare"
             )
 
+    def _run_bare(
+        self, tx: Transaction, units: Sequence[Unit[Any]], chosen: Sequence[int], results: dict[int, Any]
+    ) -> bool:
+        """Run units without savepoints, and say whether none failed; see `_run_unit`."""
+        raw = tx.connection
+        raw.execute("SAVEPOINT batch").fetchall()
+        for index in chosen:
+            try:
+                results[index] = units[index](tx)
+            except Exception as error:
+                if not raw.in_transaction or primary_code(error) in PASSING:
+                    _roll_back(raw)
+                    raise _Lost(index, error) from error
+                return False
+            self._check_in_transaction(raw, index)
+        try:
+            raw.execute("RELEASE batch").fetchall()
+        except sqlite3.Error:
+            # some unit ended the transaction and began another
+            return False
+        return True
+
+    def _check_in_transaction(self, raw: sqlite3.Connection, index: int) -> None:
+        if not raw.in_transaction:
+            raise _Lost(index, StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused"))
+
     def _run_unit(self, tx: Transaction, unit: Unit[Any], index: int, results: dict[int, Any]) -> BaseException | None:
         """
         Run one unit in a savepoint; return its error if only its own work was undone.
@@ -253,9 +293,7 @@ class Committer:
                 raw.text_factory = replacing
                 return self._run_unit(tx, unit, index, results)
             return _named(error, self._path)
-        if not raw.in_transaction:
-            ended = StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
-            raise _Lost(index, ended)
+        self._check_in_transaction(raw, index)
         results[index] = result
         return None
 

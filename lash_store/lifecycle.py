@@ -57,6 +57,7 @@ __all__ = [
     "stamps",
 ]
 
+_EXECUTING = frozenset({TaskState.RUNNING, TaskState.WAITING, TaskState.CANCEL_REQUESTED})
 LIVE_STATES = tuple(state for state in TaskState if not state.is_terminal)
 TERMINAL_EVENTS = (EventType.COMPLETED, EventType.FAILED, EventType.CANCELLED, EventType.ABANDONED)
 
@@ -130,11 +131,7 @@ class Task(NamedTuple):
     @property
     def is_executing(self) -> bool:
         """Whether some owner's body is on the row: the execution a crash of that owner would end."""
-        return self.mode != TaskMode.EXTERNAL and self.state in {
-            TaskState.RUNNING,
-            TaskState.WAITING,
-            TaskState.CANCEL_REQUESTED,
-        }
+        return self.state in _EXECUTING and self.mode != TaskMode.EXTERNAL
 
     def has_body(self, fence: Fence) -> bool:
         """Whether the body of *fence* is on the row: what it does is no stale attempt's."""
@@ -276,6 +273,8 @@ def _plain(text: str | None) -> Any:
 def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
     requested = task.state == TaskState.CANCEL_REQUESTED
     match command:
+        case Complete(result=result):
+            return Change(EventType.COMPLETED, {"state": TaskState.COMPLETED, "result": result})
         case Start() | Claim() | Release() if requested:
             return _SUPERSEDED
         case Start(from_owner=from_owner) if from_owner != task.owner_id:
@@ -322,8 +321,6 @@ def _decide_live(task: Task, command: Command, now: str) -> Change | Refused:
             return Change(EventType.CANCELLED, {"state": TaskState.CANCELLED})
         case ConfirmCancel():
             return _SUPERSEDED
-        case Complete(result=result):
-            return Change(EventType.COMPLETED, {"state": TaskState.COMPLETED, "result": result})
         case Fail(failure=failure, crashed=crashed):
             columns = {"state": TaskState.FAILED, "failure": failure, **_spent(task, crashed)}
             return Change(EventType.FAILED, columns, _how(crashed))

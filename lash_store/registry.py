@@ -33,16 +33,32 @@ def to_json(value: Any, what: str) -> str:
         ResultNotSerializable: not JSON (NaN and infinity are not), circular or nested deeper than pydantic goes (250 levels),
             with keys that are the same text, or with text that is not Unicode.
     """
-    if type(value) is bool or value is None or (type(value) is int and abs(value) < 2**63):
+    if type(value) is bool or value is None or _is_number(value):
         return json.dumps(value)
     try:
         text = pydantic_core.to_json(value, inf_nan_mode="constants").decode()
         # read back what will be read: NaN, and keys that only Python tells apart, pass the way out
-        if type(value) is not str:
+        if type(value) is not str and not _is_simple(value):
             json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (ValueError, TypeError, RecursionError, pydantic_core.PydanticSerializationError) as error:
         raise ResultNotSerializable(f"{what} is not JSON: {error}") from error
     return text
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether a value is an object of names and plain values, as arguments mostly are: it is read back as it is."""
+    if type(value) is not dict:
+        return False
+    return all(type(name) is str and (type(one) in _PLAIN or _is_number(one)) for name, one in value.items())
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+_PLAIN = frozenset({str, bool, type(None)})
+_EXACT: Mapping[str, type] = {"str": str, "int": int, "bool": bool}
+_PLAIN_SCHEMAS: list[Any] = [{"type": name} for name in _EXACT]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,7 +182,15 @@ class Function:
 
     def _checked(self, name: str, value: Any) -> Any:
         adapter = self._adapters[name]
-        return value if adapter is None else adapter.validate_python(value)
+        if adapter is None or type(value) is self._exact.get(name):
+            return value
+        return adapter.validate_python(value)
+
+    @cached_property
+    def _exact(self) -> Mapping[str, type]:
+        """The parameters annotated with a type whose own values pydantic leaves as they are, from Python and from JSON."""
+        schemas = {name: adapter.core_schema for name, adapter in self._adapters.items() if adapter is not None}
+        return {name: _EXACT[schema["type"]] for name, schema in schemas.items() if schema in _PLAIN_SCHEMAS}
 
     def _ordered(self, name: str, value: Any) -> Any:
         """Give sets an order, where the parameter may hold some: looking for them costs more than writing them down."""
@@ -198,7 +222,7 @@ class Function:
 
     def _restored(self, name: str, value: Any) -> Any:
         adapter = self._adapters[name]
-        if adapter is None:
+        if adapter is None or type(value) is self._exact.get(name):
             return value
         # by JSON's rules: a strict date may come as text from there, not from Python
         return adapter.validate_json(json.dumps(value))

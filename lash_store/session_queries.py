@@ -205,7 +205,7 @@ _INSERT_HANDLE = hot(
     .values({name: bindparam(name) for name in ("handle_id", "scope", "task_seq", "role", "created_at")})
     .inline()
 )
-_MARK_READ = sql(
+_MARK_READ = hot(
     update(handles)
     .where(
         handles.c.handle_id == bindparam("key_handle_id"),
@@ -213,8 +213,7 @@ _MARK_READ = sql(
         handles.c.read_at.is_(None),
     )
     .values(read_at=bindparam("now"))
-    .returning(handles.c.handle_id)
-)
+).sql
 _MARK_UNREAD = sql(update(handles).where(handles.c.handle_id == bindparam("key_handle_id")).values(read_at=null()))
 _MARK_READ_BY_SEQ = sql(
     update(handles)
@@ -253,7 +252,7 @@ def observers_handle(tx: Transaction, scope: str, task_seq: int) -> HandleRow | 
 
 def mark_read(tx: Transaction, handle_id: str, holder: str) -> bool:
     """Note that an outcome was handed out through the handle a session has, and say whether it was not before."""
-    return tx.one(_MARK_READ, {"key_handle_id": handle_id, "holder": holder, "now": tx.now}) is not None
+    return tx.connection.execute(_MARK_READ, (tx.now, handle_id, holder)).rowcount == 1
 
 
 def mark_unread(tx: Transaction, handle_id: str) -> None:

@@ -168,6 +168,8 @@ def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:
 
 
 def _word(task_id: str, name: str, words: type[StrEnum], given: str) -> StrEnum:
+    if type(given) is words:
+        return given
     try:
         return words(given)
     except ValueError:

@@ -1595,8 +1595,8 @@ async def test_a_result_that_a_full_disk_refused_is_stored_later_without_a_secon
     monkeypatch.setattr(stepping, "PAUSES", (0.01, 0.01))
     submit = writer.submit
 
-    def spy(unit: Any) -> Any:
-        submitted = submit(unit)
+    def spy(unit: Any, *rest: Any) -> Any:
+        submitted = submit(unit, *rest)
         submitted.add_done_callback(
             lambda future: refused.set() if isinstance(future.exception(), StorageFull) else None
         )
