@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import pkgutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from . import cases as cases_package
 from . import machine, report
+from .apart import stop_on_signals
 from .measuring import Case, Way, find_case
 from .running import Outcome, Step, run_all
 
@@ -193,5 +193,5 @@ def _show(run: report.Run, chosen: argparse.Namespace, folder: Path | None) -> i
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was measured is kept then too
+    stop_on_signals()
     sys.exit(main())

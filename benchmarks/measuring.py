@@ -8,18 +8,11 @@ Single figures drift with the machine; what counts are ratios of figures of the 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 __all__ = [
     "Case",
@@ -33,7 +26,6 @@ __all__ = [
     "find_case",
     "median",
     "ratio",
-    "run_apart",
     "run_here",
 ]
 
@@ -154,46 +146,3 @@ def figure(way: str, metric: str) -> Callable[[Found], float | None]:
 def run_here(case: str, way: str, folder: Path, scale: float) -> Mapping[str, float]:
     """Run one way in this process."""
     return next(one for one in find_case(case).ways if one.name == way).run(folder, scale)
-
-
-def run_apart(case: str, way: str, scale: float, timeout: float) -> dict[str, float]:
-    """
-    Run one way in a process of its own.
-
-    Raises:
-        Missing: it cannot run here.
-        RuntimeError: it failed.
-    """
-    with tempfile.TemporaryDirectory(prefix="lash_store-bench-", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, "-m", "benchmarks.one", case, way, folder, str(scale)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        try:
-            output, errors = _run_group(command, environment, timeout)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"not done after {timeout:g} s") from None
-    last = output.strip().rpartition("\n")[2]
-    try:
-        answer: dict[str, Any] = json.loads(last)
-    except ValueError:
-        raise RuntimeError(f"{output[-1000:]}\n{errors[-4000:]}".strip() or "it ended without a word") from None
-    if "missing" in answer:
-        raise Missing(answer["missing"])
-    return {name: float(value) for name, value in answer["figures"].items()}
-
-
-def _run_group(command: Sequence[str], environment: Mapping[str, str], timeout: float) -> tuple[str, str]:
-    """Run a command in a process group of its own, of which nothing is left afterwards, and return what it wrote."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        process_group=0,
-    ) as process:
-        try:
-            return process.communicate(timeout=timeout)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)

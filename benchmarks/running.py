@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from .measuring import Case, Found, Missing, Way, run_apart
+from .apart import run_apart
+from .measuring import Case, Found, Missing, Way
 
 __all__ = ["Outcome", "Runner", "Step", "Teller", "run_all", "time_left"]
 
 TIMEOUT = 900.0
 
 Runner: TypeAlias = Callable[[str, str, float, float], dict[str, float]]
-"""Runs a case's way at a scale, for so many seconds at most: `measuring.run_apart`."""
+"""Runs a case's way at a scale, for so many seconds at most: `apart.run_apart`."""
 
 
 class Step(NamedTuple):
