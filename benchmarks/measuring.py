@@ -1,6 +1,6 @@
 """
-Owns what a measurement is: ways of doing the same work, measured in turns, each in a process and a folder of its own, and the
-goals that their figures are held against.
+Owns what a measurement is: ways of doing the same work, each in a process and a folder of its own, and the goals that their
+figures are held against.
 
 Single figures drift with the machine; what counts are ratios of figures of the same round.
 """
@@ -8,16 +8,11 @@ Single figures drift with the machine; what counts are ratios of figures of the 
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 __all__ = [
     "Case",
@@ -32,7 +27,6 @@ __all__ = [
     "median",
     "ratio",
     "run_here",
-    "run_rounds",
 ]
 
 Run: TypeAlias = Callable[[Path, float], Mapping[str, float]]
@@ -119,21 +113,27 @@ def find_case(name: str) -> Case:
 
 
 def median(found: Found, way: str, metric: str) -> float | None:
-    """Return the median over the rounds, None if the way did not run."""
-    rounds = found.get(way)
-    return None if not rounds else statistics.median(one[metric] for one in rounds)
+    """Return the median over the rounds, None if the way did not run or has no such figure."""
+    values = [one[metric] for one in found.get(way, ()) if metric in one]
+    return statistics.median(values) if values else None
 
 
 def ratio(way: str, metric: str, baseline: str, of: str | None = None) -> Callable[[Found], float | None]:
-    """Return how to make the median over the rounds of one way's metric divided by another's (*of* it, or the same)."""
+    """
+    Return how to make the median over the rounds of one way's metric divided by another's (*of* it, or the same).
+
+    Figures are divided within their round; where the ways ran in different numbers of rounds, their medians are.
+    """
 
     def figure(found: Found) -> float | None:
-        ours, theirs = found.get(way), found.get(baseline)
+        ours = [one[metric] for one in found.get(way, ()) if metric in one]
+        theirs = [one[of or metric] for one in found.get(baseline, ()) if (of or metric) in one]
         if not ours or not theirs:
             return None
-        if len(ours) == len(theirs):
-            return statistics.median(a[metric] / b[of or metric] for a, b in zip(ours, theirs, strict=True))
-        return statistics.median(a[metric] for a in ours) / statistics.median(b[of or metric] for b in theirs)
+        if len(ours) != len(theirs):
+            ours, theirs = [statistics.median(ours)], [statistics.median(theirs)]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
+        return statistics.median(ratios) if ratios else None
 
     return figure
 
@@ -146,42 +146,3 @@ def figure(way: str, metric: str) -> Callable[[Found], float | None]:
 def run_here(case: str, way: str, folder: Path, scale: float) -> Mapping[str, float]:
     """Run one way in this process."""
     return next(one for one in find_case(case).ways if one.name == way).run(folder, scale)
-
-
-def run_apart(case: str, way: str, scale: float, timeout: float) -> dict[str, float]:
-    """
-    Run one way in a process of its own.
-
-    Raises:
-        Missing: it cannot run here.
-        RuntimeError: it failed.
-    """
-    with tempfile.TemporaryDirectory(prefix="lash_store-bench-") as folder:
-        command = [sys.executable, "-m", "benchmarks.one", case, way, folder, str(scale)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
-    last = done.stdout.strip().rpartition("\n")[2]
-    try:
-        answer: dict[str, Any] = json.loads(last)
-    except ValueError:
-        raise RuntimeError(f"{case}: {way} failed:\n{done.stderr[-4000:]}\n{done.stdout[-1000:]}") from None
-    if "missing" in answer:
-        raise Missing(answer["missing"])
-    return {name: float(value) for name, value in answer["figures"].items()}
-
-
-def run_rounds(case: Case, rounds: int, scale: float, tell: Callable[[str], None], timeout: float = 900.0) -> Found:
-    """Run every way of a case in turns; *tell* is told what runs."""
-    found: Found = {}
-    rounds = min(rounds, case.rounds or rounds)
-    for number in range(rounds):
-        for way in case.ways:
-            if way.name in case.missing or number >= (way.rounds or rounds):
-                continue
-            tell(f"{case.name}: round {number + 1} of {rounds}: {way.name}")
-            try:
-                found.setdefault(way.name, []).append(run_apart(case.name, way.name, scale, timeout))
-            except Missing as missing:
-                case.missing[way.name] = str(missing)
-                found.pop(way.name, None)
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def by_lash_store(callers: int, durability: str, loop: str = "asyncio") -> Calla
     return run
 
 
-def run_on(loop: str, main: Callable[[], Any]) -> Any:
+def run_on(loop: str, main: Callable[[], Coroutine[Any, Any, Mapping[str, float]]]) -> Mapping[str, float]:
     """Run on asyncio's own loop, or on uvloop's."""
     if loop == "asyncio":
         return asyncio.run(main())
@@ -87,7 +87,8 @@ def run_on(loop: str, main: Callable[[], Any]) -> Any:
         import uvloop
     except ImportError:
         raise Missing("uvloop is not installed: pip install -e '.[bench]'") from None
-    return uvloop.run(main())
+    measured: Mapping[str, float] = uvloop.run(main())
+    return measured
 
 
 def shape(found: Found) -> float | None:
