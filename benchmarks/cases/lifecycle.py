@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plain
-from benchmarks.measuring import Case, Curve, Found, Goal, Picture, Way, median, ratio
+from benchmarks import plain, with_huey
+from benchmarks.callers import call_at_once, figures
+from benchmarks.measuring import Case, Curve, Found, Goal, Missing, Picture, Way, median, ratio
+from benchmarks.with_dbos import AS_IT_COMES, WAL, find_dbos, launch
 
 CALLERS = (1, 3, 10, 30, 100, 300, 1000)
 
@@ -29,15 +32,6 @@ def by_plain(synchronous: str) -> Callable[[Path, float], Mapping[str, float]]:
         return figures(cycles, took, waited)
 
     return run
-
-
-def figures(cycles: int, took: float, waited: list[float]) -> Mapping[str, float]:
-    waited.sort()
-    return {
-        "per_second": cycles / took,
-        "p50_ms": waited[len(waited) // 2] * 1e3,
-        "p99_ms": waited[int(len(waited) * 0.99)] * 1e3,
-    }
 
 
 def by_lash_store(callers: int, durability: str, loop: str = "asyncio") -> Callable[[Path, float], Mapping[str, float]]:
@@ -60,34 +54,60 @@ def by_lash_store(callers: int, durability: str, loop: str = "asyncio") -> Calla
 
             async with store:
                 session = await store.session("s1")
-                numbers, waited = iter(range(cycles)), []
 
-                async def caller() -> None:
-                    for number in numbers:
-                        one = time.perf_counter()
-                        assert await (await session.spawn(job, number)) == number
-                        waited.append(time.perf_counter() - one)
+                async def turn(number: int) -> None:
+                    assert await (await session.spawn(job, number)) == number
 
-                began = time.perf_counter()
-                await asyncio.gather(*(caller() for _ in range(callers)))
-                return figures(cycles, time.perf_counter() - began, waited)
+                return await call_at_once(callers, cycles, turn)
 
         return run_on(loop, main)
 
     return run
 
 
-def run_on(loop: str, main: Callable[[], Any]) -> Any:
+def run_on(loop: str, main: Callable[[], Coroutine[Any, Any, Mapping[str, float]]]) -> Mapping[str, float]:
     """Run on asyncio's own loop, or on uvloop's."""
     if loop == "asyncio":
         return asyncio.run(main())
-    from benchmarks.measuring import Missing
-
     try:
-        import uvloop
+        uvloop: Any = importlib.import_module("uvloop")
     except ImportError:
         raise Missing("uvloop is not installed: pip install -e '.[bench]'") from None
-    return uvloop.run(main())
+    found: Mapping[str, float] = uvloop.run(main())
+    return found
+
+
+def by_dbos(callers: int, turns: int, journal_mode: str = "wal") -> Callable[[Path, float], Mapping[str, float]]:
+    def run(folder: Path, scale: float) -> Mapping[str, float]:
+        dbos, cycles = find_dbos(), max(callers, int(turns * scale))
+
+        async def job(number: int) -> int:
+            return number
+
+        workflow = dbos.workflow(name="job")(job)
+
+        async def turn(number: int) -> None:
+            handle = await dbos.start_workflow_async(workflow, number)
+            assert await handle.get_result() == number
+
+        async def main() -> Mapping[str, float]:
+            with launch(folder / "dbos.sqlite", journal_mode):
+                return await call_at_once(callers, cycles, turn)
+
+        return asyncio.run(main())
+
+    return run
+
+
+def by_huey(callers: int) -> Callable[[Path, float], Mapping[str, float]]:
+    def run(folder: Path, scale: float) -> Mapping[str, float]:
+        def job(number: int) -> int:
+            return number
+
+        with with_huey.consume(folder / "huey.db", job) as enqueue:
+            return with_huey.call_at_once(enqueue, callers, max(callers, int(600 * scale)))
+
+    return run
 
 
 def shape(found: Found) -> float | None:
@@ -117,6 +137,10 @@ CASE = Case(
         *(Way(f"lash_store, {callers} callers", by_lash_store(callers, "full")) for callers in CALLERS),
         Way(PLAIN_NORMAL, by_plain("NORMAL"), "the same with synchronous=NORMAL"),
         Way("lash_store, NORMAL, 100 callers", by_lash_store(100, "normal"), 'durability="normal"'),
+        Way(DBOS, by_dbos(100, 500), f"an async @DBOS.workflow, 100 callers; {WAL}"),
+        Way("DBOS, 1 caller", by_dbos(1, 300), "the same with one caller"),
+        Way("DBOS, as it comes", by_dbos(100, 300, "delete"), f"100 callers; {AS_IT_COMES}"),
+        Way(HUEY, by_huey(100), f"100 callers; {with_huey.HOW}"),
         Way("lash_store on uvloop, 1 callers", by_lash_store(1, "full", "uvloop")),
         Way("lash_store on uvloop, 100 callers", by_lash_store(100, "full", "uvloop")),
     ],
@@ -154,4 +178,8 @@ CASE = Case(
             log_y=True,
         ),
     ],
+    notes=(
+        "A life cycle is three commits in plain sqlite3; two in DBOS, which does not note that a body starts, nor any history;"
+        " four in Huey: the task goes in and out of the file, then its result does."
+    ),
 )
