@@ -32,12 +32,16 @@ def consume(path: Path, function: Callable[[int], int]) -> Iterator[Callable[[in
 
     Raises:
         Missing: Huey is not installed.
+        RuntimeError: its connection is not as durable as asked for.
     """
     try:
         module: Any = importlib.import_module("huey")
     except ImportError:
         raise Missing("Huey is not installed: pip install -e '.[bench]'") from None
     huey = module.SqliteHuey("bench", filename=str(path), fsync=True)
+    found = [huey.storage.sql(f"PRAGMA {name}", results=True)[0][0] for name in ("journal_mode", "synchronous")]
+    if found != ["wal", 2]:
+        raise RuntimeError(f"Huey runs with journal_mode and synchronous {found}, not {['wal', 2]}")
     job = huey.task()(function)
     consumer = huey.create_consumer(workers=4, periodic=False)
     consumer.start()
