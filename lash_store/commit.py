@@ -1,8 +1,8 @@
 """
 Owns what happens on the writer's thread: BEGIN, the units, COMMIT, the doubt after it, and the checkpoint.
 
-Units mostly succeed, so they run without savepoints first; once one fails, all of its batch run again, each in a savepoint of its
-own, and so do those of the next batches.
+Units mostly succeed, so all of a batch share a savepoint; once one fails, the others run again, each in a savepoint of its own,
+and so do those of the next batches.
 
 Nothing here knows of the event loop; nothing but here begins a transaction of the running store.
 """
@@ -51,7 +51,7 @@ _PAGES_A_COMMIT = 12
 """About how many pages a commit writes beside one a unit and its payload: the leaves of tables and indexes at their ends."""
 
 _CAREFUL = 16
-"""Batches that run in savepoints after a unit of one failed: what fails once may well fail again."""
+"""Batches in which each unit has its own savepoint after a unit of one failed: what fails once may well fail again."""
 
 _CLOSING_PATIENCE = 1.0
 """Seconds a closing store waits for the lock of its last checkpoint; the next opener can do it as well."""
@@ -180,17 +180,7 @@ class Committer:
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
-        if self._careful:
-            self._careful -= 1
-            for index in chosen:
-                wrong = self._run_unit(tx, units[index], index, results)
-                if wrong is not None:
-                    errors[index] = wrong
-        elif not self._run_bare(tx, units, chosen, results):
-            self._careful = _CAREFUL
-            _roll_back(tx.connection)
-            self._commit_together(units, chosen, batch)
-            return
+        self._run_units(tx, units, chosen, results, errors)
         try:
             queries.write_events(tx)
         except sqlite3.Error as error:
@@ -209,7 +199,7 @@ class Committer:
             self._refuse(chosen, refused, batch)
             return
         for index in chosen:
-            batch.results[index] = results.get(index)
+            batch.results[index] = None if index in errors else results.get(index)
         batch.errors.update(errors)
         batch.events += tx.events
         self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
@@ -238,64 +228,73 @@ class Committer:
                 "open it again and compare"
             )
 
-    def _run_bare(
-        self, tx: Transaction, units: Sequence[Unit[Any]], chosen: Sequence[int], results: dict[int, Any]
-    ) -> bool:
-        """Run units without savepoints, and say whether none failed; see `_run_unit`."""
-        raw = tx.connection
-        raw.execute("SAVEPOINT batch").fetchall()
+    def _run_units(
+        self,
+        tx: Transaction,
+        units: Sequence[Unit[Any]],
+        chosen: Sequence[int],
+        results: dict[int, Any],
+        errors: dict[int, BaseException],
+    ) -> None:
+        """Run units in one savepoint, for they mostly succeed; if one fails, the others again, each in its own."""
+        if self._careful:
+            self._careful -= 1
+        else:
+            failed = self._run_in_savepoint(tx, units, chosen, results)
+            if failed is None:
+                return
+            self._careful = _CAREFUL
+            errors.update([failed])
         for index in chosen:
-            try:
-                results[index] = units[index](tx)
-            except Exception as error:
-                if not raw.in_transaction or primary_code(error) in PASSING:
-                    _roll_back(raw)
-                    raise _Lost(index, error) from error
-                return False
-            self._check_in_transaction(raw, index)
-        try:
-            raw.execute("RELEASE batch").fetchall()
-        except sqlite3.Error:
-            # some unit ended the transaction and began another
-            return False
-        return True
+            if index not in errors:
+                failed = self._run_in_savepoint(tx, units, [index], results)
+                if failed is not None:
+                    errors.update([failed])
 
-    def _check_in_transaction(self, raw: sqlite3.Connection, index: int) -> None:
-        if not raw.in_transaction:
-            raise _Lost(index, StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused"))
-
-    def _run_unit(self, tx: Transaction, unit: Unit[Any], index: int, results: dict[int, Any]) -> BaseException | None:
+    def _run_in_savepoint(
+        self, tx: Transaction, units: Sequence[Unit[Any]], chosen: Sequence[int], results: dict[int, Any]
+    ) -> tuple[int, BaseException] | None:
         """
-        Run one unit in a savepoint; return its error if only its own work was undone.
+        Run units in one savepoint; if one fails and only their own work was undone, return which, and its error.
 
         Some errors (disk full, I/O, memory, interrupt) roll back the whole transaction, and later statements would commit by
         themselves: so ask SQLite after each.
         """
-        raw = tx.connection
-        written = len(tx.events)
+        raw, written, guilty = tx.connection, len(tx.events), chosen[0]
         try:
-            raw.execute("SAVEPOINT unit").fetchall()
-            result = unit(tx)
-            raw.execute("RELEASE unit").fetchall()
+            raw.execute("SAVEPOINT units").fetchall()
+            for guilty in chosen:
+                results[guilty] = units[guilty](tx)
+                if not raw.in_transaction:
+                    raise StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
         except Exception as error:
             if not raw.in_transaction or primary_code(error) in PASSING:
                 _roll_back(raw)
-                raise _Lost(index, error) from error
-            try:
-                raw.execute("ROLLBACK TO unit").fetchall()
-                raw.execute("RELEASE unit").fetchall()
-            except sqlite3.Error as second:
-                _roll_back(raw)
-                raise _Lost(index, error) from second
+                raise _Lost(guilty, error) from error
+            self._close_savepoint(raw, chosen, "ROLLBACK TO units")
             del tx.events[written:]
             if is_not_utf8(error) and raw.text_factory is str:
                 # a row edited by hand: read it with replacement characters, from here on
                 raw.text_factory = replacing
-                return self._run_unit(tx, unit, index, results)
-            return _named(error, self._path)
-        self._check_in_transaction(raw, index)
-        results[index] = result
+                return self._run_in_savepoint(tx, units, chosen, results)
+            return guilty, _named(error, self._path)
+        self._close_savepoint(raw, chosen)
         return None
+
+    def _close_savepoint(self, raw: sqlite3.Connection, chosen: Sequence[int], first: str | None = None) -> None:
+        """
+        Release the savepoint of units.
+
+        Raises:
+            _Lost: one of them ended the transaction, and began another.
+        """
+        try:
+            if first is not None:
+                raw.execute(first).fetchall()
+            raw.execute("RELEASE units").fetchall()
+        except sqlite3.Error as error:
+            _roll_back(raw)
+            raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
 
     @staticmethod
     def _is_in_file(raw: sqlite3.Connection, event: Committed) -> bool:

@@ -385,6 +385,43 @@ async def test_a_lasting_disk_error_fails_its_unit_alone(path: Path) -> None:
         assert notes(path) == harness.told == ["a", "b"]
 
 
+async def test_a_unit_that_fails_is_not_asked_again_and_its_neighbours_land_once(path: Path) -> None:
+    calls: list[str] = []
+
+    def fails(tx: Transaction) -> None:
+        calls.append("fails")
+        note("never")(tx)
+        raise ValueError("no")
+
+    async with opened(path) as harness:
+        for _ in range(2):
+            # the second time each has a savepoint of its own from the start
+            results = await outcomes(*map(harness.writer.submit, [note("a"), fails, note("b")]))
+            assert results == ["a", ValueError, "b"]
+            assert notes(path) == harness.told == ["a", "b"] * (len(calls))
+
+    assert calls == ["fails"] * 2
+
+
+async def test_who_acts_on_a_commit_is_told_before_who_waits_and_though_nobody_does(path: Path) -> None:
+    told: list[object] = []
+
+    def fails(tx: Transaction) -> None:
+        raise ValueError("no")
+
+    async with opened(path) as harness:
+        left = harness.writer.submit(note("left"), lambda result, error: told.append(result))
+        left.cancel()
+        kept = harness.writer.submit(note("kept"), lambda result, error: told.append((result, kept.done())))
+        harness.writer.tell(note("alone"), lambda result, error: told.append(result))
+        harness.writer.tell(fails, lambda result, error: told.append(type(error)))
+        harness.writer.tell(note("broken"), lambda result, error: 1 / 0)
+        assert await kept == "kept"
+
+    assert told == ["left", ("kept", False), "alone", ValueError]
+    assert notes(path) == ["left", "kept", "alone", "broken"]
+
+
 # --- units that end the transaction ---------------------------------------------------------------------------------
 
 
