@@ -236,17 +236,24 @@ class Core:
             return await self.end_of(task_seq)
 
     async def end_of(self, task_seq: int) -> Task:
-        """Wait until a task has ended and return its row."""
-        return (await self.ends_of([task_seq]))[0]
+        """Wait until a task has ended, without the slot of a body that waits, and return its row."""
+        waiter = self.feed.wait_for_end(task_seq)
+        try:
+            row = await self._ended_already(task_seq)
+            if row is None:
+                row = await (waiter if self.runner is None else self.runner.wait_without_slot(waiter))
+        finally:
+            self.feed.forget(task_seq, waiter)
+        return row or await self.task(task_seq)
 
     async def ends_of(self, task_seqs: Sequence[int]) -> Sequence[Task]:
-        """Wait until each of several tasks has ended, without the slot of a body that waits, and return their rows."""
+        """Wait until each of several tasks has ended, as `end_of` does for one, and return their rows."""
         waiters = {task_seq: self.feed.wait_for_end(task_seq) for task_seq in task_seqs}
         try:
             rows = {task_seq: await self._ended_already(task_seq) for task_seq in task_seqs}
             missing = [waiters[task_seq] for task_seq, row in rows.items() if row is None]
             if missing:
-                all_ended: asyncio.Future[Any] = missing[0] if len(missing) == 1 else asyncio.gather(*missing)
+                all_ended = asyncio.gather(*missing)
                 await (all_ended if self.runner is None else self.runner.wait_without_slot(all_ended))
         finally:
             for task_seq, waiter in waiters.items():
