@@ -1,8 +1,8 @@
 """
 Owns what happens on the writer's thread: BEGIN, the units, COMMIT, the doubt after it, and the checkpoint.
 
-Units mostly succeed, so all of a batch share a savepoint; once one fails, the others run again, each in a savepoint of its own,
-and so do those of the next batches.
+Units mostly succeed, so they run without savepoints; once one fails, the others run again, each in a savepoint of its own, and so
+do those of the next batches.
 
 Nothing here knows of the event loop; nothing but here begins a transaction of the running store.
 """
@@ -73,6 +73,15 @@ class _Lost(Exception):
     def __init__(self, guilty: int | None, cause: Exception) -> None:
         self.guilty = guilty
         self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Which unit failed, None if it may not if asked again, why, and what others had committed by then (``data_version``)."""
+
+    index: int | None
+    error: BaseException
+    version: int
 
 
 class Committer:
@@ -160,9 +169,13 @@ class Committer:
             except _Lost as lost_alone:
                 batch.errors[index] = _named(lost_alone.cause, self._path)
 
-    def _commit_together(self, units: Sequence[Unit[Any]], chosen: Sequence[int], batch: Batch) -> None:
+    def _commit_together(
+        self, units: Sequence[Unit[Any]], chosen: Sequence[int], batch: Batch, failed: _Failed | None = None
+    ) -> None:
         """
         One transaction: every unit, then COMMIT; *batch* learns only what is in the file.
+
+        Of those that *failed* a moment ago, the others run again, each in a savepoint of its own.
 
         Raises:
             _Lost: the whole of it was rolled back, by SQLite inside a unit or because COMMIT refused it.
@@ -180,7 +193,21 @@ class Committer:
         before = tx.connection.total_changes
         results: dict[int, Any] = {}
         errors: dict[int, BaseException] = {}
-        self._run_units(tx, units, chosen, results, errors)
+        if failed is None and (len(chosen) == 1 or not self._careful):
+            failed = self._run_together(tx, units, chosen, results)
+            if failed is not None:
+                _roll_back(tx.connection)
+                self._fail(units, chosen, batch, failed)
+                return
+        else:
+            self._careful -= 1
+            if failed is not None and failed.index is not None and failed.version == self._foreign_version:
+                # nobody wrote in between: it would fail again
+                errors[failed.index] = failed.error
+            for index in chosen:
+                wrong = None if index in errors else self._run_apart(tx, units[index], index, results)
+                if wrong is not None:
+                    errors[index] = wrong
         try:
             queries.write_events(tx)
         except sqlite3.Error as error:
@@ -203,6 +230,14 @@ class Committer:
         batch.errors.update(errors)
         batch.events += tx.events
         self._unchecked_pages += _PAGES_A_COMMIT + len(chosen) + tx.bytes / _PAGE
+
+    def _fail(self, units: Sequence[Unit[Any]], chosen: Sequence[int], batch: Batch, failed: _Failed) -> None:
+        """Give a unit its error, and commit the others."""
+        if len(chosen) == 1 and failed.index is not None:
+            batch.errors[failed.index] = failed.error
+            return
+        self._careful = _CAREFUL
+        self._commit_together(units, chosen, batch, failed)
 
     def _ask_guard(self, tx: Transaction) -> StoreError | None:
         """Ask, if another connection committed since the last time, whether this one may still take work on."""
@@ -228,73 +263,64 @@ class Committer:
                 "open it again and compare"
             )
 
-    def _run_units(
-        self,
-        tx: Transaction,
-        units: Sequence[Unit[Any]],
-        chosen: Sequence[int],
-        results: dict[int, Any],
-        errors: dict[int, BaseException],
-    ) -> None:
-        """Run units in one savepoint, for they mostly succeed; if one fails, the others again, each in its own."""
-        if self._careful:
-            self._careful -= 1
-        else:
-            failed = self._run_in_savepoint(tx, units, chosen, results)
-            if failed is None:
-                return
-            self._careful = _CAREFUL
-            errors.update([failed])
-        for index in chosen:
-            if index not in errors:
-                failed = self._run_in_savepoint(tx, units, [index], results)
-                if failed is not None:
-                    errors.update([failed])
-
-    def _run_in_savepoint(
+    def _run_together(
         self, tx: Transaction, units: Sequence[Unit[Any]], chosen: Sequence[int], results: dict[int, Any]
-    ) -> tuple[int, BaseException] | None:
+    ) -> _Failed | None:
         """
-        Run units in one savepoint; if one fails and only their own work was undone, return which, and its error.
+        Run units without a savepoint, in which every page they touch would be written twice; return the first that fails.
 
         Some errors (disk full, I/O, memory, interrupt) roll back the whole transaction, and later statements would commit by
         themselves: so ask SQLite after each.
         """
-        raw, written, guilty = tx.connection, len(tx.events), chosen[0]
-        try:
-            raw.execute("SAVEPOINT units").fetchall()
-            for guilty in chosen:
-                results[guilty] = units[guilty](tx)
-                if not raw.in_transaction:
-                    raise StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
-        except Exception as error:
-            if not raw.in_transaction or primary_code(error) in PASSING:
-                _roll_back(raw)
-                raise _Lost(guilty, error) from error
-            self._close_savepoint(raw, chosen, "ROLLBACK TO units")
-            del tx.events[written:]
-            if is_not_utf8(error) and raw.text_factory is str:
-                # a row edited by hand: read it with replacement characters, from here on
-                raw.text_factory = replacing
-                return self._run_in_savepoint(tx, units, chosen, results)
-            return guilty, _named(error, self._path)
-        self._close_savepoint(raw, chosen)
+        raw = tx.connection
+        for index in chosen:
+            try:
+                results[index] = units[index](tx)
+            except Exception as error:
+                self._check_whole(raw, index, error)
+                if _reads_on(raw, error):
+                    return _Failed(None, error, self._foreign_version)
+                return _Failed(index, _named(error, self._path), self._foreign_version)
+            self._check_whole(raw, index)
         return None
 
-    def _close_savepoint(self, raw: sqlite3.Connection, chosen: Sequence[int], first: str | None = None) -> None:
+    def _check_whole(self, raw: sqlite3.Connection, index: int, error: Exception | None = None) -> None:
         """
-        Release the savepoint of units.
+        Make sure that a unit, which raised *error* or nothing, left the transaction as it was.
 
         Raises:
-            _Lost: one of them ended the transaction, and began another.
+            _Lost: it is gone, or worth nothing any more.
         """
+        if raw.in_transaction and (error is None or primary_code(error) not in PASSING):
+            return
+        _roll_back(raw)
+        if error is None:
+            error = StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
+        raise _Lost(index, error) from error
+
+    def _run_apart(self, tx: Transaction, unit: Unit[Any], index: int, results: dict[int, Any]) -> BaseException | None:
+        """Run one unit in a savepoint; return its error if only its own work was undone."""
+        raw = tx.connection
+        written = len(tx.events)
         try:
-            if first is not None:
-                raw.execute(first).fetchall()
-            raw.execute("RELEASE units").fetchall()
-        except sqlite3.Error as error:
-            _roll_back(raw)
-            raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
+            raw.execute("SAVEPOINT unit").fetchall()
+            result = unit(tx)
+            raw.execute("RELEASE unit").fetchall()
+        except Exception as error:
+            self._check_whole(raw, index, error)
+            try:
+                raw.execute("ROLLBACK TO unit").fetchall()
+                raw.execute("RELEASE unit").fetchall()
+            except sqlite3.Error as second:
+                _roll_back(raw)
+                raise _Lost(index, error) from second
+            del tx.events[written:]
+            if _reads_on(raw, error):
+                return self._run_apart(tx, unit, index, results)
+            return _named(error, self._path)
+        self._check_whole(raw, index)
+        results[index] = result
+        return None
 
     @staticmethod
     def _is_in_file(raw: sqlite3.Connection, event: Committed) -> bool:
@@ -434,6 +460,14 @@ def _named(error: Exception, path: Path) -> Exception:
     named = translate(error, path)
     named.__cause__ = error
     return named
+
+
+def _reads_on(raw: sqlite3.Connection, error: Exception) -> bool:
+    """Whether a unit met a row edited by hand that is not UTF-8, and does better now: with replacement characters."""
+    if not is_not_utf8(error) or raw.text_factory is not str:
+        return False
+    raw.text_factory = replacing
+    return True
 
 
 def _roll_back(raw: sqlite3.Connection) -> None:

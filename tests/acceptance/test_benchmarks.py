@@ -17,7 +17,7 @@ from benchmarks.measuring import find_case
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "benchmarks")
-SMALL = ("lifecycle", "--quick", "--scale", "0.01", "--ways", "plain sqlite3", "--ways", "lash_store, 1 callers")
+SMALL = ("lifecycle", "--quick", "--scale", "0.01", "--ways", "plain sqlite3", "--ways", "lash_store, 1 caller")
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,7 @@ def test_a_run_in_small_writes_figures_a_page_and_pictures(tmp_path: Path) -> No
     written = json.loads((out / "results.json").read_text())
     assert json.loads(done.stdout) == written
     (case,) = written["cases"]
-    assert case["ways"]["lash_store, 1 callers"]["rounds"][0]["per_second"] > 0
+    assert case["ways"]["lash_store, 1 caller"]["rounds"][0]["per_second"] > 0
     assert {"text", "figure", "is_met"} <= case["goals"][0].keys()
 
     page = (out / "RESULTS.md").read_text()

@@ -430,12 +430,6 @@ def commits(tx: Transaction) -> None:
     tx.connection.execute("COMMIT")
 
 
-def commits_and_begins(tx: Transaction) -> None:
-    note("smuggled")(tx)
-    tx.connection.execute("COMMIT")
-    tx.connection.execute("BEGIN IMMEDIATE")
-
-
 def rolls_back(tx: Transaction) -> None:
     tx.connection.execute("ROLLBACK")
 
@@ -451,7 +445,7 @@ def rolls_back_and_hides_it(tx: Transaction) -> None:
         rolls_back_on_conflict(tx)
 
 
-ENDING = [commits, commits_and_begins, rolls_back, rolls_back_on_conflict, rolls_back_and_hides_it]
+ENDING = [commits, rolls_back, rolls_back_on_conflict, rolls_back_and_hides_it]
 
 
 @pytest.mark.parametrize("ends", ENDING)
