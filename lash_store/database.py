@@ -49,6 +49,8 @@ T = TypeVar("T")
 Durability = Literal["full", "normal"]
 Mode = Literal["write", "read"]
 
+_CACHE: Final = 16_000
+"""KiB of pages the writer may keep in memory: what busy batches touch of the indexes over a long history."""
 _WAL_LIMIT: Final = 64 * 1024 * 1024
 _PATIENCE: Final = 5_000
 """Milliseconds a reader, and whoever opens, waits for SQLite's rare exclusive moments."""
@@ -152,6 +154,7 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
         else:
             _pragma(connection, "synchronous", 2 if durability == "full" else 1)
             _pragma(connection, "wal_autocheckpoint", 0)
+            _pragma(connection, "cache_size", -_CACHE)
             connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}").fetchall()
             _pragma(connection, "busy_timeout", 0)
     except BaseException:
