@@ -6,6 +6,7 @@ It comes up with a rollback journal; WAL is quicker, and stays with the file, so
 
 from __future__ import annotations
 
+import importlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any
 
 from .measuring import Missing
 
-__all__ = ["DBOS_HOW", "check", "launch"]
+__all__ = ["DBOS_HOW", "launch", "load"]
 
 DBOS_HOW = "DBOS on a SQLite file, journal_mode=WAL (it keeps that of the file), synchronous=FULL (its default)"
 
 
-def check() -> None:
+def load() -> Any:
     """
     Import DBOS.
 
@@ -26,7 +27,7 @@ def check() -> None:
         Missing: it is not installed.
     """
     try:
-        import dbos  # noqa: F401
+        return importlib.import_module("dbos")
     except ImportError:
         raise Missing("DBOS is not installed: pip install -e '.[bench]'") from None
 
@@ -37,13 +38,12 @@ def launch(path: Path, define: Callable[[Any], Any]) -> tuple[Any, Any]:
 
     It recovers, beside what follows, what a process left that was launched like this.
     """
-    from dbos import DBOS
-
+    dbos = load().DBOS
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode=WAL").fetchall()
     connection.close()
     # the same version in each process, as it is of one and the same program: what is left is recovered by that alone
-    DBOS(
+    dbos(
         config={
             "name": "bench",
             "system_database_url": f"sqlite:///{path}",
@@ -52,6 +52,6 @@ def launch(path: Path, define: Callable[[Any], Any]) -> tuple[Any, Any]:
             "log_level": "ERROR",
         }
     )
-    defined = define(DBOS)
-    DBOS.launch()
-    return DBOS, defined
+    defined = define(dbos)
+    dbos.launch()
+    return dbos, defined

@@ -105,6 +105,8 @@ def store_of(path: Path, access: Access) -> TaskStore:
 
 def by_lash_store(access: Access) -> Callable[[Path, float], Mapping[str, float]]:
     def run(folder: Path, scale: float) -> Mapping[str, float]:
+        from lash_store import EventType
+
         tasks = max(1, int(TASKS * scale))
         chance = random.Random(7)
 
@@ -115,7 +117,7 @@ def by_lash_store(access: Access) -> Callable[[Path, float], Mapping[str, float]
                 seen: asyncio.Queue[float] = asyncio.Queue()
 
                 async def subscribe() -> None:
-                    async for event in store.events(types=["completed"]):
+                    async for event in store.events(types=[EventType.COMPLETED]):
                         seen.put_nowait(time.monotonic() - event.data["result"])
 
                 async def ask(what: Any) -> Any:
@@ -170,13 +172,11 @@ def own_dbos(path: Path, told: Connection) -> None:
 
 
 def by_dbos(folder: Path, scale: float) -> Mapping[str, float]:
-    dbos_beside.check()
-    from dbos import DBOSClient
-
+    dbos = dbos_beside.load()
     chance = random.Random(7)
     results = []
     with beside(own_dbos, folder / "dbos.sqlite") as owner:
-        client = DBOSClient(system_database_url=f"sqlite:///{folder / 'dbos.sqlite'}")
+        client = dbos.DBOSClient(system_database_url=f"sqlite:///{folder / 'dbos.sqlite'}")
         for _ in range(max(1, int(TASKS_OF_DBOS * scale))):
             # up to the longest it waits between two looks: when it looks must not keep step with what it looks for
             owner.send(chance.uniform(0, 1))

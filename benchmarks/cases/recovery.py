@@ -184,7 +184,7 @@ def spawn_in_dbos(path: Path, tasks: int, told: Connection) -> None:
 
 
 def by_dbos(folder: Path, scale: float) -> Mapping[str, float]:
-    dbos_beside.check()
+    dbos_beside.load()
     tasks = max(1, int(TASKS_OF_DBOS * scale))
     kill_after(spawn_in_dbos, folder / "dbos.sqlite", tasks)
     with asyncio.Runner() as runner:
