@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -149,7 +149,13 @@ def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task
     Whatever changes a row changes its state, attempt, owner, session or time: SQLite need not give all of it back.
     """
     statement = _update_task(tuple(columns))
-    parameters = {
+    if not tx.connection.execute(statement.sql, statement.arrange(_key_of(seen, columns))).rowcount:
+        return None
+    return seen._replace(**columns)
+
+
+def _key_of(seen: Task, columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         **columns,
         "task_seq": seen.task_seq,
         "seen_state": seen.state,
@@ -158,9 +164,24 @@ def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task
         "seen_scope": seen.scope,
         "seen_updated_at": seen.updated_at,
     }
-    if not tx.connection.execute(statement.sql, statement.arrange(parameters)).rowcount:
-        return None
-    return seen._replace(**columns)
+
+
+def update_tasks(tx: Transaction, changes: Sequence[tuple[Task, Mapping[str, Any]]]) -> list[Task]:
+    """
+    Change many rows that were *seen* in this transaction, and return them: as `update_task`, a statement a shape of change.
+
+    Raises:
+        RuntimeError: one of them is no longer what was seen.
+    """
+    alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for seen, columns in changes:
+        alike.setdefault(tuple(columns), []).append(_key_of(seen, columns))
+    for names_of, parameters in alike.items():
+        statement = _update_task(names_of)
+        changed = tx.connection.executemany(statement.sql, map(statement.arrange, parameters)).rowcount
+        if changed != len(parameters):
+            raise RuntimeError(f"{len(parameters) - changed} rows changed between two statements of one transaction")
+    return [seen._replace(**columns) for seen, columns in changes]
 
 
 def task_by_seq(tx: Transaction, task_seq: int) -> Task | None:

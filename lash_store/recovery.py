@@ -25,7 +25,6 @@ from .models import (
     RecoveryReport,
     TaskRecord,
     TaskState,
-    Verdict,
 )
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
@@ -284,6 +283,7 @@ class Recoverer:
         versions: set[str] = set()
         cut_off: dict[int, int] = {}
         owners_by_id: dict[int, OwnerRow | None] = {}
+        starts: list[tuple[Task, Start]] = []
         for task in queries.live_tasks_left(tx, self._runtime):
             if not leftovers.is_settled(task, fates):
                 continue
@@ -298,8 +298,11 @@ class Recoverer:
                 owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
             owner = None if task.owner_id is None else owners_by_id[task.owner_id]
             process = leftovers.evidence_of_process(task, leftovers.fate_of(task, fates))
-            started = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)
-            slots -= started and not task.is_monitor
+            start = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)
+            if start is not None:
+                starts.append((task, start))
+                slots -= not task.is_monitor
+        transitions.start_all(tx, starts)
         begun = step_queries.steps_in_flight(tx, cut_off) if cut_off else []
         in_flight = [step for step in begun if step.attempt == cut_off[step.task_seq]]
         return Recovered(
@@ -312,8 +315,8 @@ class Recoverer:
 
     def _recover_task(
         self, tx: Transaction, task: Task, owner: OwnerRow | None, slot: bool, process: ProcessEvidence | None
-    ) -> bool:
-        """Recover one row, and say whether that started it."""
+    ) -> Start | None:
+        """Recover one row, or return the command that starts it."""
         end = OwnerEnd.DIED if owner is None or owner.end is None else OwnerEnd(owner.end)
         function = self._registry.for_task(task)
         command = lifecycle.recover(
@@ -326,12 +329,12 @@ class Recoverer:
             version=None if function is None else function.version,
         )
         if isinstance(command, Start):
-            return transitions.start(tx, task, command).verdict is Verdict.APPLIED
+            return command
         if isinstance(command, ConfirmCancel):
             transitions.end_cancelled(tx, task)
         else:
             transitions.transition(tx, task, command)
-        return False
+        return None
 
     async def _bury(self, dead: list[OwnerRow]) -> None:
         tokens = [owner.token for owner in dead]

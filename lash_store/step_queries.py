@@ -34,6 +34,11 @@ _CHECKPOINT = sql(
         _OF_TASK, steps.c.kind == word(StepKind.CHECKPOINT), steps.c.name == word("")
     )
 )
+_CHECKPOINTS = sql(
+    select(steps.c.task_seq, steps.c.value, steps.c.tries).where(
+        values(steps.c.task_seq, "task_seqs"), steps.c.kind == word(StepKind.CHECKPOINT), steps.c.name == word("")
+    )
+)
 _SAVE_CHECKPOINT = sql(
     sqlite_insert(steps)
     .values(
@@ -60,6 +65,12 @@ def checkpoint(tx: Transaction, task_seq: int) -> Checkpoint | None:
     """Return what a task saved last."""
     row = tx.one(_CHECKPOINT, {"task_seq": task_seq})
     return None if row is None else Checkpoint._make(row)
+
+
+def checkpoints(tx: Transaction, task_seqs: Iterable[int]) -> dict[int, Checkpoint]:
+    """Return what each of many tasks saved last, by task; not those that saved nothing."""
+    rows = tx.all(_CHECKPOINTS, {"task_seqs": names(task_seqs)})
+    return {row[0]: Checkpoint._make(row[1:]) for row in rows}
 
 
 def save_checkpoint(tx: Transaction, task_seq: int, attempt: int, value: str) -> None:

@@ -7,7 +7,7 @@ Everything here is synchronous and a function of ``tx`` and its arguments alone:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,12 @@ __all__ = [
     "plain",
     "request_cancel",
     "start",
+    "start_all",
     "transition",
 ]
+
+_STARTS_AT_ONCE = 500
+"""What is made for a start is kept until it is in the file: of thousands, the garbage collector would look at it often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,28 @@ def start(tx: Transaction, task: Task, command: Start, *, fresh: bool = True) ->
     """Start a body: the attempt rises here; the event carries the checkpoint the body begins with."""
     checkpoint = step_queries.checkpoint(tx, task.task_seq) if task.attempt else None
     return transition(tx, task, command, fresh=fresh, local=checkpoint)
+
+
+def start_all(tx: Transaction, starts: Sequence[tuple[Task, Start]]) -> None:
+    """Start many bodies of rows that were read in this transaction; as `start`, with a statement for many of them."""
+    for first in range(0, len(starts), _STARTS_AT_ONCE):
+        _start_some(tx, starts[first : first + _STARTS_AT_ONCE])
+
+
+def _start_some(tx: Transaction, starts: Sequence[tuple[Task, Start]]) -> None:
+    checkpoints = step_queries.checkpoints(tx, [task.task_seq for task, _ in starts if task.attempt])
+    changes = []
+    for task, command in starts:
+        decision = decide(task, command, tx.now)
+        if isinstance(decision, Change) and decision.type is not EventType.FAILED:
+            changes.append((task, decision))
+        else:
+            transition(tx, task, command)
+    rows = queries.update_tasks(tx, [(task, decision.columns) for task, decision in changes])
+    for after, (_, decision) in zip(rows, changes, strict=True):
+        data = queries.event_data(decision.type, decision.columns, decision.detail)
+        local = checkpoints.get(after.task_seq)
+        queries.insert_event(tx, decision.type, scope=after.scope, task=after, data=data, local=local)
 
 
 def stale(task: Task, attempt: int) -> StaleAttempt:
