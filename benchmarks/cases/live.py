@@ -30,7 +30,9 @@ class Ticker:
         gc.callbacks.append(self._note_collection)
         self._task = asyncio.create_task(self._tick())
 
-    def enter(self, phase: str) -> None:
+    async def enter(self, phase: str) -> None:
+        """Begin a phase, once what the measuring itself held up is over."""
+        await self.leave()
         self._phase = phase
         self.figures |= {f"{phase}_stall": 0.0, f"{phase}_stall_itself": 0.0}
 
@@ -88,7 +90,7 @@ def by_asyncio(folder: Path, scale: float) -> Mapping[str, float]:
     async def main() -> Mapping[str, float]:
         wanted = number(scale)
         before, ticker = in_memory(), Ticker()
-        ticker.enter("spawn")
+        await ticker.enter("spawn")
 
         async def waits() -> None:
             await asyncio.get_running_loop().create_future()
@@ -99,11 +101,11 @@ def by_asyncio(folder: Path, scale: float) -> Mapping[str, float]:
             if count % CALLERS == 0:
                 await asyncio.sleep(0)
         await asyncio.sleep(SETTLED)
-        ticker.enter("wait")
+        await ticker.enter("wait")
         await asyncio.sleep(SETTLED)
         await ticker.leave()
         after = in_memory()
-        ticker.enter("end")
+        await ticker.enter("end")
         for count, task in enumerate(tasks):
             task.cancel()
             if count % CALLERS == 0:
@@ -170,16 +172,17 @@ def by_lash_store(
 
             async with store:
                 session = await store.session("s1")
-                for handle in [await session.spawn(waits) for _ in range(10)]:
+                abort = CancelPolicy.ABORT_LOCAL
+                for handle in [await session.spawn(waits, cancel_policy=abort) for _ in range(10)]:
                     await handle.cancel()
                 begun, before = 0, in_memory()
                 ticker = Ticker()
-                ticker.enter("spawn")
+                await ticker.enter("spawn")
                 numbers = iter(range(wanted))
 
                 async def spawn() -> None:
                     for _ in numbers:
-                        await session.spawn(waits, cancel_policy=CancelPolicy.ABORT_LOCAL)
+                        await session.spawn(waits, cancel_policy=abort)
 
                 began = time.perf_counter()
                 await asyncio.gather(*(spawn() for _ in range(CALLERS)))
@@ -187,11 +190,11 @@ def by_lash_store(
                     await asyncio.sleep(0.01)
                 spawned = time.perf_counter() - began
                 await asyncio.sleep(SETTLED)
-                ticker.enter("wait")
+                await ticker.enter("wait")
                 await asyncio.sleep(SETTLED)
                 await ticker.leave()
                 after = in_memory()
-                ticker.enter("end")
+                await ticker.enter("end")
                 began = time.perf_counter()
                 await end(store, session)
                 ended = time.perf_counter() - began
