@@ -25,7 +25,8 @@ class Ticker:
 
     def __init__(self) -> None:
         self._phase = ""
-        self._collecting = self._collected = 0.0
+        self._collecting: float | None = None
+        self._collected = 0.0
         self.figures: dict[str, float] = {"collector": 0.0}
         gc.callbacks.append(self._note_collection)
         self._task = asyncio.create_task(self._tick())
@@ -50,7 +51,9 @@ class Ticker:
         if phase == "start":
             self._collecting = time.perf_counter()
             return
-        took = time.perf_counter() - self._collecting
+        if self._collecting is None:
+            return
+        took, self._collecting = time.perf_counter() - self._collecting, None
         self._collected += took
         if self._phase:
             self._raise("collector", took)
@@ -63,10 +66,14 @@ class Ticker:
             self._collected = 0.0
             due = time.perf_counter() + self.PERIOD
             await asyncio.sleep(self.PERIOD)
-            late = time.perf_counter() - due
+            now = time.perf_counter()
+            late, collected, begun = now - due, self._collected, self._collecting
+            if begun is not None:
+                # in another thread, which has not come to tell of its end
+                collected += now - begun
             if self._phase:
                 self._raise(f"{self._phase}_stall", late)
-                self._raise(f"{self._phase}_stall_itself", late - self._collected)
+                self._raise(f"{self._phase}_stall_itself", late - collected)
 
 
 def in_memory() -> int:
