@@ -15,6 +15,7 @@ from .errors import TaskPruned
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord
+from .turns import next_turn
 from .writer import Unit
 
 __all__ = ["cancel_all", "stopped"]
@@ -34,21 +35,27 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
 
     async def wait_for_all() -> None:
         arrival: asyncio.Task[Any] | None = None
+        over: asyncio.Task[Any] | None = None
         try:
             while True:
-                going_on = [wait for wait in waits.values() if not wait.done()]
                 if arrival is None or arrival.done():
                     arrival = aside(arrivals.one(), "lash_store arrivals")
+                going_on = [wait for wait in waits.values() if not wait.done()]
                 if going_on:
-                    await core.wait_aside({*going_on, arrival}, first=True)
+                    # one wait for the end of all: one that came back with each end once took time in proportion to their square
+                    over = aside(asyncio.wait(going_on), "lash_store cancels")
+                    await core.wait_aside({over, arrival}, first=True)
+                    over.cancel()
                 if not await _request_all(core, scope, reason, asked, waits) and all(
                     wait.done() for wait in waits.values()
                 ):
                     return
         finally:
-            if arrival is not None:
-                arrival.cancel()
-                await asyncio.wait({arrival})
+            begun = {one for one in (arrival, over) if one is not None}
+            for one in begun:
+                one.cancel()
+            if begun:
+                await asyncio.wait(begun)
 
     try:
         await _request_all(core, scope, reason, asked, waits)
@@ -58,7 +65,11 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
         pass
     finally:
         await _give_up(waits)
-    return [await _report(core, asked[task_seq], waits[task_seq]) for task_seq in sorted(waits)]
+    reports = []
+    for number, task_seq in enumerate(sorted(waits)):
+        await next_turn(number)
+        reports.append(await _report(core, asked[task_seq], waits[task_seq]))
+    return reports
 
 
 async def _request_all(core: Core, scope: Scope, reason: str | None, asked: dict[int, Task], waits: _Waits) -> bool:
@@ -79,12 +90,22 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, asked: dict
     # in the writer's turn: whatever was asked to be stored before this look is seen by it
     live = await writer.run(lambda tx: session_queries.live_tasks_of_session(tx, str(scope)))
     fresh = [task for task in live if task.task_seq not in waits]
-    requests = [writer.submit(request(task.task_seq)) for task in fresh]
+    requests: list[asyncio.Future[list[Task]]] = []
+    try:
+        for number, task in enumerate(fresh):
+            await next_turn(number)
+            requests.append(writer.submit(request(task.task_seq)))
+    except BaseException:
+        # nobody looks at them any more; what was asked for stands
+        for one in requests:
+            one.cancel()
+        raise
     outcomes = await asyncio.gather(*requests, return_exceptions=True)
     await core.tidy_up_for_the_dead(
         task for reached in outcomes if not isinstance(reached, BaseException) for task in reached
     )
-    for task, reached in zip(fresh, outcomes, strict=True):
+    for number, (task, reached) in enumerate(zip(fresh, outcomes, strict=True)):
+        await next_turn(number)
         asked[task.task_seq] = task if isinstance(reached, BaseException) or not reached else reached[0]
         if isinstance(reached, BaseException):
             waits[task.task_seq] = _begin(_raise(reached), task)

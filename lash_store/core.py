@@ -31,6 +31,7 @@ from .registry import Registry
 from .runner import Runner
 from .step_queries import StepRow
 from .transitions import Outcome
+from .turns import next_turn
 from .writer import Unit, Writer
 
 __all__ = ["Core"]
@@ -155,7 +156,11 @@ class Core:
         rows = await self.reader.rows(*queries.list_tasks(wanted))
         if not rows and wanted.scope is not None:
             await self.check_session(wanted.scope)
-        return [queries.task_record(Task._make(row)) for row in rows]
+        records = []
+        for number, row in enumerate(rows):
+            await next_turn(number)
+            records.append(queries.task_record(Task._make(row)))
+        return records
 
     async def count(self, wanted: TaskFilter) -> int:
         """Return how many tasks a filter wants; see `list`."""

@@ -19,13 +19,11 @@ from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, Scope, TaskEvent
 from .retention_queries import Gap
 from .statements import names
+from .stirs import Stirs
 
 __all__ = ["Feed", "Subscription"]
 
 log = logging.getLogger(__name__)
-
-_TICK = 0.015
-"""Seconds between looks for other processes' commits."""
 
 _PAGE = 500
 _NOWHERE = 2**63
@@ -50,8 +48,8 @@ class Feed:
     Wakes waiters and subscribers when something is committed, by this process or another.
 
     *changed* says whether another connection committed since it was last asked. *on_end* is told of each end in what others
-    wrote before any waiter is, *on_foreign* of all of it after. *sleep* is how a subscriber waits for more. *at_once* answers a
-    small statement without a wait.
+    wrote before any waiter is, *on_foreign* of all of it after. *stirs* says when to ask. *sleep* is how a subscriber waits for
+    more. *at_once* answers a small statement without a wait.
     """
 
     def __init__(
@@ -59,6 +57,7 @@ class Feed:
         reader: Reader,
         *,
         changed: Callable[[], Awaitable[bool]],
+        stirs: Stirs,
         on_end: Callable[[int], None],
         on_foreign: Callable[[Sequence[Committed]], Awaitable[None]],
         sleep: Callable[[asyncio.Event], Awaitable[object]],
@@ -66,6 +65,7 @@ class Feed:
     ) -> None:
         self._reader = reader
         self._changed = changed
+        self._stirs = stirs
         self._on_end = on_end
         self._on_foreign = on_foreign
         self.sleep = sleep
@@ -96,6 +96,7 @@ class Feed:
             self._watch.cancel()
             await asyncio.wait({self._watch})
             self._watch = None
+        self._stirs.close()
         self.stop(StoreClosed("the store was closed: open it again to go on waiting"))
 
     def stop(self, error: StoreError) -> None:
@@ -201,7 +202,8 @@ class Feed:
     async def _look(self) -> None:
         behind = False
         while True:
-            await asyncio.sleep(_TICK)
+            if not behind:
+                await self._stirs.next()
             try:
                 # until all of it was acted on: what fails now is tried again. A commit of ours between others' leaves a hole, too
                 behind = await self._changed() or behind or self._seen < self.head or self._again < self._seen

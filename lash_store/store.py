@@ -69,6 +69,7 @@ from .retention_models import PruneReport, Retention
 from .runner import Runner
 from .sessions import SessionTasks, as_scope
 from .statements import names
+from .stirs import Stirs
 from .supervising import Supervisor, supervise
 from .writer import Writer
 
@@ -413,6 +414,8 @@ class TaskStore:
         feed = Feed(
             reader,
             changed=reader.has_changed if writer is None else writer.foreign_commits,
+            # every commit goes there first
+            stirs=Stirs(Path(f"{self._path}-wal")),
             on_end=lambda task_seq: None if core.runner is None else core.runner.note_ended(task_seq),
             on_foreign=lambda events: self._others_committed(core, events),
             sleep=lambda wake: wake.wait() if core.runner is None else core.runner.sleep_without_slot(wake),
