@@ -27,8 +27,11 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_MOST = 256
-"""Units in one commit: enough to hide the fsync, few enough that nobody waits long for the lock."""
+_MOST = 128
+"""Units in one commit: enough to hide the fsync, few enough that nobody waits long for the lock, or for a turn on the loop."""
+
+_AT_ONCE = 256
+"""Events of one commit that are acted on in one turn of the loop."""
 
 
 Answer = Callable[[T | None, BaseException | None], None]
@@ -273,6 +276,7 @@ class Writer:
                 units = [job.unit for job in jobs]
                 self._is_busy = True
                 batch = await connection.run(lambda _, units=units: committer.commit(units))  # type: ignore[misc]
+                await self._act_on(batch.events)
                 self._answer(jobs, batch)
                 jobs = []
                 if committer.wants_checkpoint and self._fatal is None:
@@ -288,12 +292,17 @@ class Writer:
                 raise
             log.exception("writer_stopped")
 
-    def _answer(self, jobs: Sequence[_Job[Any]], batch: Batch) -> None:
-        if batch.events:
+    async def _act_on(self, events: Sequence[Committed]) -> None:
+        """Tell of a commit; of very much in one, in parts, so that others have their turn on the loop in between."""
+        for first in range(0, len(events), _AT_ONCE):
+            if first:
+                await asyncio.sleep(0)
             try:
-                self._on_commit(batch.events)
+                self._on_commit(events[first : first + _AT_ONCE])
             except Exception:
                 log.exception("reaction_failed")
+
+    def _answer(self, jobs: Sequence[_Job[Any]], batch: Batch) -> None:
         for index, (job, result) in enumerate(zip(jobs, batch.results, strict=True)):
             job.answer(result, batch.errors.get(index))
         if batch.fatal is not None:
