@@ -104,7 +104,7 @@ class Committer:
         self._connection = connection
         self._limits = limits
         self._path = path
-        self._wal_path = Path(f"{path}-wal")
+        self._name, self._wal_name = str(path), f"{path}-wal"
         self._identity = identity
         self._durability = durability
         self.patience = patience
@@ -253,13 +253,13 @@ class Committer:
         Raises:
             StorageMoved: SQLite would go on acknowledging into a file that nobody else can see.
         """
-        guards.check_same(self._path, self._identity)
-        wal = guards.identify(self._wal_path)
+        guards.check_same(self._name, self._identity)
+        wal = guards.identify(self._wal_name)
         if self._wal is None:
             self._wal = wal
         elif wal != self._wal:
             raise StorageMoved(
-                f"{self._wal_path} was removed or replaced under this store, with commits in it: the store has stopped; "
+                f"{self._wal_name} was removed or replaced under this store, with commits in it: the store has stopped; "
                 "open it again and compare"
             )
 

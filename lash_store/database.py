@@ -576,7 +576,12 @@ class Transaction:
 def utc_text(seconds: float) -> str:
     """Write a time as this file does: UTC, ISO 8601, fixed width, milliseconds."""
     whole, thousandths = divmod(round(seconds * 1000), 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{thousandths:03d}Z"
+    return f"{_whole_second(whole)}.{thousandths:03d}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _whole_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def raise_translated(error: BaseException, path: Path) -> NoReturn:
