@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .measuring import Missing
 
-__all__ = ["AS_IT_COMES", "WAL", "find_dbos", "launch"]
+__all__ = ["AS_IT_COMES", "WAL", "find_dbos", "launch", "launch_again"]
 
 WAL = "its file put into WAL mode first, synchronous=FULL; the rest as it comes"
 AS_IT_COMES = "as it comes: SQLite's defaults, journal_mode=DELETE and synchronous=FULL"
@@ -43,9 +43,7 @@ def launch(path: Path, journal_mode: str = "wal") -> Iterator[Any]:
     Raises:
         RuntimeError: its connections are not as durable as asked for.
     """
-    connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA journal_mode={journal_mode}").fetchall()
-    connection.close()
+    set_journal_mode(path, journal_mode)
     dbos = find_dbos()
     instance = dbos(config={"name": "bench", "system_database_url": f"sqlite:///{path}", "log_level": "WARNING"})
     try:
@@ -54,6 +52,36 @@ def launch(path: Path, journal_mode: str = "wal") -> Iterator[Any]:
         yield dbos
     finally:
         dbos.destroy()
+
+
+def set_journal_mode(path: Path, journal_mode: str) -> None:
+    """Give a file, new or not, its journal mode; DBOS leaves it as it is."""
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA journal_mode={journal_mode}").fetchall()
+    connection.close()
+
+
+def launch_again(path: Path, define: Callable[[Any], Any], journal_mode: str = "wal") -> tuple[Any, Any]:
+    """
+    Launch DBOS on a file, new or not, with the workflows that *define* makes of it; return it and what *define* gave.
+
+    It recovers, beside what follows, what a process left that was launched like this: with one version, as one program has.
+    """
+    set_journal_mode(path, journal_mode)
+    dbos = find_dbos()
+    instance = dbos(
+        config={
+            "name": "bench",
+            "system_database_url": f"sqlite:///{path}",
+            "application_version": "1",
+            "executor_id": "local",
+            "log_level": "ERROR",
+        }
+    )
+    defined = define(dbos)
+    dbos.launch()
+    check(instance, journal_mode)
+    return dbos, defined
 
 
 def check(instance: Any, journal_mode: str) -> None:

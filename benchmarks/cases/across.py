@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import random
 import time
@@ -13,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from benchmarks import dbos_beside
+from benchmarks import with_dbos
 from benchmarks.measuring import Case, Found, Goal, Way, median
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def define(dbos: Any) -> Any:
 
 def own_dbos(path: Path, told: Connection) -> None:
     async def main() -> None:
-        dbos, job = dbos_beside.launch(path, define)
+        dbos, job = with_dbos.launch_again(path, define)
         asked = ThreadPoolExecutor(1)
         loop = asyncio.get_running_loop()
         told.send("ready")
@@ -172,7 +173,8 @@ def own_dbos(path: Path, told: Connection) -> None:
 
 
 def by_dbos(folder: Path, scale: float) -> Mapping[str, float]:
-    dbos = dbos_beside.load()
+    with_dbos.find_dbos()
+    dbos: Any = importlib.import_module("dbos")
     chance = random.Random(7)
     results = []
     with beside(own_dbos, folder / "dbos.sqlite") as owner:
@@ -214,7 +216,7 @@ CASE = Case(
         Way(
             DBOS,
             by_dbos,
-            f"{dbos_beside.DBOS_HOW}: DBOSClient.retrieve_workflow(id).get_result() with its own time between two looks",
+            f"{with_dbos.WAL}: DBOSClient.retrieve_workflow(id).get_result() with its own time between two looks",
         ),
     ],
     goals=[

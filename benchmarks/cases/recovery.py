@@ -9,11 +9,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks import dbos_beside, plain
+from benchmarks import plain, with_dbos
 from benchmarks.measuring import Case, Goal, Way, ratio
 
 TASKS = 10_000
@@ -151,7 +152,7 @@ def answer(found: Mapping[str, float]) -> None:
 # --- DBOS ---
 
 
-async def run_all_in_dbos(path: Path, tasks: int, spawns: bool) -> float:
+async def run_all_in_dbos(path: Path, tasks: int, spawns: bool, journal_mode: str) -> float:
     running, all_run = 0, asyncio.Event()
 
     def define(dbos: Any) -> Any:
@@ -166,7 +167,7 @@ async def run_all_in_dbos(path: Path, tasks: int, spawns: bool) -> float:
         return job
 
     began = time.perf_counter()
-    dbos, job = dbos_beside.launch(path, define)
+    dbos, job = with_dbos.launch_again(path, define, journal_mode)
     if spawns:
         for number in range(tasks):
             await dbos.start_workflow_async(job, number)
@@ -174,25 +175,30 @@ async def run_all_in_dbos(path: Path, tasks: int, spawns: bool) -> float:
     return time.perf_counter() - began
 
 
-def spawn_in_dbos(path: Path, tasks: int, told: Connection) -> None:
+def spawn_in_dbos(journal_mode: str, path: Path, tasks: int, told: Connection) -> None:
     async def main() -> None:
-        await run_all_in_dbos(path, tasks, spawns=True)
+        await run_all_in_dbos(path, tasks, True, journal_mode)
         told.send("all run")
         await asyncio.Event().wait()
 
     asyncio.run(main())
 
 
-def by_dbos(folder: Path, scale: float) -> Mapping[str, float]:
-    dbos_beside.load()
-    tasks = max(1, int(TASKS_OF_DBOS * scale))
-    kill_after(spawn_in_dbos, folder / "dbos.sqlite", tasks)
-    with asyncio.Runner() as runner:
-        answer(figures(tasks, runner.run(run_all_in_dbos(folder / "dbos.sqlite", tasks, spawns=False))))
-    raise AssertionError("not reached")
+def by_dbos(journal_mode: str) -> Callable[[Path, float], Mapping[str, float]]:
+    def run(folder: Path, scale: float) -> Mapping[str, float]:
+        with_dbos.find_dbos()
+        tasks = max(1, int(TASKS_OF_DBOS * scale))
+        kill_after(partial(spawn_in_dbos, journal_mode), folder / "dbos.sqlite", tasks)
+        with asyncio.Runner() as runner:
+            took = runner.run(run_all_in_dbos(folder / "dbos.sqlite", tasks, False, journal_mode))
+            answer(figures(tasks, took))
+        raise AssertionError("not reached")
+
+    return run
 
 
-PLAIN, PLAIN_AT_ONCE, LASH_STORE, DBOS = "plain sqlite3", "plain sqlite3, executemany", "lash_store", "DBOS"
+PLAIN, PLAIN_AT_ONCE, LASH_STORE = "plain sqlite3", "plain sqlite3, executemany", "lash_store"
+DBOS, DBOS_WAL = "DBOS", "DBOS, WAL"
 CASE = Case(
     name="recovery",
     title="Reattach the live tasks of a killed process: open → all bodies running",
@@ -207,13 +213,16 @@ CASE = Case(
         Way(LASH_STORE, by_lash_store, "from open() until the last body has begun, all of them at once (max_running)"),
         Way(
             DBOS,
-            by_dbos,
-            f"{dbos_beside.DBOS_HOW}: from DBOS() and launch() until the last workflow has begun; a tenth of the tasks",
+            by_dbos("delete"),
+            f"{with_dbos.AS_IT_COMES}: from DBOS() and launch() until the last workflow has begun; a tenth of the tasks",
+            rounds=2,
         ),
+        Way(DBOS_WAL, by_dbos("wal"), with_dbos.WAL),
     ],
     goals=[
         Goal("beside one plain transaction", ratio(LASH_STORE, "seconds", PLAIN), at_most=5),
-        Goal("a task, DBOS beside it", ratio(DBOS, "ms_a_task", LASH_STORE), at_least=30),
+        Goal("a task, DBOS as it comes beside it", ratio(DBOS, "ms_a_task", LASH_STORE), at_least=30),
+        Goal("a task, DBOS put into WAL mode beside it", ratio(DBOS_WAL, "ms_a_task", LASH_STORE), at_least=30),
     ],
     notes="The process that spawned them is killed by SIGKILL while each body waits. What is imported is imported before.",
 )

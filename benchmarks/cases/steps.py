@@ -6,14 +6,14 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import plain
 from benchmarks.callers import call_at_once, figures
 from benchmarks.measuring import Case, Goal, Way, ratio
-from benchmarks.with_dbos import WAL, find_dbos, launch
+from benchmarks.with_dbos import AS_IT_COMES, WAL, find_dbos, launch
 
 STEPS, CALLERS = 5, 100
 
@@ -90,7 +90,11 @@ def by_lash_store(callers: int) -> Any:
     return run
 
 
-def by_dbos(folder: Path, scale: float) -> Mapping[str, float]:
+def by_dbos(journal_mode: str) -> Callable[[Path, float], Mapping[str, float]]:
+    return lambda folder, scale: run_dbos(folder, scale, journal_mode)
+
+
+def run_dbos(folder: Path, scale: float, journal_mode: str) -> Mapping[str, float]:
     dbos = find_dbos()
     step = dbos.step(name="double")(double)
 
@@ -106,13 +110,13 @@ def by_dbos(folder: Path, scale: float) -> Mapping[str, float]:
         assert await handle.get_result() == number << STEPS
 
     async def main() -> Mapping[str, float]:
-        with launch(folder / "dbos.sqlite"):
+        with launch(folder / "dbos.sqlite", journal_mode):
             return await call_at_once(CALLERS, max(CALLERS, int(200 * scale)), turn)
 
     return asyncio.run(main())
 
 
-PLAIN, DBOS, OURS = "plain sqlite3", "DBOS", f"lash_store, {CALLERS} callers"
+PLAIN, DBOS, DBOS_WAL, OURS = "plain sqlite3", "DBOS", "DBOS, WAL", f"lash_store, {CALLERS} callers"
 CASE = Case(
     name="steps",
     title="Five memoised steps in a body: spawn → five steps → completed → result, each durable before the next",
@@ -123,12 +127,19 @@ CASE = Case(
             by_plain,
             "tables of tasks, steps and events, eight commits a body, one caller: SQLite has one writer",
         ),
-        Way(
-            "lash_store, 1 callers", by_lash_store(1), 'task.step(name, fn, …) of an async function, durability="full"'
-        ),
+        Way("lash_store, 1 caller", by_lash_store(1), 'task.step(name, fn, …) of an async function, durability="full"'),
         Way(OURS, by_lash_store(CALLERS), "the same"),
-        Way(DBOS, by_dbos, f"@DBOS.step in an async @DBOS.workflow, {CALLERS} callers; {WAL}"),
+        Way(
+            DBOS,
+            by_dbos("delete"),
+            f"@DBOS.step in an async @DBOS.workflow, {CALLERS} callers; {AS_IT_COMES}",
+            rounds=3,
+        ),
+        Way(DBOS_WAL, by_dbos("wal"), WAL),
     ],
-    goals=[Goal(f"{CALLERS} callers beside DBOS", ratio(OURS, "per_second", DBOS), at_least=30)],
+    goals=[
+        Goal(f"{CALLERS} callers beside DBOS as it comes", ratio(OURS, "per_second", DBOS), at_least=30),
+        Goal(f"{CALLERS} callers beside DBOS put into WAL mode", ratio(OURS, "per_second", DBOS_WAL), at_least=30),
+    ],
     notes="DBOS commits seven times a body: its insert, each step and its end; and it notes no events.",
 )

@@ -1028,6 +1028,7 @@ SESSION_CHANGES = {
 
 STEP_LOOK_UPS = {
     "a checkpoint": step_queries._CHECKPOINT,
+    "checkpoints of many tasks": step_queries._CHECKPOINTS,
     "steps of a task": step_queries.STEPS,
     "a step": step_queries.STEP,
     "names of steps": step_queries.STEP_NAMES,
