@@ -94,14 +94,23 @@ class Body:
                 self._stopping.set()
         return self._stopping
 
-    def stop(self, reason: StopReason, *, grace: float = 0.0) -> None:
-        """Say why, wake who waits for it, and cancel the coroutine after *grace* seconds; a harder reason replaces a softer."""
+    def stop(self, reason: StopReason, *, grace: float = 0.0, later: bool = False) -> None:
+        """
+        Say why, and cancel the coroutine after *grace* seconds; a harder reason replaces a softer.
+
+        *later*: no more than say why; `interrupt` is to follow soon.
+        """
         if self.stop_reason in {reason, StopReason.STALE}:
             return
         self.stop_reason = reason
         if reason is StopReason.STALE:
             # nothing of it counts any more, however long it takes to end
             self.slot.end()
+        if not later:
+            self.interrupt(grace)
+
+    def interrupt(self, grace: float = 0.0) -> None:
+        """Wake who waits for the stop, end the body's waits, and cancel the coroutine after *grace* seconds."""
         if self._stopping is not None:
             self._stopping.set()
         for interrupt in list(self._interrupts.values()):

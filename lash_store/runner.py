@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 
 _LAST = 1.0
 """Seconds that a killed process may take to go, once its store closes."""
+
+_AT_ONCE = 100
+"""Bodies that a closing store stops in one turn of the loop."""
 
 _STOPPED = (CommitInDoubt, StorageMoved, StoreClosed)
 """What has ended the writer: nothing is stored any more."""
@@ -454,11 +457,22 @@ class Runner:
             return
         self._closing = True
         self.alarms.close()
-        for body in list(self._bodies.values()):
+        bodies = list(self._bodies.values())
+        for body in bodies:
+            if body.stop_reason is not StopReason.CANCEL:
+                body.stop(StopReason.DETACH, later=True)
+        self._interrupt_some(deque(bodies))
+
+    def _interrupt_some(self, bodies: deque[Body]) -> None:
+        """Stop bodies that know why, a part in a turn of the loop: thousands that end in one would hold up all others."""
+        for _ in range(min(len(bodies), _AT_ONCE)):
+            body = bodies.popleft()
             if body.stop_reason is StopReason.CANCEL:
                 body.abort()
-            else:
-                body.stop(StopReason.DETACH)
+            elif body.stop_reason is StopReason.DETACH:
+                body.interrupt()
+        if bodies:
+            asyncio.get_running_loop().call_soon(self._interrupt_some, bodies)
 
     async def detach(self, timeout: float | None) -> list[Task]:
         """

@@ -307,6 +307,8 @@ class Steps:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
     ) -> Any:
         if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+            if timeout is None:
+                return await fn(*args, **kwargs)
             async with asyncio.timeout(timeout):
                 return await fn(*args, **kwargs)
         async with self._core.threads, asyncio.timeout(timeout):

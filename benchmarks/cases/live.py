@@ -275,5 +275,5 @@ CASE = Case(
         "objects there are, bare tasks as well as others: a program with so many does well to call gc.freeze() or to raise "
         "its threshold, which is for the program to decide."
     ),
-    rounds=3,
+    rounds=1,
 )
