@@ -72,7 +72,8 @@ class Stirs:
                     await stirred.wait()
                 self._looks = 0
             finally:
-                loop.remove_reader(self._descriptor)
+                if not loop.is_closed():
+                    loop.remove_reader(self._descriptor)
 
     def close(self) -> None:
         """Let the kernel's notices go."""
