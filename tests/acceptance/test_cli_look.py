@@ -150,7 +150,7 @@ def test_a_file_with_nothing_in_it_is_said_to_be_empty_and_left_so(tmp_path: Pat
 
 def test_what_may_be_read_is_left_to_the_opening_however_the_file_was_named(db: Path) -> None:
     with mock.patch.object(os, "access", side_effect=lambda _path, mode: mode != os.R_OK):
-        assert run("list", db=db) == run("list", LASH_STORE_DB=str(db))
+        assert run("list", "--json", db=db) == run("list", "--json", LASH_STORE_DB=str(db))
 
 
 @pytest.mark.parametrize("command", [("timeline", "desktop:s1"), ("export",)])
