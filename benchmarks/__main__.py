@@ -32,7 +32,7 @@ figure is the median of the rounds, and a ratio is one of figures of the same ro
   python -m benchmarks                       everything, some 25 minutes; writes RESULTS.md, results.json and pictures
   python -m benchmarks --list                what there is
   python -m benchmarks lifecycle --quick     one case, a tenth of the work, once: is it as I think?
-  python -m benchmarks recovery --ways lash_store --rounds 3 --out /tmp/before
+  python -m benchmarks recovery --ways lash_store --rounds 3 --out before
                                              only our ways, kept to look at beside those of a change
 """
 EPILOG = """

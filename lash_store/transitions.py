@@ -222,10 +222,8 @@ def _start_some(tx: Transaction, starts: Sequence[tuple[Task, Start]]) -> None:
     changes = []
     for task, command in starts:
         decision = decide(task, command, tx.now)
-        if isinstance(decision, Change) and decision.type is not EventType.FAILED:
-            changes.append((task, decision))
-        else:
-            transition(tx, task, command)
+        assert isinstance(decision, Change)
+        changes.append((task, decision))
     rows = queries.update_tasks(tx, [(task, decision.columns) for task, decision in changes])
     for after, (_, decision) in zip(rows, changes, strict=True):
         data = queries.event_data(decision.type, decision.columns, decision.detail)

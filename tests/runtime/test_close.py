@@ -371,6 +371,34 @@ async def test_a_body_may_not_wait_for_the_close_of_its_store_for_ever(
     assert row(path, "t")["state"] == "pending"
 
 
+async def test_very_many_bodies_are_stopped_in_parts_and_each_knows_why_at_once(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    store = new(max_running=350)
+    contexts: list[TaskContext] = []
+    all_run = asyncio.Event()
+    knew: list[Any] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        contexts.append(task)
+        if len(contexts) == 350:
+            all_run.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            knew.append({context.stop_reason for context in contexts})
+
+    async with store:
+        session = await store.session("s1")
+        for _ in range(350):
+            await session.spawn(work)
+        await all_run.wait()
+
+    assert knew == [{"detach"}] * 350
+    assert rows(path, "SELECT count(*) AS n FROM tasks WHERE state = 'pending' AND owner_id IS NULL") == [{"n": 350}]
+
+
 async def test_nothing_is_left_in_the_process_after_many_lives(
     new: Callable[..., TaskStore], path: Path, started: asyncio.Event
 ) -> None:

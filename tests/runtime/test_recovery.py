@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import EventType, Recovery, RecoveryReport, TaskContext, TaskState, TaskStore
+from lash_store import EventType, Recovery, RecoveryReport, TaskContext, TaskState, TaskStore, transitions
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker, workers
 from tests.runtime.support import RUNTIME, event_count, event_types, hold, next_event, rows
@@ -80,6 +81,31 @@ async def test_rerun_work_is_reattached_with_arguments_and_checkpoint(
     [reattached] = rows(path, "SELECT attempt, data FROM events WHERE type = 'reattached'")
     assert reattached["attempt"] == 2
     assert '"previous_owner_id":1' in reattached["data"]
+
+
+async def test_many_rows_are_started_in_parts_each_with_its_own_checkpoint(
+    leave: Callable[..., Worker], new: Callable[..., TaskStore], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transitions, "_STARTS_AT_ONCE", 2)
+    names = [f"t{number}" for number in range(5)]
+    leave(*[["count", name, {}, [10_000 + number]] for number, name in enumerate(names)])
+    store = new()
+    registered(store)
+
+    async with store:
+        results: dict[str, Any] = {name: await (await store.handle("desktop:s1", name)) for name in names}
+
+    saved = {
+        found["id"]: found["value"]
+        for found in rows(
+            path, "SELECT id, value FROM steps JOIN tasks USING (task_seq) WHERE steps.kind = 'checkpoint'"
+        )
+    }
+    assert results == {
+        name: [2, json.loads(saved[name]) if name in saved else None, 10_000 + number]
+        for number, name in enumerate(names)
+    }
+    assert [found["n"] for found in rows(path, "SELECT count(*) AS n FROM events WHERE type = 'reattached'")] == [5]
 
 
 async def test_a_cancel_that_was_asked_for_is_finished_and_the_body_not_run(

@@ -385,6 +385,26 @@ async def test_a_lasting_disk_error_fails_its_unit_alone(path: Path) -> None:
         assert notes(path) == harness.told == ["a", "b"]
 
 
+async def test_very_much_in_one_commit_is_told_in_order_and_others_have_their_turn_in_between(path: Path) -> None:
+    def much(tx: Transaction) -> str:
+        for number in range(1_000):
+            note(f"n{number:04}")(tx)
+        return "much"
+
+    async with opened(path) as harness:
+        seen: list[int] = []
+        asked = harness.writer.submit(much)
+        while not asked.done():
+            await asyncio.sleep(0)
+            seen.append(len(harness.committed))
+
+        assert await asked == "much"
+        assert harness.told == [f"n{number:04}" for number in range(1_000)]
+    # never all of it in one turn, and all of it before the caller is answered
+    assert len({count for count in seen if 0 < count < 1_000}) >= 2
+    assert seen[-1] == 1_000
+
+
 async def test_a_unit_that_fails_is_not_asked_again_and_its_neighbours_land_once(path: Path) -> None:
     calls: list[str] = []
 
