@@ -963,6 +963,24 @@ async def test_an_end_that_comes_to_another_session_is_not_read_by_who_waits_wit
     assert states(await other.validate_handles(["t"])) == ["completed"]
 
 
+async def test_an_end_lands_where_another_process_put_the_task_a_moment_before(
+    store: TaskStore, session: SessionTasks, other: SessionTasks, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store._core is not None
+    assert store._core.runner is not None
+    may_end = asyncio.Event()
+    handle = await session.spawn(may_end.wait(), id="t")
+    # this process has not been told of it yet
+    monkeypatch.setattr(store._core.runner, "note_moved", lambda *told: None)
+    async with TaskStore.connect(path, runtime=RUNTIME) as beside:
+        await (await beside.session("s1")).transfer(other.scope, ["t"])
+        may_end.set()
+        assert await handle.result() is True
+
+    assert rows(path, "SELECT scope FROM events WHERE type = 'completed'") == [{"scope": str(other.scope)}]
+    assert rows(path, "SELECT scope FROM tasks WHERE id = 't'") == [{"scope": str(other.scope)}]
+
+
 async def test_work_that_was_away_is_read_when_it_is_back(session: SessionTasks, other: SessionTasks) -> None:
     handle = await session.spawn(ends(), id="t")
     await handle.wait()
