@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from .commands import Fence
@@ -52,16 +51,44 @@ def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     return asyncio.create_task(wait, name=name, context=context)
 
 
+class _Interruptible:
+    """A wait that is ended, by what it gives, once the body is to stop: as many stand as bodies wait, so it is a small one."""
+
+    __slots__ = ("_interrupt", "_waits")
+
+    def __init__(self, waits: dict[_Interruptible, Callable[[], object]], interrupt: Callable[[], object]) -> None:
+        self._waits = waits
+        self._interrupt = interrupt
+
+    def __enter__(self) -> None:
+        # one wait may stand within another of the same caller
+        self._waits[self] = self._interrupt
+
+    def __exit__(self, *_: object) -> None:
+        del self._waits[self]
+
+
 class Body:
     """
     One execution of a task in this process.
 
     *endings* are functions of the program that run in the transaction that stores its result. *received* are signals of which
     nothing is remembered yet, and *saves* how often the task has saved a checkpoint. *timed_out* is the failure, JSON text, of
-    one whose time was up, and *may_be_retried* whether another attempt has more.
+    one whose time was up, and *may_be_retried* whether another attempt has more. *ended* is told when its coroutine has.
+
+    Many may wait at once, and what they are made of is looked through by the collector of cycles: what most of them do not need
+    is made when it is.
     """
 
-    def __init__(self, task: Task, function: Function | None, checkpoint: Checkpoint | None, slot: Slot) -> None:
+    def __init__(
+        self,
+        task: Task,
+        function: Function | None,
+        checkpoint: Checkpoint | None,
+        slot: Slot,
+        ended: Callable[[Body], None],
+    ) -> None:
+        self._ended = ended
         self.task = task
         self.function = function
         self.slot = slot
@@ -70,20 +97,28 @@ class Body:
         self.stop_reason: StopReason | None = None
         self._stopping: asyncio.Event | None = None
         self.coroutine: asyncio.Task[Any] | None = None
-        self.endings: list[Callable[..., Any]] = []
-        self.received: list[int] = []
+        self.endings: Sequence[Callable[..., Any]] = ()
+        self.received: list[int] | None = None
         self.saves = 0 if checkpoint is None else checkpoint.saves
         self.timed_out: str | None = None
         self.may_be_retried = True
         self.is_live = True
         self.moved_at = 0
-        self._interrupts: dict[object, Callable[[], object]] = {}
+        self._interrupts: dict[_Interruptible, Callable[[], object]] = {}
         self._grace: asyncio.TimerHandle | None = None
         self._timeout: asyncio.TimerHandle | None = None
 
     @property
     def task_seq(self) -> int:
         return self.task.task_seq
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context) -> None:
+        """Run a coroutine as this body; *context* is where its end is told."""
+        self.coroutine = asyncio.get_running_loop().create_task(coroutine, name=f"lash_store body {self.task.id}")
+        self.coroutine.add_done_callback(self._tell_end, context=context)
+
+    def _tell_end(self, _: object) -> None:
+        self._ended(self)
 
     @property
     def stopping(self) -> asyncio.Event:
@@ -122,8 +157,7 @@ class Body:
         else:
             self.abort()
 
-    @contextlib.contextmanager
-    def interruptible(self, interrupt: Callable[[], object], *, also_later: bool = False) -> Iterator[None]:
+    def interruptible(self, interrupt: Callable[[], object], *, also_later: bool = False) -> _Interruptible:
         """
         Have a wait ended at once when the body is to stop, by what cancels it.
 
@@ -132,13 +166,7 @@ class Body:
         """
         if self.stop_reason is not None and not also_later:
             raise asyncio.CancelledError(f"the body is being stopped: {self.stop_reason}")
-        # one wait may stand within another of the same caller
-        this = object()
-        self._interrupts[this] = interrupt
-        try:
-            yield
-        finally:
-            del self._interrupts[this]
+        return _Interruptible(self._interrupts, interrupt)
 
     async def wait(self, waiter: asyncio.Future[T]) -> T:
         """Wait for a future without the slot, until the body is to stop at most."""

@@ -256,7 +256,7 @@ class TaskContext(Generic[State]):
         """
         if not callable(fn) or inspect.iscoroutinefunction(fn):
             raise InvalidArguments(f"task {self.id!r}: at_completion() is given a plain function of a connection")
-        self._body.endings.append(fn)
+        self._body.endings = (*self._body.endings, fn)
 
     # --- waiting ---
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from . import queries, retention_queries
 from .database import Committed, Reader, Transaction
@@ -23,6 +22,7 @@ from .stirs import Stirs
 
 __all__ = ["Feed", "Subscription"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _PAGE = 500
@@ -132,36 +132,24 @@ class Feed:
 
     def forget(self, task_seq: int, waiter: asyncio.Future[Task | None]) -> None:
         """Give a waiter back."""
-        if waiter.done() and not waiter.cancelled():
-            waiter.exception()
-        waiters = self._waiters.get(task_seq)
-        if waiters is not None:
-            waiters.discard(waiter)
-            if not waiters:
-                del self._waiters[task_seq]
+        _give_back(self._waiters, task_seq, waiter)
 
     # --- waiting for a signal ---
 
-    @contextlib.contextmanager
-    def receiver(self, task_seq: int) -> Iterator[asyncio.Future[None]]:
+    def wait_for_signal(self, task_seq: int) -> asyncio.Future[None]:
         """
-        Give a future that resolves when a signal to the task was committed by any process.
+        Return a future that resolves when a signal to the task was committed by any process.
 
-        Read the table inside, before waiting: then no wake-up can be missed.
+        Register first and read the table second: then no wake-up can be missed. Give it back with `forget_signal`.
         """
         self._refuse_closed()
         receiver: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._receivers.setdefault(task_seq, set()).add(receiver)
-        try:
-            yield receiver
-        finally:
-            if receiver.done() and not receiver.cancelled():
-                receiver.exception()
-            receivers = self._receivers.get(task_seq)
-            if receivers is not None:
-                receivers.discard(receiver)
-                if not receivers:
-                    del self._receivers[task_seq]
+        return receiver
+
+    def forget_signal(self, task_seq: int, receiver: asyncio.Future[None]) -> None:
+        """Give one who waits for a signal back."""
+        _give_back(self._receivers, task_seq, receiver)
 
     def wake_receivers(self, task_seq: int) -> None:
         """Have whoever waits for a signal to a task look again."""
@@ -305,6 +293,16 @@ class Feed:
             return max(self.head, int(self._at_once(queries.LAST_SEQ)))
         except (sqlite3.Error, StoreError):
             return self.head
+
+
+def _give_back(waiting: dict[int, set[asyncio.Future[T]]], task_seq: int, future: asyncio.Future[T]) -> None:
+    if future.done() and not future.cancelled():
+        future.exception()
+    of_task = waiting.get(task_seq)
+    if of_task is not None:
+        of_task.discard(future)
+        if not of_task:
+            del waiting[task_seq]
 
 
 class Subscription(AsyncIterator[TaskEvent]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections import OrderedDict, deque
@@ -90,6 +91,8 @@ class Runner:
         self._bodies: dict[int, Body] = {}
         self._replaced: set[Body] = set()
         self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
+        self._on_end = self._ended
+        self._context = contextvars.copy_context()
         self._idle = asyncio.Event()
         self._closing = False
 
@@ -354,11 +357,9 @@ class Runner:
             replaced.stop(StopReason.STALE)
             self._replaced.add(replaced)
         function = None if task.function is None else self._registry.by_name(task.function)
-        body = self._bodies[task.task_seq] = Body(
-            task, function, checkpoint, Slot(self.slots, is_needed=not task.is_monitor)
-        )
-        body.coroutine = asyncio.get_running_loop().create_task(self._run(body), name=f"lash_store body {task.id}")
-        body.coroutine.add_done_callback(lambda _: self._ended(body))
+        slot = Slot(self.slots, is_needed=not task.is_monitor)
+        body = self._bodies[task.task_seq] = Body(task, function, checkpoint, slot, self._on_end)
+        body.begin(self._run(body), self._context)
         if task.timeout is not None:
             body.time_out_after(
                 task.timeout, told("Timeout", f"attempt {task.attempt} took longer than {task.timeout:g} s")
@@ -397,7 +398,7 @@ class Runner:
         refused = guest.guests_error(error) if body.endings else None
         if refused is not None:
             # what was to be stored with the result could not be: the body has failed
-            body.endings.clear()
+            body.endings = ()
             self._store(body, outcomes.failed(body, refused), pause)
         elif error is None or not isinstance(error, StoreError) or isinstance(error, _STOPPED):
             if error is not None:

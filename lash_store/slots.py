@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 __all__ = ["Slot", "Slots"]
@@ -59,6 +59,21 @@ class Slots:
         self._returning.pop(slot, None)
 
 
+class _Away:
+    """A wait without the slot: as many stand as bodies wait, so it is a small one."""
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    async def __aenter__(self) -> None:
+        self._slot.leave()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self._slot.come_back(at_once=kind is not None)
+
+
 class Slot:
     """
     One body's slot, from its start to its end, if it needs one.
@@ -75,27 +90,29 @@ class Slot:
         if is_needed:
             slots.take()
 
-    @contextlib.asynccontextmanager
-    async def away(self) -> AsyncIterator[None]:
+    def away(self) -> _Away:
         """Do without the slot for a while; it comes back when the last of the body's waits is over."""
+        return _Away(self)
+
+    def leave(self) -> None:
+        """Begin to wait without it."""
         self._waits += 1
         self._let_go()
-        try:
-            yield
-        except BaseException:
-            self._waits -= 1
-            self._go_on()
-            raise
+
+    async def come_back(self, *, at_once: bool) -> None:
+        """End a wait; what was given up is to go on *at once*."""
         self._waits -= 1
-        if self._waits == 0 and not self._is_held and not self._is_over:
-            await self._come_back()
+        if at_once:
+            self._go_on()
+        elif self._waits == 0 and not self._is_held and not self._is_over:
+            await self._queue()
 
     async def wait(self, waiter: asyncio.Future[T]) -> T:
         """Wait for a future without the slot."""
         async with self.away():
             return await waiter
 
-    async def _come_back(self) -> None:
+    async def _queue(self) -> None:
         self._back = back = asyncio.get_running_loop().create_future()
         self._slots.queue(self)
         try:

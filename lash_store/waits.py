@@ -50,22 +50,22 @@ class Waits:
         self._sleeps = 0
         self._may_have_slept = body.fence.attempt > 1
         self._queues: dict[str, _Queue] = {}
-        self._reasons: list[str] = []
+        self._reasons: tuple[str, ...] = ()
 
     # --- checkpoints ---
 
     async def save(self, text: str) -> None:
         """Save a checkpoint, behind which lie the signals received and the unnamed sleeps begun so far."""
         body = self._body
-        sleeps, slept, taken = self._sleeps, self._may_have_slept, body.received
+        sleeps, slept, taken = self._sleeps, self._may_have_slept, body.received or []
         # at once: what other branches of the body begin from here on is committed after it
-        self._sleeps, self._may_have_slept, body.received = 0, False, []
+        self._sleeps, self._may_have_slept, body.received = 0, False, None
         body.saves += 1
         try:
             await self._write(lambda tx: memory.save(tx, body.task, body.fence, text, taken, slept=slept))
         except Exception:
             body.saves -= 1
-            self._sleeps, self._may_have_slept, body.received = sleeps, True, [*taken, *body.received]
+            self._sleeps, self._may_have_slept, body.received = sleeps, True, [*taken, *(body.received or ())]
             raise
 
     # --- sleeping ---
@@ -141,6 +141,8 @@ class Waits:
                 row = await self._next(name, queue)
         within = receiving.get()
         if within is None:
+            if self._body.received is None:
+                self._body.received = []
             self._body.received.append(row.signal_seq)
         else:
             within.append(row)
@@ -149,11 +151,14 @@ class Waits:
 
     async def _next(self, name: str, queue: _Queue) -> SignalRow:
         while True:
-            with self._core.feed.receiver(self._body.task_seq) as receiver:
+            receiver = self._core.feed.wait_for_signal(self._body.task_seq)
+            try:
                 row = await self._look(name, queue)
                 if row is not None:
                     return row
                 await self._body.wait(receiver)
+            finally:
+                self._core.feed.forget_signal(self._body.task_seq, receiver)
 
     async def _look(self, name: str, queue: _Queue) -> SignalRow | None:
         if queue.given_back:
@@ -181,13 +186,14 @@ class Waits:
         waiter = asyncio.current_task()
         assert waiter is not None
         with self._body.interruptible(waiter.cancel):
-            self._reasons.append(reason)
+            self._reasons += (reason,)
             try:
                 await self._show()
                 async with self._body.slot.away():
                     yield
             finally:
-                self._reasons.remove(reason)
+                at = self._reasons.index(reason)
+                self._reasons = self._reasons[:at] + self._reasons[at + 1 :]
                 if self._body.stop_reason in {None, StopReason.TIMEOUT}:
                     await self._show()
 

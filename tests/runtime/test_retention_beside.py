@@ -371,7 +371,8 @@ async def test_an_agent_goes_once_no_cancel_can_come_through_it(here: TaskStore,
 async def test_what_was_given_up_stays_until_its_process_has_ended(
     here: TaskStore, beside: TaskStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    # a line would be refused, and so tell the blind one
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
     monitor = await (await beside.session("s1")).start_monitor(MonitorSpec(id="m", command=command))
     async with asyncio.timeout(10):
         while (process := (await monitor.record()).process) is None:
