@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import leftovers, lifecycle, monitor_queries, owners, queries, session_queries, step_queries, transitions
+from .collector import Pause
 from .commands import ConfirmCancel, Release, Start
 from .database import Committed, Reader, Transaction, utc_text
 from .errors import StoreError
@@ -272,10 +273,11 @@ class Recoverer:
         return found
 
     async def _in_one(self, dead: list[OwnerRow], fates: Fates) -> Recovered:
-        with self._slots() as slots:
-            return await self._writer.run(lambda tx: self._recover(tx, dead, slots, fates))
+        # until those that start have begun
+        with self._slots() as slots, Pause() as pause:
+            return await self._writer.run(lambda tx: self._recover(tx, dead, slots, fates, pause))
 
-    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int, fates: Fates) -> Recovered:
+    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int, fates: Fates, pause: Pause) -> Recovered:
         if tx.forbidden is not None:
             # what a given-up owner took would be taken from it at once
             return Recovered()
@@ -287,6 +289,7 @@ class Recoverer:
         cut_off: dict[int, int] = {}
         owners_by_id: dict[int, OwnerRow | None] = {}
         starts: list[tuple[Task, Start]] = []
+        pause.begin()
         for task in queries.live_tasks_left(tx, self._runtime):
             if not leftovers.is_settled(task, fates):
                 continue

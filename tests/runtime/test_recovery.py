@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sqlite3
@@ -114,6 +115,27 @@ async def test_many_rows_are_started_in_parts_each_with_its_own_checkpoint(
         checkpoint = json.loads(saved[name]) if name in saved else None
         assert results[name] == [2, checkpoint, 10_000 + number]
     assert [found["n"] for found in rows(path, "SELECT count(*) AS n FROM events WHERE type = 'reattached'")] == [5]
+
+
+async def test_the_collector_of_cycles_is_off_while_rows_are_taken_over_and_on_again_behind_it(
+    leave: Callable[..., Worker], new: Callable[..., TaskStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(["count", "t", {}, [10_000]])
+    whether: list[bool] = []
+    start_all = transitions.start_all
+
+    def looking(tx: Any, starts: Any) -> None:
+        whether.append(gc.isenabled())
+        start_all(tx, starts)
+
+    monkeypatch.setattr(transitions, "start_all", looking)
+    store = new()
+    registered(store)
+
+    async with store:
+        assert gc.isenabled()
+
+    assert whether[-1] is False
 
 
 async def test_a_cancel_that_was_asked_for_is_finished_and_the_body_not_run(
