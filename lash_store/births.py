@@ -7,14 +7,13 @@ Units over an open transaction, as in `transitions`.
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import monitoring, queries, retention_queries, session_queries, transitions
 from .commands import Expire, RequestCancel, Start
 from .database import Transaction
 from .errors import IdempotencyConflict, LimitExceeded, SessionError, TaskExists
-from .lifecycle import Refused, Task, deadline_passed, decide
+from .lifecycle import Refused, Task, deadline_passed, decide, with_columns
 from .models import (
     CancelPolicy,
     ClosePolicy,
@@ -31,8 +30,7 @@ from .monitor_models import MonitorSpec
 __all__ = ["Born", "NewTask", "check_room", "create", "moved", "refuse_given_up", "same_before", "task_exists"]
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
+class NewTask(NamedTuple):
     """
     What a task is born with.
 
@@ -72,11 +70,10 @@ def moved(new: NewTask, scope: Scope) -> NewTask:
         return new
     if new.child_session_id == scope.session_id:
         raise SessionError(f"task {new.id!r} cannot work in its own session: child_session_id names another")
-    return replace(new, scope=scope)
+    return new._replace(scope=scope)
 
 
-@dataclass(frozen=True, slots=True)
-class Born:
+class Born(NamedTuple):
     """A task as it was stored and the handle of its session; not *is_new* if an idempotency key named one that was there."""
 
     task: Task
@@ -103,7 +100,8 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
     before = same_before(tx, new)
     if before is not None:
         return Born(before, session_queries.owner_handle(tx, before.task_seq).handle_id, is_new=False)
-    place = session_queries.birthplace(tx, str(new.scope))
+    scope = str(new.scope)
+    place = session_queries.birthplace(tx, scope)
     if place is None:
         raise transitions.unknown_session(new.scope)
     parent = None if new.parent_seq is None else _parent(tx, new.scope, new.parent_seq)
@@ -111,14 +109,14 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
         raise transitions.session_closed(new.scope)
     if new.child_session_id is not None:
         transitions.open_session_row(tx, Scope(new.scope.runtime, new.child_session_id))
-    check_room(tx, str(new.scope), adding=1)
+    check_room(tx, scope, adding=1)
     if new.monitor is not None:
-        if queries.live_task_by_id(tx, str(new.scope), new.id) is not None:
+        if queries.live_task_by_id(tx, scope, new.id) is not None:
             raise task_exists(new)
-        monitoring.check_room(tx, str(new.scope), adding=1)
-    cancelled = cancelled_ancestor(tx, str(new.scope), parent, place.agent)
-    columns = _first_columns(tx, new)
-    born = queries.NO_TASK._replace(**columns)
+        monitoring.check_room(tx, scope, adding=1)
+    cancelled = cancelled_ancestor(tx, scope, parent, place.agent)
+    columns = _first_columns(tx, new, scope)
+    born = with_columns(queries.NO_TASK, columns)
     is_late = new.deadline is not None and new.deadline <= tx.now
     ends_here = cancelled is not None or is_late
     command = Start(new.owner_id, new.owner_id, version=new.version)
@@ -127,7 +125,7 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
     try:
         task = queries.insert_task(tx, columns if started is None else {**columns, **started.columns})
     except sqlite3.IntegrityError as error:
-        if queries.live_task_by_id(tx, str(new.scope), new.id) is None:
+        if queries.live_task_by_id(tx, scope, new.id) is None:
             raise
         raise task_exists(new) from error
     session_queries.insert_handle(tx, new.handle_id, task.scope, task.task_seq, HandleRole.OWNER)
@@ -136,7 +134,7 @@ def create(tx: Transaction, new: NewTask, *, start: bool = False) -> Born:
     if new.mode is TaskMode.HIDDEN and not place.sync_needed:
         session_queries.flag_sync(tx, task.scope, needed=True)
     data = queries.event_data(EventType.REGISTERED, columns, {"handle_id": new.handle_id})
-    born = born._replace(task_seq=task.task_seq)
+    born = with_columns(born, {"task_seq": task.task_seq})
     is_last = started is None and not ends_here
     # a callback that will never be called is nobody's to keep; a coroutine is the runner's to close
     local = None if cancelled is not None and new.mode is TaskMode.EXTERNAL else new.local
@@ -162,9 +160,9 @@ def refuse_given_up(tx: Transaction) -> None:
         raise tx.forbidden
 
 
-def _first_columns(tx: Transaction, new: NewTask) -> dict[str, Any]:
+def _first_columns(tx: Transaction, new: NewTask, scope: str) -> dict[str, Any]:
     columns: dict[str, Any] = {
-        "scope": str(new.scope),
+        "scope": scope,
         "id": new.id,
         "kind": new.kind,
         "mode": new.mode,

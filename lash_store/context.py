@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Concatenate, Generic, ParamSpec, cast, overload
@@ -366,7 +365,7 @@ class TaskContext(Generic[State]):
         if not current.has_body(self._body.fence):
             raise transitions.stale(current, self.attempt)
         # wherever it is by now
-        return births.moved(replace(new, by_its_parent=True), Scope.parse(current.scope))
+        return births.moved(new._replace(by_its_parent=True), Scope.parse(current.scope))
 
     # --- speaking to the session ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -307,15 +308,18 @@ _BASE32HEX = "0123456789abcdefghijklmnopqrstuv"
 """RFC 4648, sections 6 and 7: the second sorts as its numbers do."""
 
 
-def _pairs(digits: str) -> list[str]:
-    return [high + low for high in digits for low in digits]
+_LETTERS, _SORTED_LETTERS = (digits.encode() * 8 for digits in (BASE32, _BASE32HEX))
+"""What stands for each value of a random byte: eight of them for a letter."""
 
 
-_PAIRS, _SORTED_PAIRS = _pairs(BASE32), _pairs(_BASE32HEX)
+def _random(letters: bytes, count: int) -> str:
+    """Return letters of five random bits each."""
+    return os.urandom(count).translate(letters).decode("ascii")
 
 
-def _base32(number: int, digits: int, pairs: list[str]) -> str:
-    return "".join([pairs[number >> shift & 1023] for shift in range(5 * digits - 10, -1, -10)])
+@functools.lru_cache(maxsize=4)
+def _milliseconds(number: int) -> str:
+    return "".join([_BASE32HEX[number >> shift & 31] for shift in range(45, -1, -5)])
 
 
 def new_id(what: str) -> str:
@@ -324,7 +328,7 @@ def new_id(what: str) -> str:
         # so begin the ids of handles
         what = what[2:]
     what = what or "task"
-    return f"{what[:200]}-{_base32(int.from_bytes(os.urandom(8)), 12, _PAIRS)}"
+    return f"{what[:200]}-{_random(_LETTERS, 12)}"
 
 
 def new_handle_id() -> str:
@@ -333,5 +337,4 @@ def new_handle_id() -> str:
 
     The order of ULIDs (github.com/ulid/spec), so that the index over a long history grows at its end.
     """
-    number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    return f"h-{_base32(number, 26, _SORTED_PAIRS)}"
+    return f"h-{_milliseconds(time.time_ns() // 1_000_000)}{_random(_SORTED_LETTERS, 16)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -23,7 +24,7 @@ from sqlalchemy import (
 
 from .database import Committed, Transaction
 from .errors import StorageError
-from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps
+from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps, with_columns
 from .models import (
     EventType,
     Evidence,
@@ -139,7 +140,7 @@ def insert_task(tx: Transaction, columns: Mapping[str, Any]) -> Task:
     """Insert a task and return its row; columns not named are NULL."""
     statement = _insert_task(tuple(columns))
     task_seq = tx.insert(statement.sql, statement.arrange(columns))
-    return NO_TASK._replace(task_seq=task_seq, **columns)
+    return with_columns(NO_TASK, {**columns, "task_seq": task_seq})
 
 
 def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task | None:
@@ -151,7 +152,7 @@ def update_task(tx: Transaction, seen: Task, columns: Mapping[str, Any]) -> Task
     statement = _update_task(tuple(columns))
     if not tx.connection.execute(statement.sql, statement.arrange(_key_of(seen, columns))).rowcount:
         return None
-    return seen._replace(**columns)
+    return with_columns(seen, columns)
 
 
 def _key_of(seen: Task, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def update_tasks(tx: Transaction, changes: Sequence[tuple[Task, Mapping[str, Any
         changed = tx.connection.executemany(statement.sql, map(statement.arrange, parameters)).rowcount
         if changed != len(parameters):
             raise RuntimeError(f"{len(parameters) - changed} rows changed between two statements of one transaction")
-    return [seen._replace(**columns) for seen, columns in changes]
+    return [with_columns(seen, columns) for seen, columns in changes]
 
 
 def task_by_seq(tx: Transaction, task_seq: int) -> Task | None:
@@ -440,22 +441,26 @@ def write_events(tx: Transaction) -> None:
 def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str, Any] | None) -> str:
     """Write an event's data: the changed columns but those `fold` takes from the event itself, then the detail."""
     own = _own_columns(kind)
-    plain = {name: value for name, value in columns.items() if name not in own}
-    if detail:
-        plain.update(detail)
     # strings, most of what there is, are written far quicker one by one than an object of them
-    text = "{" + ",".join([f'"{name}":{_text(value)}' for name, value in plain.items()]) + "}"
+    plain, json_texts = [], []
     for name, value in columns.items():
-        # at its birth a row has nothing in them
-        if name in JSON_COLUMNS and (value is not None or kind is not EventType.REGISTERED):
-            text = f'{text[:-1]}{"," if len(text) > 2 else ""}"{name}":{"null" if value is None else value}}}'
-    return text
+        if name not in own:
+            if detail is None or name not in detail:
+                plain.append(f'"{name}":{_text(value)}')
+        elif name in JSON_COLUMNS and (value is not None or kind is not EventType.REGISTERED):
+            # at its birth a row has nothing in them
+            json_texts.append(f'"{name}":{"null" if value is None else value}')
+    if detail:
+        plain += [f'"{name}":{_text(value)}' for name, value in detail.items()]
+    return "{" + ",".join(plain + json_texts) + "}"
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return encode_basestring(value)
     return str(value) if type(value) is int else _encode(value)
 
 

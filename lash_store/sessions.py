@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -254,7 +253,7 @@ class SessionTasks:
                 "notify_on_end": bool(notify_on_end),
             },
         )
-        new = replace(new, local=cancel)
+        new = new._replace(local=cancel)
         named = _parent_named(parent)
         # its owner may have died without anybody having noticed yet
         gone = await self._gone_keeper(id)
@@ -628,7 +627,7 @@ class SessionTasks:
                 transitions.refuse_pruned(retention_queries.tombstone_by_seq(tx, parent.task_seq))
                 raise transitions.task_not_found(self._scope, parent.handle_id)
             parent = row.task_seq
-        return replace(new, parent_seq=parent if isinstance(parent, int) else self._see(tx, parent).task.task_seq)
+        return new._replace(parent_seq=parent if isinstance(parent, int) else self._see(tx, parent).task.task_seq)
 
     def _see(self, tx: Transaction, name: str) -> handover.Visible:
         """

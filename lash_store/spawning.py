@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -105,7 +104,7 @@ async def spawn(
             core.limits.check_payload(arguments, f"the arguments of {columns['label']!r}")
         new = new_task(scope, owner_id, columns)
         if key is not None:
-            new = replace(new, idempotency_key=key(_work(new)), keyed_by_parent=True)
+            new = new._replace(idempotency_key=key(_work(new)), keyed_by_parent=True)
 
         def adopted(born: Born | None, _: BaseException | None) -> None:
             # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
