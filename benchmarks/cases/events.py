@@ -41,14 +41,24 @@ def following(subscribers: int, events: int) -> Callable[[Path, float], Mapping[
                 written = time.perf_counter()
                 await asyncio.gather(*live)
                 told, used = time.perf_counter(), time.process_time() - used
-                await asyncio.gather(*(follow(store, cursor, expected) for _ in range(subscribers)))
-                read = time.perf_counter()
+
+                async def read_again(some: range) -> float:
+                    began = time.perf_counter()
+                    await asyncio.gather(*(follow(store, cursor, some) for _ in range(subscribers)))
+                    return time.perf_counter() - began
+
+                # the machine's speed drifts: the whole in the middle of as many events in tenths
+                tenth = expected[: max(1, wanted // 10)]
+                tenths = [await read_again(tenth) for _ in range(5)]
+                read = await read_again(expected)
+                tenths += [await read_again(tenth) for _ in range(5)]
                 handed = wanted * subscribers / 1e6
                 return {
                     "live_us": (told - began) / handed,
                     "cpu_us": used / handed,
                     "behind_ms": (told - written) * 1e3,
-                    "read_us": (read - told) / handed,
+                    "read_us": read / handed,
+                    "tenth_us": sum(tenths) / len(tenths) / (len(tenth) * subscribers / 1e6),
                 }
 
         return asyncio.run(main())
@@ -83,6 +93,7 @@ CASE = Case(
         "cpu_us": "of it CPU µs",
         "behind_ms": "last one ms late",
         "read_us": "read again: µs/event",
+        "tenth_us": "a tenth of them",
     },
     ways=[
         Way(
@@ -102,7 +113,11 @@ CASE = Case(
             ratio(ONE, "cpu_us", TENTH),
             at_most=1.5,
         ),
-        Goal("1 subscriber, read again: the same", ratio(ONE, "read_us", TENTH), at_most=1.5),
+        Goal(
+            "1 subscriber, read again: an event of 100,000 beside one of 10,000 of them",
+            ratio(ONE, "read_us", ONE, of="tenth_us"),
+            at_most=1.5,
+        ),
         Goal("100 subscribers, live: CPU of an event, of 1,000 beside 100", ratio(MANY, "cpu_us", SHORT), at_most=1.5),
         Goal("100 subscribers beside 10, live: CPU of an event", ratio(MANY, "cpu_us", FEW), at_most=1.5),
         Goal("100 subscribers beside 10, read again: the same", ratio(MANY, "read_us", FEW), at_most=1.5),
