@@ -7,8 +7,7 @@ Units over an open transaction, as in `transitions`; each write of a body names 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import step_queries, transitions
 from .commands import Command, Fence, Retry, RetryStep, Save, Signal
@@ -22,8 +21,7 @@ from .transitions import Outcome
 __all__ = ["StepNote", "note_step", "retry", "run_step", "save", "send_signal"]
 
 
-@dataclass(frozen=True, slots=True)
-class StepNote:
+class StepNote(NamedTuple):
     """
     What is to be remembered of a step, in the transaction that ends it, begins it, or puts its next try off.
 
@@ -38,7 +36,7 @@ class StepNote:
     failure: str | None = None
     begun_at: str | None = None
     wake_at: str | None = None
-    taken: Sequence[int] = field(default_factory=tuple)
+    taken: Sequence[int] = ()
 
     def row(self, tx: Transaction, task: Task) -> StepRow:
         """Return the row of `steps` that says so."""

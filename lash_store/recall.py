@@ -29,7 +29,7 @@ __all__ = ["as_before", "digest", "to_raise_again", "typed"]
 def digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
     """Return what tells arguments from others; None if they cannot be written down. Nothing is taken out of an iterator."""
     try:
-        text = json.dumps([args, kwargs], sort_keys=True, default=_stand_in)
+        text = _in_order([args, kwargs])
     except Exception:
         return None
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -46,6 +46,9 @@ def _stand_in(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | PurePath | UUID | Decimal | date | time_of_day | timedelta | complex):
         return repr(value)
     return f"<{type(value).__qualname__}>"
+
+
+_in_order = json.JSONEncoder(sort_keys=True, default=_stand_in).encode
 
 
 # --- results by their type ------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -58,7 +57,7 @@ class _Used:
     """
     What a name stands for in this attempt.
 
-    *note* is what it came to, until that is stored; *storing* is its way there, which goes on whoever is cancelled.
+    *note* is what it came to, until that is stored; *storing* is its way there.
     """
 
     __slots__ = ("digest", "is_over", "kind", "lock", "note", "storing")
@@ -69,7 +68,39 @@ class _Used:
         self.lock = asyncio.Lock()
         self.is_over = False
         self.note: StepNote | None = None
-        self.storing: asyncio.Future[Outcome] | None = None
+        self.storing: _Storing | None = None
+
+
+class _Storing:
+    """
+    The way of a note into the file: it goes on whoever is cancelled. Who has the lock of the step waits for it, one at a time.
+
+    What `asyncio.shield` does, without a second future and another turn of the loop.
+    """
+
+    __slots__ = ("_answer", "_waiter")
+
+    def __init__(self) -> None:
+        self._answer: tuple[Outcome | None, BaseException | None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tell(self, outcome: Outcome | None, error: BaseException | None) -> None:
+        """Learn what became of it."""
+        self._answer = outcome, error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def outcome(self) -> Outcome:
+        """Wait for what became of it, and return or raise that."""
+        if self._answer is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        assert self._answer is not None
+        outcome, error = self._answer
+        if error is not None:
+            raise error
+        assert outcome is not None
+        return outcome
 
 
 class Steps:
@@ -123,10 +154,9 @@ class Steps:
                     "its end: look outside whether it took effect, and go on by another name",
                     task_id=self._body.task.id,
                 )
-            text = await self._try(
+            return await self._try(
                 used, name, before, lambda: self._call(fn, args, kwargs, timeout), fn, rule, at_most_once
             )
-            return recall.typed(fn, text, name)
 
     async def transact(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what a step on this file came to, running it unless that is remembered; see `TaskContext.transact`."""
@@ -230,8 +260,8 @@ class Steps:
         fn: Callable[..., Any],
         rule: RetryRule,
         at_most_once: bool,
-    ) -> str:
-        """Run a step until it succeeds or fails for good, and return its result as JSON text, once that is remembered."""
+    ) -> Any:
+        """Run a step until it succeeds or fails for good, and return its result as later attempts read it, once remembered."""
         body, what = self._body, f"the result of step {name!r} of task {self._body.task.id!r}"
         tries = 0 if before is None else before.tries
         if before is not None and before.state == StepState.RETRYING and before.wake_at is not None:
@@ -245,7 +275,7 @@ class Steps:
                 result = await self._once(begun, call, received, at_most_once=at_most_once)
                 has_result = True
                 text = self._core.limits.check_payload(to_json(result, what), what)
-                recall.typed(fn, text, name)
+                value = recall.typed(fn, text, name)
             except Exception as error:
                 if body.stop_reason not in {None, StopReason.CANCEL} or isinstance(error, _NOT_ITS_OWN):
                     self._give_back(received)
@@ -265,7 +295,7 @@ class Steps:
                     StepKind.STEP, name, StepState.DONE, value=text, tries=tries + 1, begun_at=begun_at, taken=taken
                 )
                 await self._end(used, done)
-                return text
+                return value
             self._give_back(received)
             wake_at = time.time() + rule.backoff.delay(tries)
             await self._note(_put_off(failed, wake_at))
@@ -355,10 +385,13 @@ class Steps:
             note = used.note
             try:
                 if used.storing is None:
-                    used.storing = self._core.writing.submit(
-                        lambda tx, note=note: memory.note_step(tx, self._body.task, self._body.fence, note)  # type: ignore[misc]
+                    storing = _Storing()
+                    self._core.writing.tell(
+                        lambda tx, note=note: memory.note_step(tx, self._body.task, self._body.fence, note),  # type: ignore[misc]
+                        storing.tell,
                     )
-                outcome = await asyncio.shield(used.storing)
+                    used.storing = storing
+                outcome = await used.storing.outcome()
             except StorageError as error:
                 used.storing = None
                 if not database.may_pass(error) or self._body.stop_reason not in {None, StopReason.CANCEL}:
@@ -382,4 +415,4 @@ class Steps:
 
 def _put_off(failed: StepNote, wake_at: float) -> StepNote:
     # what was received in it goes to the next try
-    return replace(failed, state=StepState.RETRYING, wake_at=utc_text(wake_at), taken=())
+    return failed._replace(state=StepState.RETRYING, wake_at=utc_text(wake_at), taken=())

@@ -1593,14 +1593,15 @@ async def test_a_result_that_a_full_disk_refused_is_stored_later_without_a_secon
     refused = asyncio.Event()
     calls: list[int] = []
     monkeypatch.setattr(stepping, "PAUSES", (0.01, 0.01))
-    submit = writer.submit
+    tell = writer.tell
 
-    def spy(unit: Any, *rest: Any) -> Any:
-        submitted = submit(unit, *rest)
-        submitted.add_done_callback(
-            lambda future: refused.set() if isinstance(future.exception(), StorageFull) else None
-        )
-        return submitted
+    def spy(unit: Any, then: Any) -> None:
+        def told(outcome: Any, error: BaseException | None) -> None:
+            if isinstance(error, StorageFull):
+                refused.set()
+            then(outcome, error)
+
+        tell(unit, told)
 
     def fn() -> str:
         calls.append(1)
@@ -1610,7 +1611,7 @@ async def test_a_result_that_a_full_disk_refused_is_stored_later_without_a_secon
     async def work(task: TaskContext) -> int:
         return len(await task.step("s", fn))
 
-    monkeypatch.setattr(writer, "submit", spy)
+    monkeypatch.setattr(writer, "tell", spy)
     pages = await connection.run(lambda raw: raw.execute("PRAGMA page_count").fetchone()[0])
     await connection.run(lambda raw: raw.execute(f"PRAGMA max_page_count={pages + 10}").fetchall())
     task = await session.spawn(work)
