@@ -38,7 +38,7 @@ from .models import (
     Transition,
     check_id,
 )
-from .registry import to_json
+from .registry import from_json, to_json
 from .session_queries import HandleRow
 from .transitions import Outcome
 
@@ -127,7 +127,7 @@ class TaskHandle:
         error = outcome_error(task)
         if error is not None:
             raise error
-        value: JsonValue = json.loads(task.result or "null")
+        value: JsonValue = from_json(task.result or "null")
         return value
 
     async def wait(self, timeout: float | None = None) -> TaskRecord:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from .errors import ResultNotSerializable, StepFailed, TaskAbandoned, TaskCancelled, TaskError, TaskFailed
 from .models import Evidence, Failure
-from .registry import result_adapter
+from .registry import from_json, result_adapter
 
 __all__ = ["as_before", "digest", "to_raise_again", "typed"]
 
@@ -63,7 +63,7 @@ def typed(fn: Callable[..., Any], text: str, name: str) -> Any:
     """
     adapter = _adapter(fn)
     if adapter is None:
-        return json.loads(text)
+        return from_json(text)
     try:
         return adapter.validate_json(text)
     except Exception as error:

@@ -275,9 +275,14 @@ class Recoverer:
     async def _in_one(self, dead: list[OwnerRow], fates: Fates) -> Recovered:
         # until those that start have begun
         with self._slots() as slots, Pause() as pause:
-            return await self._writer.run(lambda tx: self._recover(tx, dead, slots, fates, pause))
 
-    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int, fates: Fates, pause: Pause) -> Recovered:
+            def unit(tx: Transaction) -> Recovered:
+                pause.begin()
+                return self._recover(tx, dead, slots, fates)
+
+            return await self._writer.run(unit)
+
+    def _recover(self, tx: Transaction, dead: list[OwnerRow], slots: int, fates: Fates) -> Recovered:
         if tx.forbidden is not None:
             # what a given-up owner took would be taken from it at once
             return Recovered()
@@ -289,7 +294,6 @@ class Recoverer:
         cut_off: dict[int, int] = {}
         owners_by_id: dict[int, OwnerRow | None] = {}
         starts: list[tuple[Task, Start]] = []
-        pause.begin()
         for task in queries.live_tasks_left(tx, self._runtime):
             if not leftovers.is_settled(task, fates):
                 continue

@@ -20,7 +20,7 @@ from .lifecycle import MONITOR, Task
 from .models import Recovery, check_id, check_seconds
 from .policies import Backoff, Errors, RetryRule
 
-__all__ = ["Function", "Registry", "result_adapter", "to_json"]
+__all__ = ["Function", "Registry", "from_json", "result_adapter", "to_json"]
 
 Body = Callable[..., Awaitable[Any]]
 
@@ -33,7 +33,9 @@ def to_json(value: Any, what: str) -> str:
         ResultNotSerializable: not JSON (NaN and infinity are not), circular or nested deeper than pydantic goes (250 levels),
             with keys that are the same text, or with text that is not Unicode.
     """
-    if type(value) is bool or value is None or _is_number(value):
+    if _is_number(value):
+        return str(value)
+    if type(value) is bool or value is None:
         return json.dumps(value)
     try:
         text = pydantic_core.to_json(value, inf_nan_mode="constants").decode()
@@ -43,6 +45,10 @@ def to_json(value: Any, what: str) -> str:
     except (ValueError, TypeError, RecursionError, pydantic_core.PydanticSerializationError) as error:
         raise ResultNotSerializable(f"{what} is not JSON: {error}") from error
     return text
+
+
+from_json: Callable[[str], Any] = json.JSONDecoder().decode
+"""Read stored JSON text: as `json.loads` does, without looking each time how."""
 
 
 def _is_simple(value: Any) -> bool:
@@ -209,7 +215,7 @@ class Function:
             InvalidArguments: the function has changed, and they do not fit any more.
         """
         try:
-            values = {name: self._restored(name, value) for name, value in json.loads(arguments).items()}
+            values = {name: self._restored(name, value) for name, value in from_json(arguments).items()}
             if self._takes_names:
                 return self.body(context, **values)
             bound = self._signature.bind_partial()

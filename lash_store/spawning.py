@@ -161,8 +161,8 @@ def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:
         raise SessionError(f"task {task_id!r} cannot work in its own session: child_session_id names another")
     if key is not None and check_id("idempotency key", key).startswith("child:"):
         raise InvalidId(f"idempotency key {key!r} begins with 'child:', as those of children do: choose another")
-    for name, words in (("kind", TaskKind), ("close_policy", ClosePolicy)):
-        columns[name] = _word(task_id, name, words, columns[name])
+    columns["kind"] = _word(task_id, "kind", TaskKind, columns["kind"])
+    columns["close_policy"] = _word(task_id, "close_policy", ClosePolicy, columns["close_policy"])
     return NewTask(scope=scope, id=task_id, label=label, owner_id=owner_id, handle_id=new_handle_id(), **columns)
 
 
