@@ -15,7 +15,7 @@ from .errors import TaskPruned
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord
-from .turns import next_turn
+from .turns import all_over, next_turn
 from .writer import Unit
 
 __all__ = ["cancel_all", "stopped"]
@@ -43,7 +43,7 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
                 going_on = [wait for wait in waits.values() if not wait.done()]
                 if going_on:
                     # one wait for the end of all: one that came back with each end once took time in proportion to their square
-                    over = aside(asyncio.wait(going_on), "lash_store cancels")
+                    over = aside(all_over(going_on), "lash_store cancels")
                     await core.wait_aside({over, arrival}, first=True)
                     over.cancel()
                 if not await _request_all(core, scope, reason, asked, waits) and all(
@@ -95,12 +95,13 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, asked: dict
         for number, task in enumerate(fresh):
             await next_turn(number)
             requests.append(writer.submit(request(task.task_seq)))
+        await all_over(requests)
     except BaseException:
         # nobody looks at them any more; what was asked for stands
         for one in requests:
             one.cancel()
         raise
-    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    outcomes = [one.exception() or one.result() for one in requests]
     await core.tidy_up_for_the_dead(
         task for reached in outcomes if not isinstance(reached, BaseException) for task in reached
     )
@@ -121,11 +122,13 @@ async def _raise(error: BaseException) -> TaskRecord:
 async def stopped(core: Core, tasks: Sequence[Task], timeout: float | None) -> list[TaskRecord]:
     """Wait until each of several tasks whose cancel was requested has ended, or *timeout* seconds; return their rows."""
     await core.tidy_up_for_the_dead(tasks)
-    waits = {task.task_seq: _begin(core.confirmed([task], None), task) for task in tasks}
+    waits: _Waits = {}
     try:
-        if waits:
-            async with asyncio.timeout(timeout):
-                await core.wait_aside(waits.values())
+        for number, task in enumerate(tasks):
+            await next_turn(number)
+            waits[task.task_seq] = _begin(core.confirmed([task], None), task)
+        async with asyncio.timeout(timeout):
+            await core.wait_aside(waits.values())
     except TimeoutError:
         pass
     finally:
@@ -147,8 +150,7 @@ async def _give_up(waits: _Waits) -> None:
     left = {wait for wait in waits.values() if not wait.done()}
     for wait in left:
         wait.cancel()
-    if left:
-        await asyncio.wait(left)
+    await all_over(left)
     for wait in waits.values():
         # looked at here, whoever is told of it
         _ = wait.cancelled() or wait.exception()

@@ -31,7 +31,7 @@ from .registry import Registry
 from .runner import Runner
 from .step_queries import StepRow
 from .transitions import Outcome
-from .turns import next_turn
+from .turns import all_over, next_turn
 from .writer import Unit, Writer
 
 __all__ = ["Core"]
@@ -274,8 +274,8 @@ class Core:
 
     async def wait_aside(self, waits: Collection[asyncio.Future[Any]], *, first: bool = False) -> None:
         """Wait until all of several waits begun `aside` are over, or the *first*, without the slot of a body that waits."""
-        until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
-        over = asyncio.create_task(asyncio.wait(waits, return_when=until), name="lash_store wait")
+        wait = asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED) if first else all_over(waits)
+        over: asyncio.Task[Any] = asyncio.create_task(wait, name="lash_store wait")
         try:
             await (over if self.runner is None else self.runner.wait_without_slot(over))
         finally:
@@ -327,7 +327,7 @@ class Core:
         Return whether there was such an owner. One look an owner, one unit for all.
         """
         live = [task for task in tasks if not task.is_terminal]
-        owner_ids = {task.owner_id for task in live if task.owner_id not in {None, self.owner_id}}
+        owner_ids = {task.owner_id for task in live} - {None, self.owner_id}
         gone = [owner_id for owner_id in owner_ids if owner_id is not None and await self.is_gone(owner_id)]
         # given up by a person, with a process that may live
         free = [task.task_seq for task in live if task.owner_id is None and task.process is not None]

@@ -11,12 +11,14 @@ import pytest
 
 from lash_store import (
     CancelPolicy,
+    ClosePolicy,
     Recovery,
     SessionTasks,
     TaskContext,
     TaskNotFound,
     TaskState,
     TaskStore,
+    turns,
 )
 from tests.runtime.support import event_count, event_types, hold, rows
 
@@ -386,3 +388,33 @@ async def test_cancelling_an_unknown_task_changes_nothing(session: SessionTasks,
 
     assert event_count(path) == count
     assert rows(path, "SELECT * FROM tasks") == []
+
+
+@pytest.mark.parametrize("how", ["cancel_all", "close"])
+async def test_very_many_ends_are_waited_for_in_parts(
+    session: SessionTasks, store: TaskStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    for _ in range(5):
+        await session.spawn(work, cancel_policy=CancelPolicy.ABORT_LOCAL, close_policy=ClosePolicy.CANCEL)
+    monkeypatch.setattr(turns, "_PART", 2)
+    at_once: list[int] = []
+    wait = asyncio.wait
+
+    def spy(waits: Any, **how: Any) -> Any:
+        at_once.append(len(waits))
+        return wait(waits, **how)
+
+    monkeypatch.setattr(asyncio, "wait", spy)
+
+    if how == "cancel_all":
+        ended = [report.record.state for report in await session.cancel_all()]
+    else:
+        ended = [record.state for record in (await session.close()).cancelled]
+
+    assert ended == [TaskState.CANCELLED] * 5
+    assert len(at_once) >= 3
+    assert max(at_once) <= 2
