@@ -68,7 +68,8 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
     reports = []
     for number, task_seq in enumerate(sorted(waits)):
         await next_turn(number)
-        reports.append(await _report(core, asked[task_seq], waits[task_seq]))
+        # let go of one by one, as they are made
+        reports.append(await _report(core, asked.pop(task_seq), waits.pop(task_seq)))
     return reports
 
 
@@ -101,10 +102,14 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, asked: dict
         for one in requests:
             one.cancel()
         raise
-    outcomes = [one.exception() or one.result() for one in requests]
-    await core.tidy_up_for_the_dead(
-        task for reached in outcomes if not isinstance(reached, BaseException) for task in reached
-    )
+    outcomes: list[list[Task] | BaseException] = []
+    others: list[Task] = []
+    for number, one in enumerate(requests):
+        await next_turn(number)
+        outcomes.append(reached := one.exception() or one.result())
+        if not isinstance(reached, BaseException):
+            others += [task for task in reached if task.owner_id is None or task.owner_id != core.owner_id]
+    await core.tidy_up_for_the_dead(others)
     for number, (task, reached) in enumerate(zip(fresh, outcomes, strict=True)):
         await next_turn(number)
         asked[task.task_seq] = task if isinstance(reached, BaseException) or not reached else reached[0]
