@@ -8,6 +8,7 @@ taken over from a dead process, that is up to a quarter of the work. Mercurial d
 from __future__ import annotations
 
 import gc
+import os
 import threading
 
 __all__ = ["Pause"]
@@ -42,6 +43,20 @@ class Pause:
             self._is_over = True
             if self._is_on:
                 self._is_on = False
-                _pauses -= 1
+                # a child that was forked meanwhile has none to end
+                _pauses = max(0, _pauses - 1)
                 if not _pauses:
                     gc.enable()
+
+
+def _end_in_child() -> None:
+    global _pauses
+    try:
+        if _pauses:
+            _pauses = 0
+            gc.enable()
+    finally:
+        _lock.release()
+
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_end_in_child)

@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -52,3 +54,22 @@ def test_who_comes_to_begin_after_the_block_pauses_nothing() -> None:
     pause.begin()
 
     assert gc.isenabled()
+
+
+def test_a_child_that_is_forked_meanwhile_has_it_on() -> None:
+    program = (
+        "import gc, os\n"
+        "from lash_store.collector import Pause\n"
+        "with Pause() as pause:\n"
+        "    pause.begin()\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os._exit(0 if gc.isenabled() else 3)\n"
+        "    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "    print(status, gc.isenabled())\n"
+        "print(gc.isenabled())\n"
+    )
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+
+    assert said.stdout.split() == ["0", "False", "True"]
