@@ -108,7 +108,7 @@ async def _request_all(core: Core, scope: Scope, reason: str | None, asked: dict
         await next_turn(number)
         outcomes.append(reached := one.exception() or one.result())
         if not isinstance(reached, BaseException):
-            others += [task for task in reached if task.owner_id is None or task.owner_id != core.owner_id]
+            others += [task for task in reached if task.owner_id != core.owner_id]
     await core.tidy_up_for_the_dead(others)
     for number, (task, reached) in enumerate(zip(fresh, outcomes, strict=True)):
         await next_turn(number)

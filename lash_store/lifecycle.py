@@ -169,7 +169,7 @@ def with_columns(task: Task, columns: Mapping[str, Any]) -> Task:
 
 
 class Change(NamedTuple):
-    """The columns a command changes, the event that says so, and what the event tells beside the columns."""
+    """The columns a command changes, the event that says so, and what the event tells beside them, by names of its own."""
 
     type: EventType
     columns: Mapping[str, Any]

@@ -445,8 +445,7 @@ def event_data(kind: EventType, columns: Mapping[str, Any], detail: Mapping[str,
     plain, json_texts = [], []
     for name, value in columns.items():
         if name not in own:
-            if detail is None or name not in detail:
-                plain.append(f'"{name}":{_text(value)}')
+            plain.append(f'"{name}":{_text(value)}')
         elif name in JSON_COLUMNS and (value is not None or kind is not EventType.REGISTERED):
             # at its birth a row has nothing in them
             json_texts.append(f'"{name}":{"null" if value is None else value}')

@@ -50,7 +50,7 @@ class Waits:
         self._sleeps = 0
         self._may_have_slept = body.fence.attempt > 1
         self._queues: dict[str, _Queue] = {}
-        self._reasons: tuple[str, ...] = ()
+        self._reasons: dict[object, str] = {}
 
     # --- checkpoints ---
 
@@ -186,20 +186,21 @@ class Waits:
         waiter = asyncio.current_task()
         assert waiter is not None
         with self._body.interruptible(waiter.cancel):
-            self._reasons += (reason,)
+            this = object()
+            self._reasons[this] = reason
             try:
                 await self._show()
                 async with self._body.slot.away():
                     yield
             finally:
-                at = self._reasons.index(reason)
-                self._reasons = self._reasons[:at] + self._reasons[at + 1 :]
+                del self._reasons[this]
                 if self._body.stop_reason in {None, StopReason.TIMEOUT}:
                     await self._show()
 
     async def _show(self) -> None:
         body = self._body
-        command = Wait(body.fence, self._reasons[-1]) if self._reasons else GoOn(body.fence)
+        latest = next(reversed(self._reasons.values()), None)
+        command = GoOn(body.fence) if latest is None else Wait(body.fence, latest)
         outcome = await self._core.writing.run(lambda tx: transitions.transition(tx, body.task, command, fresh=False))
         # a cancel that was requested meanwhile stands, and will be told: that is no stale attempt
         if outcome.stale or outcome.task.is_terminal:

@@ -406,6 +406,28 @@ async def test_a_wait_ends_at_once_when_the_task_is_cancelled(
     await assert_slots(store, 1)
 
 
+async def test_a_wait_that_is_over_is_not_ended_again_by_the_stop_of_its_body(
+    opened: Callable[..., Any], started: asyncio.Event
+) -> None:
+    store = await opened(cancel_grace=HOUR)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> str:
+        async with task.waiting("somebody"):
+            await task.sleep(0)
+        started.set()
+        await task.cancelled()
+        await asyncio.sleep(0)
+        return "tidied up"
+
+    task = await (await store.session("s1")).spawn(work)
+    await started.wait()
+
+    record = await task.cancel()
+
+    assert (record.state, record.result) == (TaskState.COMPLETED, "tidied up")
+
+
 @pytest.mark.parametrize("how", ["named sleep", "signals", "signal in a step", "waiting beside"])
 async def test_a_wait_ends_when_the_store_closes_and_the_row_is_free(
     new: Callable[..., TaskStore], started: asyncio.Event, how: str, path: Path
