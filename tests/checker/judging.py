@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from .folding import differences
+from .folding import Difference, differences
 from .log import Entry, Log, outcome
 from .promises import PROMISES
 
@@ -60,7 +60,7 @@ class Checker:
     def __init__(self, log: Iterable[Entry] = ()) -> None:
         self._log = Log()
         self._log.add(log)
-        self._db = self._log.connection
+        self.connection = self._db = self._log.connection
         self._db.executescript(_OF_A_FILE)
         self._db.create_function("outcome", 4, _outcome_of_row, deterministic=True)
 
@@ -153,7 +153,7 @@ class Checker:
             task_seq: [dict(zip(columns, event, strict=True)) for event in events]
             for task_seq, events in groupby(told, itemgetter(0))
         }
-        found = []
+        found: list[Difference] = []
         for row in tasks:
             task = dict(zip(names, row, strict=True))
             found += differences(task, stories.get(task["task_seq"], []))

@@ -78,7 +78,7 @@ PROMISES: tuple[Promise, ...] = (
                 "AND t.completed_at IS NULL AND t.cancel_requested_at IS NULL"
             ),
             "settled": _lost(
-                "complete unregister",
+                "complete",
                 _or_pruned(_TASK.format("t.completed_at IS NOT NULL")),
             ),
             "progress": _lost(
@@ -144,7 +144,7 @@ PROMISES: tuple[Promise, ...] = (
                 "observe",
                 _or_pruned(
                     "EXISTS (SELECT 1 FROM f.handles AS h WHERE h.handle_id = json_extract(k.result, '$.handle') "
-                    "AND h.role = 'observer')"
+                    "AND h.task_seq = json_extract(k.result, '$.task_seq'))"
                 ),
             ),
             "read mark": _lost(
@@ -177,9 +177,10 @@ PROMISES: tuple[Promise, ...] = (
         "nothing appears that was not asked for, and nothing twice",
         {
             "task": (
-                "SELECT t.task_seq, t.scope, t.id FROM known AS t WHERE EXISTS (SELECT 1 FROM asked) "
-                "AND t.id NOT IN (SELECT json_extract(s.args, '$.id') FROM asked AS s "
-                "WHERE json_extract(s.args, '$.id') IS NOT NULL)"
+                "SELECT t.task_seq, t.scope, t.id, t.label FROM f.tasks AS t WHERE EXISTS (SELECT 1 FROM asked) "
+                "AND CASE t.mode WHEN 'hidden' THEN t.label ELSE t.id END NOT IN (SELECT "
+                "coalesce(json_extract(s.args, '$.id'), json_extract(s.args, '$.label')) FROM asked AS s "
+                "WHERE coalesce(json_extract(s.args, '$.id'), json_extract(s.args, '$.label')) IS NOT NULL)"
             ),
             "task twice": (
                 "SELECT t.key, count(*), 'tasks of one key' FROM known AS t WHERE t.key IS NOT NULL "
