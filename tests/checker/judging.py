@@ -92,10 +92,14 @@ class Checker:
         return self._db.execute(query).fetchall()
 
     def _judge(self) -> Iterator[Broken]:
+        damaged = [what for (what,) in self._db.execute("PRAGMA f.integrity_check").fetchmany(_MOST) if what != "ok"]
+        if damaged:
+            # whatever else is asked would be answered by chance
+            yield from (Broken("P19", f"integrity check: {what}") for what in damaged)
+            return
         revision = self._look()
-        whole = [Broken("P19", row[0]) for row in self._db.execute("SELECT what FROM wholeness")]
-        yield from whole
-        if whole or revision != HEAD:
+        yield from [Broken("P19", row[0]) for row in self._db.execute("SELECT what FROM wholeness")]
+        if revision != HEAD:
             return
         for promise in PROMISES:
             for name, query in promise.queries.items():
@@ -104,9 +108,6 @@ class Checker:
 
     def _look(self) -> str | None:
         """Fill what the queries ask beside the file's own tables; return its revision."""
-        for (what,) in self._db.execute("PRAGMA f.integrity_check").fetchmany(_MOST):
-            if what != "ok":
-                self._note(f"integrity check: {what}")
         for row in self._db.execute("PRAGMA f.foreign_key_check").fetchmany(_MOST):
             self._note(f"foreign key check: {row}")
         if self._db.execute("PRAGMA f.application_id").fetchone() != (APPLICATION_ID,):

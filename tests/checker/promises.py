@@ -529,7 +529,6 @@ PROMISES: tuple[Promise, ...] = (
         "P19",
         "the file is whole: SQLite says so, its numbers are never used twice, and it is of one revision",
         {
-            "integrity": "SELECT what FROM wholeness",
             "numbers": (
                 "SELECT q.name, q.seq, 'is below what is there' FROM f.sqlite_sequence AS q "
                 "WHERE (q.name = 'tasks' AND q.seq < (SELECT max(task_seq) FROM f.tasks)) "
