@@ -603,7 +603,12 @@ class _Operations:
                 await self._do("wait", args, handle.wait(timeout), _told)
             else:
                 seq = handle.task_seq
-                await self._do("result", args, handle.result(timeout), lambda _: {"task_seq": seq})
+                if self._chance.random() < 0.5:
+                    # at its time-out an outcome is handed out even if the note of that is still to be stored
+                    await self._do("result_within", args, handle.result(timeout), lambda _: {"task_seq": seq})
+                else:
+                    call = asyncio.wait_for(handle.result(), timeout + 0.2)
+                    await self._do("result", args, call, lambda _: {"task_seq": seq})
 
     async def look(self) -> None:
         if self._chance.random() < 0.7:

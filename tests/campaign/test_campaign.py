@@ -1,0 +1,41 @@
+"""A short campaign: every process is killed, nothing acknowledged is lost, and a planted fault is found."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from tests.campaign.__main__ import run
+from tests.campaign.nemesis import Generation
+from tests.campaign.points import POINTS
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def test_no_kill_loses_or_doubles_anything(tmp_path: Path) -> None:
+    seed = str(secrets.randbits(32))
+    print(f"seed {seed}: python -m tests.campaign --kills 40 --seed {seed}")
+    verdict = run(seed=seed, kills=40, folder=tmp_path, a_file=40)
+    print(dict(verdict.sometimes))
+    assert verdict.broken == []
+    assert sum(verdict.kills.values()) >= 40
+    assert verdict.acknowledged.total() > 100
+    assert verdict.judged >= 2
+    # some at random moments, some at named points
+    assert verdict.kills["at a random moment"] > 0
+    assert set(verdict.kills) & set(POINTS)
+
+
+def test_a_file_that_is_killed_while_it_is_upgraded_is_of_one_revision(tmp_path: Path) -> None:
+    seed = str(secrets.randbits(32))
+    print(f"seed {seed}")
+    place = tmp_path / "old"
+    place.mkdir()
+    verdict = Generation(place, seed=seed, kills=12, old=DATA / "0003.db").run()
+    assert verdict.broken == []
+    assert verdict.judged >= 2
+
+
+def test_the_campaign_finds_processes_that_acknowledge_before_they_commit(tmp_path: Path) -> None:
+    verdict = run(seed="4", kills=60, folder=tmp_path, fault="acknowledges early")
+    assert {promise for promise, _ in verdict.broken} & {"P1", "P4"}, verdict.broken
