@@ -68,7 +68,7 @@ def differences(task: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) ->
             "released": (0, 1),
             "abandoned": (0, 1),
             # the note of an end comes before the end, of one transaction with it
-            "noted": (0, 1) if str(data.get("note_key")).startswith("end:") else (0,),
+            "noted": (0, 1) if str(data.get("note_key")).startswith(("end:", "monitor:")) else (0,),
         }.get(kind, (0,))
         if rises not in may_rise:
             yield "attempt", seq, f"{event['seq']}: {kind} took the attempt from {attempt} to {event['attempt']}"
