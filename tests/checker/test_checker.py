@@ -47,10 +47,6 @@ def edit(path: Path, script: str) -> None:
         db.executescript(script)
 
 
-def numbers(entries: list[Entry], **wanted: Any) -> list[int]:
-    return [n for n, (kind, *words) in enumerate(entries) if {"kind": kind, **dict(enumerate(words))} == wanted]
-
-
 def test_a_sound_file_and_its_log_break_nothing(sound: tuple[Path, list[Entry]]) -> None:
     path, entries = sound
     assert check(path, entries) == []
