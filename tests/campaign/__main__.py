@@ -31,6 +31,7 @@ SOMETIMES = (
     "killed while it opened",
     "killed at a random moment",
     "a -wal with commits was left",
+    "the live file was judged",
     "several openers found nobody alive",
     "an owner was stopped",
     "a zombie woke after its work was taken over",

@@ -1,5 +1,6 @@
 """
-Judges a copy of the file of a campaign in a process of its own: ``python -m tests.campaign.judge COPY LOG``.
+Judges a copy of the file of a campaign in a process of its own: ``python -m tests.campaign.judge COPY LOG``; without a log, a
+live file.
 
 Prints one JSON object: what is broken, and how often what should sometimes happen has left a trace in file or log.
 """
@@ -70,9 +71,9 @@ IN_LOG = {
 }
 
 
-def judge(copy: Path, log: Path) -> dict[str, object]:
-    """Return what is broken in a copy, and the counts."""
-    checker = Checker(json.loads(line) for line in log.read_text().splitlines())
+def judge(copy: Path, log: Path | None) -> dict[str, object]:
+    """Return what is broken in a file, and the counts."""
+    checker = Checker(() if log is None else map(json.loads, log.read_text().splitlines()))
     broken = checker.check(copy)
     counts: dict[str, int] = {}
     with closing(checker):
@@ -88,4 +89,5 @@ def judge(copy: Path, log: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(judge(Path(sys.argv[1]), Path(sys.argv[2]))))
+    file, *logs = map(Path, sys.argv[1:])
+    print(json.dumps(judge(file, logs[0] if logs else None)))

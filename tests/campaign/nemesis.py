@@ -114,6 +114,7 @@ class Generation:
         self._said: dict[str, list[Any]] = {}
         self._asked: dict[tuple[str, int], str] = {}
         self._has_effects = False
+        self._look: subprocess.Popen[str] | None = None
         self._buffer = b""
         self.verdict = Verdict()
         self._mine, self._theirs = processes._context.Pipe(duplex=False)
@@ -130,6 +131,7 @@ class Generation:
             while sum(self.verdict.kills.values()) < self._wanted and not self.verdict.broken:
                 self._keep_busy()
                 self._step()
+                self._look_at_live_file()
                 if sum(self.verdict.kills.values()) >= until:
                     self._all_die()
                     self._judge("raw")
@@ -142,6 +144,8 @@ class Generation:
         finally:
             for life in self._lives.values():
                 _end(life.process)
+            if self._look is not None:
+                self._look.communicate()
             self._drain()
             self._out.close()
             self._mine.close()
@@ -416,6 +420,22 @@ class Generation:
             self.verdict.sometimes["a killed upgrade left the older file"] += 1
         elif not self._has_effects:
             self._make_effects_table()
+
+    def _look_at_live_file(self) -> None:
+        """Now and then have the file judged, as it is at one moment, while processes write and die."""
+        if self._look is None:
+            if self._has_effects and self._chance.random() < 0.002:
+                command = [sys.executable, "-m", "tests.campaign.judge", str(self._path)]
+                self._look = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        elif self._look.poll() is not None:
+            said, wrong = self._look.communicate()
+            if self._look.returncode != 0:
+                self._break("judge", wrong[-1500:])
+            else:
+                self.verdict.sometimes["the live file was judged"] += 1
+                for promise, what in json.loads(said)["broken"]:
+                    self._break(promise, f"live: {what}")
+            self._look = None
 
     def _make_effects_table(self) -> None:
         """Make the table of a program beside the store's, with the shell, while nobody has the file open."""

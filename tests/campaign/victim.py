@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -81,6 +82,8 @@ class Flaky(Exception):
 
 async def live(report: Report, path: str, plan: Plan) -> None:
     """Live one life."""
+    # what it warns of is said in rows and answers as well
+    logging.getLogger("lash_store").addHandler(logging.NullHandler())
     await _Life(report, path, plan).run()
 
 
