@@ -79,13 +79,13 @@ def run(
     number = 0 if only is None else only
     while not total.broken:
         killed = sum(total.kills.values())
-        if hours is None and killed >= kills and only is None:
+        if hours is None and killed >= kills:
             break
         if hours is not None and time.monotonic() - began > hours * 3600:
             break
         place = folder / f"file-{number}"
         place.mkdir(parents=True)
-        here = a_file if hours is not None or only is not None else min(a_file, kills - killed)
+        here = a_file if hours is not None else min(a_file, kills - killed)
         # one file in four begins at an older revision
         old = _OLD[number // 4 % len(_OLD)] if number % 4 == 1 else None
         total.add(Generation(place, seed=f"{seed}/{number}", kills=here, old=old, fault=fault).run())

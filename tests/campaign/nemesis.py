@@ -113,6 +113,7 @@ class Generation:
         self._number = 0
         self._said: dict[str, list[Any]] = {}
         self._asked: dict[tuple[str, int], str] = {}
+        self._is_old = old is not None
         self._has_effects = False
         self._look: subprocess.Popen[str] | None = None
         self._buffer = b""
@@ -217,11 +218,13 @@ class Generation:
         chance = self._chance
         if role == "last":
             return {}
+        if self._is_old and chance.random() < 0.6:
+            return {"point": "inside a migration", "passing": chance.randrange(1, POINTS["inside a migration"] + 1)}
         if chance.random() < 0.05:
             return {"closes": chance.uniform(0.05, 0.3)}
         if chance.random() < 0.5:
             point = chance.choice([*POINTS])
-            if point == "inside a migration" and self._old is None:
+            if point == "inside a migration":
                 point = "inside recovery"
             return {"point": point, "passing": chance.randrange(1, POINTS[point] + 1)}
         return {}
@@ -307,7 +310,11 @@ class Generation:
             self._write("C", who)
         if code == -signal.SIGKILL:
             places = [words[1] for words in self._said.get(who, []) if words[0] == "K"]
-            self.verdict.kills[places[-1] if places else "unknown"] += 1
+            place = places[-1] if places else "unknown"
+            self.verdict.kills[place] += 1
+            if place == "inside a migration" and self._is_old:
+                # another has to upgrade it, and is judged by what comes of that
+                self.verdict.sometimes["a killed upgrade left the older file"] += 1
             if life.plan.role == "requester":
                 self.verdict.sometimes["a requester was killed"] += 1
         elif code != 0 and life.plan.role != "last":
@@ -370,6 +377,7 @@ class Generation:
                 elif words[2] == "clock":
                     self.verdict.sometimes["a clock was stepped"] += 1
                 elif words[2] == "upgraded":
+                    self._is_old = False
                     self.verdict.sometimes["an older file was upgraded"] += 1
             case "K":
                 said.append(["K", words[2]])
@@ -416,9 +424,7 @@ class Generation:
         for promise, what in found["broken"]:
             self._break(promise, f"{when}: {what}")
         self.verdict.counts = Counter(found["counts"])
-        if not found["at head"]:
-            self.verdict.sometimes["a killed upgrade left the older file"] += 1
-        elif not self._has_effects:
+        if found["at head"] and not self._has_effects:
             self._make_effects_table()
 
     def _look_at_live_file(self) -> None:

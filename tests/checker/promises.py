@@ -150,8 +150,9 @@ PROMISES: tuple[Promise, ...] = (
             "read mark": _lost(
                 "result",
                 _or_pruned(
+                    # who is given a task reads its outcome for itself, whoever waited for it before
                     "EXISTS (SELECT 1 FROM f.handles AS h WHERE h.task_seq = json_extract(k.result, '$.task_seq') "
-                    "AND h.role = 'owner' AND h.read_at IS NOT NULL)"
+                    "AND h.role = 'owner' AND (h.read_at IS NOT NULL OR h.scope <> json_extract(k.args, '$.scope')))"
                 ),
             ),
             "acknowledged notes": (
