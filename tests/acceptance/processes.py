@@ -21,6 +21,7 @@ _context.set_forkserver_preload(
         "tests.acceptance.processes",
         "tests.acceptance.step_programs",
         "tests.acceptance.wait_programs",
+        "tests.histories.programs",
         "lash_store.store",
         "lash_store.sessions",
         "alembic.command",

@@ -66,6 +66,8 @@ def script(seed: int, number: int, processes: int) -> Script:
     body = chance.choice(_BODIES)
     birth = (external, chance.random() < 0.7, "" if external else body, external and chance.random() < 0.6)
     pace = chance.choice((0.0005, 0.002, 0.006))
+    # mostly it is there when the others come
+    late = chance.choice((0.0, 0.05, 0.07, 0.1))
     spread = 2 if chance.random() < 0.3 else 1
     clients: dict[int, list[list[Ask]]] = {place: [[] for _ in range(spread)] for place in range(processes)}
     bear = "register" if external else "spawn"
@@ -107,6 +109,10 @@ def script(seed: int, number: int, processes: int) -> Script:
     for _ in range(calls - 1):
         place, one = ask()
         chance.choice(clients[place]).append(one)
+    for place, parts in clients.items():
+        for number, asks in enumerate(parts):
+            if asks and asks[0].after:
+                clients[place][number] = [asks[0]._replace(after=asks[0].after + late), *asks[1:]]
     return Script(external, clients)
 
 
@@ -144,7 +150,15 @@ _MANAGED = {
 
 
 async def work(
-    report: Report, path: str, who: str, place: int, processes: int, seed: int, slots: int, commands: Connection, fault: str
+    report: Report,
+    path: str,
+    who: str,
+    place: int,
+    processes: int,
+    seed: int,
+    slots: int,
+    commands: Connection,
+    fault: str,
 ) -> None:
     """Open a store, and do what the harness says: ``go`` and ``sweep`` with a number of tasks, ``close``."""
     if fault:
@@ -155,7 +169,7 @@ async def work(
     report("owner", who, store._core.owner_id)
     names = [f"{slot}{letter}" for slot in range(slots) for letter in "ab"]
     sessions = dict(zip(names, await asyncio.gather(*map(store.session, names)), strict=True))
-    client = _Client(report, sessions, bodies)
+    client = _Client(report, sessions, bodies, patience=1.0 if fault else 10.0)
     report("ready", who)
     loop = asyncio.get_running_loop()
     orders: asyncio.Queue[list[Any]] = asyncio.Queue()
@@ -232,8 +246,11 @@ def _owner(path: str) -> tuple[TaskStore, dict[bool, Any]]:
 class _Client:
     """Makes calls of one process, and writes each down."""
 
-    def __init__(self, report: Report, sessions: dict[str, SessionTasks], bodies: dict[bool, Any]) -> None:
+    def __init__(
+        self, report: Report, sessions: dict[str, SessionTasks], bodies: dict[bool, Any], *, patience: float
+    ) -> None:
         self._report = report
+        self._patience = patience
         self._sessions = sessions
         self._bodies = bodies
         self._calls = 0
@@ -250,7 +267,8 @@ class _Client:
         for session in "ab":
             if await self._call(slot, number, Ask(0.0, "get", session, "", None)) in _OVER:
                 continue
-            if await self._call(slot, number, Ask(0.0, "cancel", session, "", [f"swept {session}", 10.0])) not in _OVER:
+            words = [f"swept {session}", self._patience]
+            if await self._call(slot, number, Ask(0.0, "cancel", session, "", words)) not in _OVER:
                 # nobody is there to be called back
                 await self._call(slot, number, Ask(0.0, "unregister", session, "", None))
             await self._call(slot, number, Ask(0.0, "get", session, "", None))

@@ -7,7 +7,6 @@ the replacement opens the file, and recovers, while the others go on.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import shutil
 import tempfile
@@ -23,29 +22,25 @@ from tests.histories import programs
 from tests.histories.search import History
 from tests.histories.specification import READS, Call
 
-__all__ = ["Recorder", "histories"]
+__all__ = ["Recorder"]
 
-SLOTS = 24
+SLOTS = 48
 """Tasks at a time: each has two sessions, which the next one in its slot takes over."""
 
 TASKS_A_FILE = 3_000
 _PATIENCE = 60.0
 _MEMORY = Path("/dev/shm")
 
-processes._context.set_forkserver_preload(
-    ["tests.histories.programs", "lash_store.store", "lash_store.sessions", "alembic.command", "alembic.script"]
-)
-
 
 class _Member:
     """One process, by its name and its place among the others."""
 
-    def __init__(self, start: Callable[..., Worker], path: Path, who: str, place: int, recorder: Recorder, fault: str) -> None:
+    def __init__(self, start: Callable[..., Worker], path: Path, who: str, place: int, recorder: Recorder) -> None:
         theirs, self.orders = processes._context.Pipe(duplex=False)
         self.who, self.place = who, place
         self.is_met = False
         self.worker = start(
-            programs.work, str(path), who, place, recorder.processes, recorder.seed, SLOTS, theirs, fault
+            programs.work, str(path), who, place, recorder.processes, recorder.seed, SLOTS, theirs, recorder.fault
         )
         theirs.close()
 
@@ -55,18 +50,17 @@ class _Member:
 
 class Recorder:
     """
-    Records histories of one seed with so many *processes*, two of which run bodies; in *fault*'s presence in the first.
+    Records histories of one seed with so many *processes*, two of which run bodies; all of them with a *fault*, if one is named.
 
-    *kills* is the share of batches in which one process is killed, or, a third as often, closed. `counts` tells how often what was done.
+    *kills* is the share of batches in which one process is killed, or, a third as often, closed. `counts` tells how many were.
     """
 
-    def __init__(self, seed: int, *, processes: int = 4, kills: float = 0.2, fault: str = "") -> None:
+    def __init__(self, seed: int, *, processes: int = 4, kills: float = 0.5, fault: str = "") -> None:
         self.seed = seed
         self.processes = processes
         self.kills = kills
         self.fault = fault
         self.counts: Counter[str] = Counter()
-        self.files: list[Path] = []
 
     def record(self, first: int, tasks: int) -> Iterator[list[History]]:
         """Yield the histories of tasks in batches; the next batch goes on while one is looked at."""
@@ -106,8 +100,7 @@ class _Game:
     def _bear(self, place: int) -> _Member:
         self._born[place] += 1
         letter = "AB"[place] if place < programs.OWNERS else "RSTUVWXYZ"[place - programs.OWNERS]
-        fault = self._recorder.fault if place == 0 else ""
-        return _Member(self._start, self._path, f"{letter}{self._born[place]}", place, self._recorder, fault)
+        return _Member(self._start, self._path, f"{letter}{self._born[place]}", place, self._recorder)
 
     def _meet(self, member: _Member) -> None:
         if not member.is_met:
@@ -125,8 +118,9 @@ class _Game:
         leaver: _Member | None = None
         ends: list[tuple[str, str, int, int]] = []
         if chance.random() < recorder.kills:
-            leaver = chance.choice(members)
-            time.sleep(chance.random() * 0.03)
+            # an owner leaves more behind
+            leaver = chance.choice(members[: programs.OWNERS] if chance.random() < 0.7 else members)
+            time.sleep(0.02 + chance.random() * 0.2)
             ends.append(self._let_go(leaver, in_order=chance.random() < 0.25))
             members[leaver.place] = self._bear(leaver.place)
         for member in members:
@@ -195,17 +189,14 @@ class _Game:
                 calls[number].append(Call("", how, since, until, value=who, answer={}))
         live = {member.who for member in members}
         return [
-            History(number, tuple(sorted(calls[number], key=lambda call: call.asked)), tuple(who for who in self._owners.values() if who in live))
+            History(
+                number,
+                tuple(sorted(calls[number], key=lambda call: call.asked)),
+                tuple(who for who in self._owners.values() if who in live),
+            )
             for number in range(first, first + count)
         ]
 
 
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def histories(seed: int, tasks: int, **how: Any) -> Iterator[History]:
-    """Yield the history of each of so many tasks."""
-    with contextlib.closing(Recorder(seed, **how).record(0, tasks)) as batches:
-        for batch in batches:
-            yield from batch
