@@ -1,14 +1,14 @@
 """
 A reference model of the contract in plain Python: what a store's file must hold after each request, one owner at a time.
 
-It is written from the contract, not from the code, and keeps no time, no transaction and no coroutine: a request is one method,
-which changes everything that the request, the bodies that react to it and the starts that follow from it change, or raises
+It is written from the contract, not from the code, and keeps no transaction and no coroutine, and of time no more than the hours
+by which the wall clock was set: a request is one method, which changes everything that the request, the bodies that react to it and the starts that follow from it change, or raises
 `Refused` and changes nothing.
 """
 
 from __future__ import annotations
 
-import copy
+import pickle
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TERMINAL = ("completed", "failed", "cancelled", "abandoned")
+
+RETRY_AFTER = 0.5
+"""Hours."""
 
 BEGUN = "started or reattached"
 """The event of a start for which the contract leaves the word open: that of claimed work whose turn has come."""
@@ -89,6 +92,9 @@ class Task:
     has_callback: bool = False
     called: str | None = None
     begun: bool = False
+    retries: bool = False
+    deadline: float | None = None
+    not_before: float | None = None
     callback_failed: bool = False
     left: set[str] = field(default_factory=set)
     events: list[Happened] = field(default_factory=list)
@@ -147,7 +153,7 @@ class Handoff:
 
 @dataclass
 class State:
-    """What is in the file; and of the owner that has it open, which bodies run and which tasks wait for a slot."""
+    """What is in the file; and of the owner that has it open, which bodies run, and which tasks wait for a slot, or their time."""
 
     tasks: list[Task] = field(default_factory=list)
     sessions: dict[str, Session] = field(default_factory=dict)
@@ -159,7 +165,9 @@ class State:
     bodies: set[int] = field(default_factory=set)
     queue: deque[int] = field(default_factory=deque)
     claimed: set[int] = field(default_factory=set)
+    early: list[int] = field(default_factory=list)
     knows: bool = True
+    now: float = 0.0
 
 
 def request(method: Callable[Concatenate[Model, P], T]) -> Callable[Concatenate[Model, P], T]:
@@ -167,11 +175,11 @@ def request(method: Callable[Concatenate[Model, P], T]) -> Callable[Concatenate[
 
     @wraps(method)
     def whole(self: Model, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        before = copy.deepcopy(self.state)
+        before = pickle.dumps(self.state, pickle.HIGHEST_PROTOCOL)
         try:
             answer = method(self, *args, **kwargs)
         except Refused:
-            self.state = before
+            self.state = pickle.loads(before)
             raise
         self._react()
         return answer
@@ -438,6 +446,13 @@ class Model:
         self._finish(self.task(seq), word)
 
     def _finish(self, task: Task, word: str) -> None:
+        if word == "raise" and self._may_try_again(task):
+            task.state, task.not_before = "pending", self.state.now + RETRY_AFTER
+            task.spent += 1
+            self._drop(task)
+            self.state.early.append(task.seq)
+            self._happened(task, "retry_scheduled")
+            return
         match word:
             case "return":
                 self._end(task, "completed", result="done")
@@ -453,6 +468,11 @@ class Model:
                     "fail": "RuntimeError",
                 }
                 self._end(task, "failed", failure=failures[word])
+
+    def _may_try_again(self, task: Task) -> bool:
+        if not task.retries or task.state == "cancel_requested" or task.spent + 1 >= task.max_attempts:
+            return False
+        return task.deadline is None or self.state.now + RETRY_AFTER < task.deadline
 
     @request
     def let_callback_end(self, seq: int, word: str) -> None:
@@ -707,6 +727,7 @@ class Model:
     def _forget_owner(self) -> None:
         self.state.bodies.clear()
         self.state.queue.clear()
+        self.state.early.clear()
         self.state.claimed.clear()
 
     def open_owner(self, *, knows: bool) -> None:
@@ -748,20 +769,51 @@ class Model:
             self._end(task, "abandoned")
         else:
             task.spent += 1 if task.executing else 0
+            is_early = task.not_before is not None and task.not_before > self.state.now
             if task.spent >= task.max_attempts:
                 self._end(task, "failed", failure="AttemptsExhausted")
+            elif self._is_late(task):
+                self._end(task, "failed", failure="Timeout")
             elif not self.state.knows:
                 if task.state != "pending" or task.owner is not None:
                     self._release(task)
-            elif slot:
+            elif slot and not is_early:
                 self._start(task, "reattached")
                 return True
             else:
                 task.state, task.owner = "pending", self.state.owner
                 self._happened(task, "claimed")
-                self.state.queue.append(task.seq)
+                (self.state.early if is_early else self.state.queue).append(task.seq)
                 self.state.claimed.add(task.seq)
         return False
+
+    # --- the clock ---
+
+    @request
+    def set_the_clock(self, hours: float) -> None:
+        """The wall clock is set so many hours on, or back: what the owner has is ended, or tried again, if its time has come."""
+        self.state.now += hours
+        for task in self.live():
+            if task.owner != self.state.owner or task.external or not self._is_late(task):
+                continue
+            if task.seq in self.state.bodies and task.state == "running" and task.how == "win":
+                # whatever it is stopped for
+                self._finish(task, "win")
+            elif task.state in ("pending", "running"):
+                self._end(task, "failed", failure="Timeout")
+        for seq in list(self.state.early):
+            if (self.task(seq).not_before or 0.0) <= self.state.now:
+                self.state.early.remove(seq)
+                self.state.queue.append(seq)
+
+    @request
+    def look_at_deadlines(self) -> None:
+        """Work that nobody has is ended by who looks, if its time is up; and the rest is taken up by the way."""
+        if any(self._is_late(task) for task in self.live() if task.owner is None and not task.external):
+            self._recover()
+
+    def _is_late(self, task: Task) -> bool:
+        return task.deadline is not None and task.deadline <= self.state.now
 
     # --- what follows by itself ---
 
@@ -790,7 +842,7 @@ class Model:
             self._finish(task, "fail")
 
     def _start(self, task: Task, event: str) -> None:
-        task.state = "running"
+        task.state, task.not_before = "running", None
         task.attempt += 1
         task.owner = self.state.owner
         self.state.bodies.add(task.seq)
@@ -805,7 +857,7 @@ class Model:
     def _end(self, task: Task, state: str, **outcome: Any) -> None:
         for name, value in outcome.items():
             setattr(task, name, value)
-        task.state = state
+        task.state, task.not_before = state, None
         self._drop(task)
         if task.notify:
             self.state.notes.append(Note(task.scope, f"end:{task.seq}"))
@@ -814,8 +866,9 @@ class Model:
 
     def _drop(self, task: Task) -> None:
         self.state.bodies.discard(task.seq)
-        if task.seq in self.state.queue:
-            self.state.queue.remove(task.seq)
+        for waiting in (self.state.queue, self.state.early):
+            if task.seq in waiting:
+                waiting.remove(task.seq)
 
     def _happened(self, task: Task, type: str, from_scope: str | None = None) -> None:
         task.events.append(Happened(type, task.scope, task.attempt, from_scope))

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from lash_store import (
+    Backoff,
     CancelPolicy,
     ClosePolicy,
     Recovery,
@@ -43,7 +44,8 @@ from lash_store import (
     guards,
 )
 from lash_store.lifecycle import JSON_COLUMNS, TERMINAL_EVENTS, fold
-from tests.runtime.model import BEGUN, ByHandle, ById, Happened, Model, Ref, Refused, Task
+from tests.runtime.clocks import Wall
+from tests.runtime.model import BEGUN, RETRY_AFTER, ByHandle, ById, Happened, Model, Ref, Refused, Task
 from tests.runtime.support import RUNTIME, hold, put_out
 
 T = TypeVar("T")
@@ -52,7 +54,8 @@ MAX_RUNNING = 2
 SESSIONS = {"s1": None, "s2": None, "kid": "s1"}
 """Each with its parent."""
 
-FOREVER = 3600.0
+HOUR = 3600.0
+FOREVER = 1000 * HOUR
 PATIENCE = 60.0
 """Seconds after which a request has hung: only a wrong store ever waits so long."""
 
@@ -94,6 +97,10 @@ class Life:
         """Register the functions of the tasks."""
         self.store.task(recovery=Recovery.RERUN, name="again", max_attempts=2)(self.again)
         self.store.task(recovery=Recovery.OWNER_BOUND, name="once")(self.once)
+        pause = Backoff(initial=RETRY_AFTER * HOUR, factor=1.0, maximum=RETRY_AFTER * HOUR, jitter=0.0)
+        self.store.task(
+            recovery=Recovery.RERUN, name="retried", max_attempts=3, retry_on=(ValueError,), backoff=pause
+        )(self.retried)
 
     def close(self) -> None:
         """Close in order."""
@@ -126,6 +133,9 @@ class Life:
     # --- bodies ---
 
     async def again(self, task: TaskContext, key: int, how: str) -> Any:
+        return await self.body(key, how, task)
+
+    async def retried(self, task: TaskContext, key: int, how: str) -> Any:
         return await self.body(key, how, task)
 
     async def once(self, task: TaskContext, key: int, how: str) -> Any:
@@ -282,6 +292,8 @@ def _task(row: sqlite3.Row) -> dict[str, Any]:
         "result": None if row["result"] is None else json.loads(row["result"]),
         "failure": None if row["failure"] is None else json.loads(row["failure"])["type"],
         "evidence": row["evidence"] is not None,
+        "has a deadline": row["deadline"] is not None,
+        "waits for its time": row["not_before"] is not None,
         "cancel was requested": row["cancel_requested_at"] is not None,
     }
 
@@ -313,6 +325,8 @@ def _expected(task: Task) -> dict[str, Any]:
         "result": task.result,
         "failure": task.failure,
         "evidence": task.state == "abandoned",
+        "has a deadline": task.deadline is not None,
+        "waits for its time": task.not_before is not None,
         "cancel was requested": task.asked,
     }
 
@@ -375,8 +389,9 @@ _reasons = st.sampled_from([None, "enough", "too slow"])
 _spawns = {
     "scope": _sessions,
     "task_id": _ids,
-    "kind": st.sampled_from(["rerun", "rerun", "owner_bound", "bare"]),
+    "kind": st.sampled_from(["rerun", "rerun", "owner_bound", "bare", "retried"]),
     "how": _hows,
+    "deadline": st.sampled_from([None, None, 0.5, 1.5]),
     "policy": st.sampled_from(["cooperative", "cooperative", "abort_local"]),
     "parent": _maybe_refs,
     "child": st.none() | _sessions,
@@ -385,7 +400,7 @@ _spawns = {
 }
 _hidden_spawns = {
     "scope": _sessions,
-    "kind": st.sampled_from(["rerun", "owner_bound", "bare"]),
+    "kind": st.sampled_from(["rerun", "owner_bound", "bare", "retried"]),
     "how": _hows,
     "inside": st.none() | _which,
 }
@@ -426,6 +441,8 @@ class Sessions(RuleBasedStateMachine):
         self.graves: list[Callable[[], None]] = []
         self.life: Life | None = None
         self.is_whole = True
+        self.wall = Wall()
+        self.wall.hang()
 
     @initialize(works=st.lists(_works, min_size=3, max_size=9))
     def begin(self, works: list[dict[str, Any]]) -> None:
@@ -445,6 +462,7 @@ class Sessions(RuleBasedStateMachine):
                     coroutine.close()
                 self.graves.append(self.life.die())
         finally:
+            self.wall.take_down()
             for sweep in self.graves:
                 sweep()
             shutil.rmtree(self.folder)
@@ -458,6 +476,7 @@ class Sessions(RuleBasedStateMachine):
         task_id: str,
         kind: str,
         how: str,
+        deadline: float | None,
         policy: str,
         parent: tuple[int, str] | None,
         child: str | None,
@@ -477,6 +496,7 @@ class Sessions(RuleBasedStateMachine):
                 child_session_id=child,
                 cancel_policy=CancelPolicy(columns["policy"]),
                 close_policy=ClosePolicy(close_policy),
+                deadline=None if deadline is None else deadline * HOUR,
                 notify_on_end=notify,
             )
 
@@ -485,6 +505,7 @@ class Sessions(RuleBasedStateMachine):
                 scope,
                 task_id,
                 parent_ref,
+                deadline=None if deadline is None else self.model.state.now + deadline,
                 child=child,
                 close_policy=close_policy,
                 notify=notify,
@@ -879,6 +900,24 @@ class Sessions(RuleBasedStateMachine):
 
         self._do(self.model.learn, real)
 
+    # --- the clock ---
+
+    @rule(hours=st.sampled_from([-1.0, 1.0]))
+    def set_the_clock(self, hours: float) -> None:
+        """Set the wall clock, and have it looked at, as would be within 20 seconds."""
+        self.wall.hours += hours
+        core, recoverer = self._life.store._core, self._life.store._recoverer
+        assert core is not None
+        assert core.runner is not None
+        assert recoverer is not None
+        alarms = core.runner.alarms
+
+        async def ring() -> None:
+            alarms._ring()
+
+        self._do(lambda: self.model.set_the_clock(hours), ring)
+        self._do(self.model.look_at_deadlines, recoverer._look_at_deadlines)
+
     # --- how it is done ---
 
     @property
@@ -1033,19 +1072,21 @@ class Sessions(RuleBasedStateMachine):
         self.last_key += 1
         is_bare = kind == "bare"
         return self.last_key, {
-            "recovery": "owner_bound" if is_bare else kind,
+            "recovery": {"bare": "owner_bound", "retried": "rerun"}.get(kind, kind),
+            "retries": kind == "retried",
             "function": not is_bare,
             "how": how,
             # nobody can ask a bare coroutine
             "policy": "abort_local" if is_bare else policy,
-            "max_attempts": 2 if kind == "rerun" else 100,
+            "max_attempts": {"rerun": 2, "retried": 3}.get(kind, 100),
         }
 
     def _call(self, kind: str, key: int, how: str) -> tuple[Any, ...]:
         if kind == "bare":
             coroutine = self._life.coroutines[key] = self._life.body(key, how)
             return (coroutine,)
-        return (self._life.again if kind == "rerun" else self._life.once, key, how)
+        functions = {"rerun": self._life.again, "retried": self._life.retried}
+        return (functions.get(kind, self._life.once), key, how)
 
     def _born(self, task: Task, handle: TaskHandle, key: int) -> None:
         assert (handle.task_seq, handle.id) == (task.seq, task.id)
