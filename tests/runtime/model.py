@@ -337,7 +337,8 @@ class Model:
         if errors:
             raise Refused("TaskExists", *errors)
         repeated = before is not None and live.owner == self.state.owner and not new.has_callback
-        unkept = not repeated and (live.owner is None or not live.has_callback)
+        mine = live.owner == self.state.owner
+        unkept = not repeated and (live.owner is None or (mine and not live.has_callback))
         if live.external and live.kind == new.kind and unkept:
             live.owner, live.has_callback, live.called = self.state.owner, new.has_callback, new.called
             # what is said anew counts from now on
@@ -749,8 +750,12 @@ class Model:
     def _recover(self) -> None:
         slots = self._max_running - len(self.state.bodies)
         for task in self.live():
-            if task.owner != self.state.owner:
+            if not self._is_kept(task):
                 slots -= self._take_over(task, slots > 0)
+
+    def _is_kept(self, task: Task) -> bool:
+        """Whether the owner of a task lives."""
+        return task.owner == self.state.owner
 
     def _take_over(self, task: Task, slot: bool) -> bool:
         """Whether it was started."""
@@ -822,6 +827,9 @@ class Model:
         for task in self.live():
             if task.state == "cancel_requested":
                 self._stop(task)
+        self._start_what_waits()
+
+    def _start_what_waits(self) -> None:
         while self.state.queue and len(self.state.bodies) < self._max_running:
             seq = self.state.queue.popleft()
             self._start(self.task(seq), BEGUN if seq in self.state.claimed else "started")

@@ -73,9 +73,7 @@ class Life:
         self.loop = asyncio.new_event_loop()
         self.errors: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.store = TaskStore(
-            path, runtime=RUNTIME, durability="normal", max_running=MAX_RUNNING, cancel_grace=FOREVER
-        )
+        self.store = self.make(path)
         self.sessions: dict[str, SessionTasks] = {}
         self.desks: defaultdict[int, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
         self.hanging: dict[int, asyncio.Future[str]] = {}
@@ -83,6 +81,10 @@ class Life:
         if knows:
             self.learn()
         self.run(self.store.open())
+
+    def make(self, path: Path) -> TaskStore:
+        """Make the store."""
+        return TaskStore(path, runtime=RUNTIME, durability="normal", max_running=MAX_RUNNING, cancel_grace=FOREVER)
 
     def run(self, work: Awaitable[T]) -> T:
         """Let the loop go on until something is done."""
@@ -207,34 +209,54 @@ class Life:
 # --- what is compared -----------------------------------------------------------------------------------------------
 
 
-def in_file(path: Path) -> dict[str, Any]:
-    """Read what the model speaks of."""
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
-        connection.row_factory = sqlite3.Row
-        connection.execute("BEGIN")
+class Eye:
+    """Looks at one file again and again: what nobody has written to is not read twice, and of events only those that came."""
 
-        def read(sql: str) -> list[sqlite3.Row]:
-            return connection.execute(sql).fetchall()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything: the next look reads all there is."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._version = -1
+        self._seen: dict[str, Any] = {}
+        self._last_event = 0
+        self._stories: defaultdict[int | None, list[sqlite3.Row]] = defaultdict(list)
+        self._checked: dict[int, tuple[Any, int, dict[str, Any]]] = {}
+
+    def look(self) -> dict[str, Any]:
+        """Return what the model speaks of; each task's events give its row, or this fails."""
+        if self._connection is None:
+            self._connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)
+            self._connection.row_factory = sqlite3.Row
+        # a change of what others have written, and nothing else, changes this
+        version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self._connection.execute("BEGIN")
+            try:
+                self._seen = self._read(self._connection)
+            finally:
+                self._connection.execute("COMMIT")
+            self._version = version
+        return self._seen
+
+    def _read(self, connection: sqlite3.Connection) -> dict[str, Any]:
+        def read(sql: str, *parameters: Any) -> list[sqlite3.Row]:
+            return connection.execute(sql, parameters).fetchall()
 
         seen: dict[str, Any] = {}
-        happened = read("SELECT * FROM events ORDER BY seq")
+        for event in read("SELECT * FROM events WHERE seq > ? ORDER BY seq", self._last_event):
+            self._stories[event["task_seq"]].append(event)
+            self._last_event = event["seq"]
         for row in read("SELECT * FROM tasks ORDER BY task_seq"):
-            of_task = [event for event in happened if event["task_seq"] == row["task_seq"]]
-            _check_story(row, of_task)
-            seen |= {f"task {row['task_seq']}: {name}": value for name, value in _task(row).items()}
-            seen[f"task {row['task_seq']}: events"] = [
-                Happened(
-                    event["type"],
-                    _session(event["scope"]),
-                    event["attempt"],
-                    _session(event["from_scope"] or ":") or None,
-                )
-                for event in of_task
-            ]
+            seen |= self._task(row, self._stories[row["task_seq"]])
         seen["events of sessions"] = [
             (event["type"], _session(event["scope"]), _session(event["from_scope"] or ":") or None)
-            for event in happened
-            if event["task_seq"] is None
+            for event in self._stories[None]
         ]
         for number, row in enumerate(read("SELECT * FROM handles ORDER BY handle_seq")):
             seen[f"handle {number}"] = (
@@ -257,6 +279,31 @@ def in_file(path: Path) -> dict[str, Any]:
             for row in read("SELECT * FROM handoffs ORDER BY handoff_seq")
         ]
         return seen
+
+    def _task(self, row: sqlite3.Row, story: list[sqlite3.Row]) -> dict[str, Any]:
+        seq, columns = row["task_seq"], tuple(row)
+        before = self._checked.get(seq)
+        if before is not None and before[:2] == (columns, len(story)):
+            return before[2]
+        _check_story(row, story)
+        shown = {f"task {seq}: {name}": value for name, value in _task(row).items()}
+        shown[f"task {seq}: events"] = [
+            Happened(
+                event["type"], _session(event["scope"]), event["attempt"], _session(event["from_scope"] or ":") or None
+            )
+            for event in story
+        ]
+        self._checked[seq] = (columns, len(story), shown)
+        return shown
+
+
+def in_file(path: Path) -> dict[str, Any]:
+    """Read what the model speaks of, all of it."""
+    eye = Eye(path)
+    try:
+        return eye.look()
+    finally:
+        eye.close()
 
 
 def in_model(model: Model) -> dict[str, Any]:
@@ -435,9 +482,10 @@ class Sessions(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="lash-store-model-"))
         self.path = self.folder / "agent.db"
         shutil.copy(_empty_file(), self.path)
-        self.model = Model(owner=1, max_running=MAX_RUNNING)
+        self.model = self._make_model()
         self.keys: dict[int, int] = {}
         self.last_key = 0
+        self.eye = Eye(self.path)
         self.graves: list[Callable[[], None]] = []
         self.life: Life | None = None
         self.is_whole = True
@@ -463,6 +511,7 @@ class Sessions(RuleBasedStateMachine):
                 self.graves.append(self.life.die())
         finally:
             self.wall.take_down()
+            self.eye.close()
             for sweep in self.graves:
                 sweep()
             shutil.rmtree(self.folder)
@@ -483,6 +532,7 @@ class Sessions(RuleBasedStateMachine):
         close_policy: str,
         notify: bool,
     ) -> None:
+        self._to_create()
         key, columns = self._body_columns(kind, how, policy)
         parent_ref = None if parent is None else self._ref(scope, parent)
         above = None if parent_ref is None else self._given(parent_ref)
@@ -519,6 +569,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(**_hidden_spawns)
     def spawn_hidden(self, scope: str, kind: str, how: str, inside: int | None) -> None:
+        self._to_create()
         key, columns = self._body_columns(kind, how, "cooperative")
         bodies = sorted(self.model.state.bodies)
         body = bodies[inside % len(bodies)] if bodies and inside is not None else None
@@ -550,6 +601,7 @@ class Sessions(RuleBasedStateMachine):
         key: str | None,
         notify: bool,
     ) -> None:
+        self._to_create()
         parent_ref = None if parent is None else self._ref(scope, parent)
         above = None if parent_ref is None else self._given(parent_ref)
         child = None if child == scope else child
@@ -670,8 +722,10 @@ class Sessions(RuleBasedStateMachine):
     @there_is(lambda self: self.model.live())
     @rule(scope=_sessions, reason=_reasons)
     def cancel_all(self, scope: str, reason: str | None) -> None:
+        asked = [task.seq for task in self.model.live(scope)]
+
         async def real() -> Any:
-            goes_on = any(self._goes_on(task) for task in self.model.live(scope))
+            goes_on = any(self._goes_on(self.model.task(seq)) for seq in asked)
             return await self._session(scope).cancel_all(reason, timeout=0.0 if goes_on else None)
 
         done = self._do(lambda: self.model.cancel_all(scope, reason), real)
@@ -750,6 +804,7 @@ class Sessions(RuleBasedStateMachine):
     @there_is(lambda self: self.model.state.tasks)
     @rule(scope=_sessions, which=_which, astray=st.none() | _sessions)
     def observe(self, scope: str, which: int, astray: str | None) -> None:
+        self._to_create()
         pool = self._pool()
         task = pool[which % len(pool)]
         of, task_id = astray or task.scope, task.id
@@ -779,6 +834,7 @@ class Sessions(RuleBasedStateMachine):
     @there_is(lambda self: any(one.closed for one in self.model.state.sessions.values()))
     @rule(scope=_sessions)
     def reopen(self, scope: str) -> None:
+        self._to_create()
         self._do(
             lambda: self.model.open_session(scope, reopen=True), lambda: self._life.store.session(scope, reopen=True)
         )
@@ -877,13 +933,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(knows=st.sampled_from([True, True, True, True, False]))
     def crash(self, knows: bool) -> None:
-        for task in self.model.live():
-            if task.state == "pending" and not task.function:
-                # it waited for a slot, and dies with its process
-                self._life.coroutines[self.keys[task.seq]].close()
-        self.graves.append(self._life.die())
-        self.life = None
-        self.model.kill_owner()
+        self._die()
         self._open(knows=knows)
 
     @there_is(lambda self: any(task.owner is None and not task.external for task in self.model.live()))
@@ -906,6 +956,9 @@ class Sessions(RuleBasedStateMachine):
     def set_the_clock(self, hours: float) -> None:
         """Set the wall clock, and have it looked at, as would be within 20 seconds."""
         self.wall.hours += hours
+        self._look_at_the_clock(hours)
+
+    def _look_at_the_clock(self, hours: float) -> None:
         core, recoverer = self._life.store._core, self._life.store._recoverer
         assert core is not None
         assert core.runner is not None
@@ -925,22 +978,42 @@ class Sessions(RuleBasedStateMachine):
         assert self.life is not None
         return self.life
 
+    def _make_model(self) -> Model:
+        return Model(owner=1, max_running=MAX_RUNNING)
+
+    def _make_life(self, *, knows: bool) -> Life:
+        return Life(self.path, knows=knows)
+
+    def _to_create(self) -> None:
+        """Be somebody who may create something."""
+
     def _session(self, scope: str) -> SessionTasks:
         return self._life.sessions[scope]
 
     def _open(self, *, knows: bool) -> None:
         self.model.open_owner(knows=knows)
-        self.life = life = Life(self.path, knows=knows)
+        self.life = life = self._make_life(knows=knows)
         for scope, parent in SESSIONS.items():
             self.model.open_session(scope, parent)
             life.sessions[scope] = life.run(life.store.session(scope, parent=parent))
         self._settle()
+
+    def _die(self) -> None:
+        for task in self.model.live():
+            if task.state == "pending" and not task.function and task.owner == self.model.state.owner:
+                # it waited for a slot, and dies with its process
+                self._life.coroutines[self.keys[task.seq]].close()
+        self.eye.close()
+        self.graves.append(self._life.die())
+        self.life = None
+        self.model.kill_owner()
 
     def _stop_in_order(self) -> None:
         # a close waits for callbacks that have begun
         for seq in self._begun():
             self._end_callback(seq, "returns")
         self.model.close_owner()
+        self.eye.close()
         self._life.close()
         assert self._life.errors == []
         assert differences(in_file(self.path), in_model(self.model)) == []
@@ -983,7 +1056,7 @@ class Sessions(RuleBasedStateMachine):
         quiet = 0
         while quiet < ROUNDS:
             await self._life.store.session("s1")
-            now = in_file(self.path)
+            now = self.eye.look()
             quiet = quiet + 1 if now == found else 0
             found = now
             if quiet >= 2 and not differences(found, expected):
@@ -1061,7 +1134,12 @@ class Sessions(RuleBasedStateMachine):
         done = self._do(lambda: self.model.cancel(scope, ref, reason), real)
         if done is not None:
             task, record = done
-            assert (record.task_seq, record.state) == (task.seq, task.state)
+            assert record.task_seq == task.seq
+            assert record.state == task.state or not self._is_seen_to(task)
+
+    def _is_seen_to(self, task: Task) -> bool:
+        """Whether what was asked of a task is done by the store that was asked."""
+        return True
 
     def _untold(self) -> list[int]:
         """The handles through which an outcome could be handed out that was not yet."""
