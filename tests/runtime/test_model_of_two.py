@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,12 +19,24 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize
 
 from lash_store import TaskStore
 from tests.runtime.model import Model, State, Task
 from tests.runtime.support import RUNTIME
-from tests.runtime.test_model import MAX_RUNNING, ROUNDS, SESSIONS, Life, Sessions, _common, _works, differences, in_file, in_model
+from tests.runtime.test_model import (
+    COMMON,
+    MAX_RUNNING,
+    ROUNDS,
+    SESSIONS,
+    Life,
+    Sessions,
+    differences,
+    in_file,
+    in_model,
+    rule,
+    WORKS,
+)
 
 OWNERS = ("first", "second")
 GUEST = "guest"
@@ -190,7 +201,7 @@ class SessionsOfTwo(Sessions):
         super().__init__()
         self.lives: dict[str, OneOfThem] = {}
 
-    @initialize(works=st.lists(_works, min_size=3, max_size=9))
+    @initialize(works=st.lists(WORKS, min_size=3, max_size=9))
     def begin(self, works: list[dict[str, Any]]) -> None:
         for name in OWNERS:
             self._give_turn(name)
@@ -333,12 +344,4 @@ class SessionsOfTwo(Sessions):
 class TestSessionsOfTwo(SessionsOfTwo.TestCase):  # type: ignore[misc, valid-type]
     """A look in passing, at the same stories each time: new ones are for the campaign."""
 
-    settings = settings(max_examples=3, stateful_step_count=30, derandomize=True, **_common)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(0)
-class TestSessionsOfTwoAtLength(SessionsOfTwo.TestCase):  # type: ignore[misc, valid-type]
-    """The campaign."""
-
-    settings = settings(max_examples=int(os.environ.get("MODEL_EXAMPLES", "1000")), stateful_step_count=50, **_common)
+    settings = settings(max_examples=3, stateful_step_count=30, derandomize=True, **COMMON)
