@@ -16,17 +16,17 @@ _HELP = """\
 Hammer tasks of one file from several processes at once, and check that what each caller was told is explained.
 
 Two processes own a store of the same runtime and run bodies, the others make requests. Each task is registered, told, moved,
-cancelled, given up, awaited and looked at by all of them in the same few milliseconds; every call is written down before and after,
-with a clock that all processes share. Then an order of the calls is looked for that respects real time and that a small
-specification of one task allows (tests/histories/specification.py), with what the system does by itself in between. Now and then a
-process is killed, or closed, and replaced: what it had asked for may have happened, or not.
+cancelled, given up, awaited and looked at by all of them in the same few milliseconds; every call is written down before and
+after, with a clock that all processes share. Then an order of the calls is looked for that respects real time and that a small
+specification of one task allows (tests/histories/specification.py), with what the system does by itself in between. Now and
+then a process is killed, or closed, and replaced: what it had asked for may have happened, or not.
 
   python -m tests.histories --tasks 100000 --seed 1        the campaign, some 4,000 tasks a minute
   python -m tests.histories --tasks 2000 --seed 7 --json
   python -m tests.histories --tasks 2000 --seed 1 --fault loser      a control: it must fail
 
-A task that cannot be explained is shown as the shortest timeline that still cannot, with its seed. The seed gives what is asked for
-and when; how the processes meet is up to the machine, so the same seed meets a rare fault again only after some tries.
+A task that cannot be explained is shown as the shortest timeline that still cannot, with its seed. The seed gives what is asked
+for and when; how the processes meet is up to the machine, so the same seed meets a rare fault again only after some tries.
 The exit code is 0 only if everything was explained, and everything in the table of what must be seen sometimes was seen.
 """
 

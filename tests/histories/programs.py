@@ -1,5 +1,5 @@
 """
-What worker processes do: their parts of the scripts of tasks, which everybody makes of the same seed, with each call written down.
+What worker processes do: their parts of the scripts of tasks, which all make of the same seed, with each call written down.
 
 A part is a client: it asks one thing after the other, each after a moment. Before and after each call a line is written, with the
 time of CLOCK_MONOTONIC, which is one clock for all processes of a machine.

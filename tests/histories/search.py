@@ -1,5 +1,5 @@
 """
-Looks for an order in which a recorded history could have happened one step at a time, each call between its asking and its answer.
+Looks for an order in which a recorded history could have happened step by step, each call between its asking and its answer.
 
 The search is that of Wing and Gong (*Testing and Verifying Concurrent Objects*, 1993): of the calls that nothing else must come
 before, try each as the next one. What Lowe (*Testing for Linearizability*, 2017) adds: a configuration (how far each call is, and

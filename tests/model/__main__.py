@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _HELP = """\
-Let Hypothesis make up what callers do to the sessions of a file, crashes included, and compare every row with a model after each step.
+Let Hypothesis make up what callers do to the sessions of a file, crashes included, and compare every row with a model after each.
 
 With one process, owners come one after the other: they die, close, and come back, with or without the functions of their tasks,
 and the wall clock is set by hours. With two, two owners and a guest that only makes requests have the file open at the same time.
@@ -29,8 +29,8 @@ The machines are those of tests/runtime/test_model.py and test_model_of_two.py; 
   python -m tests.model --steps 1000000 --seed 1 --jobs 2
   python -m tests.model --steps 50000 --seed 1 --processes 2 --json
 
-A step is a rule that was followed. Each portion of some 2,000 steps has a seed of its own, made of --seed and its number; a failure
-prints the shortest story Hypothesis finds, and the portion: --portion tells that one again.
+A step is a rule that was followed. Each portion of some 2,000 steps has a seed of its own, made of --seed and its number. A
+failure prints the shortest story Hypothesis finds, and the portion: --portion tells that one again.
 The exit code is 0 only if all went as the model says, and everything in the table of what must be seen sometimes was seen.
 """
 

@@ -2,8 +2,8 @@
 A reference model of the contract in plain Python: what a store's file must hold after each request, one owner at a time.
 
 It is written from the contract, not from the code, and keeps no transaction and no coroutine, and of time no more than the hours
-by which the wall clock was set: a request is one method, which changes everything that the request, the bodies that react to it and the starts that follow from it change, or raises
-`Refused` and changes nothing.
+by which the wall clock was set: a request is one method, which changes everything that the request, the bodies that react to it
+and the starts that follow from it change, or raises `Refused` and changes nothing.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Handoff:
 
 @dataclass
 class State:
-    """What is in the file; and of the owner that has it open, which bodies run, and which tasks wait for a slot, or their time."""
+    """What is in the file; and of the owner that has it open, which bodies run, and which tasks wait for a slot or their time."""
 
     tasks: list[Task] = field(default_factory=list)
     sessions: dict[str, Session] = field(default_factory=dict)

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, settings, stateful
 from hypothesis import strategies as st
-from hypothesis import stateful
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition
 
 from lash_store import (
@@ -439,7 +438,7 @@ _spawns = {
     "task_id": _ids,
     "kind": st.sampled_from(["rerun", "rerun", "owner_bound", "bare", "retried"]),
     "how": _hows,
-    "deadline": st.sampled_from([None, None, 0.5, 1.5]),
+    "deadline": st.sampled_from([None, 0.5, 1.5]),
     "policy": st.sampled_from(["cooperative", "cooperative", "abort_local"]),
     "parent": _maybe_refs,
     "child": st.none() | _sessions,
@@ -971,7 +970,7 @@ class Sessions(RuleBasedStateMachine):
 
     # --- the clock ---
 
-    @rule(hours=st.sampled_from([-1.0, 1.0]))
+    @rule(hours=st.sampled_from([1.0, 1.0, -1.0]))
     def set_the_clock(self, hours: float) -> None:
         """Set the wall clock, and have it looked at, as would be within 20 seconds."""
         self.wall.hours += hours

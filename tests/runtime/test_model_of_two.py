@@ -1,9 +1,10 @@
 """
 Two owners of one runtime, and one who only asks, on one file at the same time, against the reference model.
 
-It is the machine of `test_model`, with all it can do, and turns: whoever has the turn is asked, the others hear of it. Either owner
-may die or close while the other goes on, which takes over what it left, and come back. Each store has an event loop of its own,
-which stands still while others have the turn, so that one story always goes the same way: what several could take, the first takes.
+It is the machine of `test_model`, with all it can do, and turns: whoever has the turn is asked, the others hear of it. Either
+owner may die or close while the other goes on, which takes over what it left, and come back. Each store has an event loop of its
+own, which stands still while others have the turn, so that a story always goes the same way: what several could take, the first
+takes.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from tests.runtime.test_model import (
     MAX_RUNNING,
     ROUNDS,
     SESSIONS,
+    WORKS,
     Life,
     Sessions,
     differences,
     in_file,
     in_model,
     rule,
-    WORKS,
 )
 
 OWNERS = ("first", "second")
