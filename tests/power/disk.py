@@ -139,15 +139,17 @@ class State(NamedTuple):
 
 
 class Disk:
-    """A disk that goes through a record, entry by entry."""
+    """A disk that goes through a record, entry by entry; *paths* are the names whose states are asked for."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, paths: Sequence[str]) -> None:
         self._record = record
+        self._paths = paths
         self._count = 0
         self._open: dict[int, Node] = {}
         self.names: dict[str, Node] = {}
         self._durable_names: dict[str, Node] = {}
-        self.pending_names: list[_Renamed] = []
+        self._pending_names: list[_Renamed] = []
+        self._ours: list[_Renamed] = []
 
     def step(self, index: int) -> bool:
         """Take the next entry in; say whether it changed what is on the disk, or what of it is durable."""
@@ -188,52 +190,54 @@ class Disk:
         return node
 
     def _rename(self, index: int, names: dict[str, Node | None]) -> None:
-        self.pending_names.append(_Renamed(index, os.path.dirname(next(iter(names))), names))  # noqa: PTH120
+        self._pending_names.append(_Renamed(index, os.path.dirname(next(iter(names))), names))  # noqa: PTH120
         _rename(self.names, names)
+        self._find_ours()
+
+    def _find_ours(self) -> None:
+        """Find the pending changes of the names that are asked for, among those of very many side files."""
+        self._ours = [change for change in self._pending_names if any(path in change.names for path in self._paths)]
 
     def _sync_folder(self, folder: str, before: int) -> None:
         left = []
-        for change in self.pending_names:
+        for change in self._pending_names:
             if change.folder == folder and change.index < before:
                 _rename(self._durable_names, change.names)
             else:
                 left.append(change)
-        self.pending_names = left
+        self._pending_names = left
+        self._find_ours()
 
     # --- what may be left ---
 
-    def has_pending(self, paths: Sequence[str]) -> bool:
-        """Say whether something of these names is not durable."""
-        if any(path in change.names for change in self.pending_names for path in paths):
-            return True
-        return any(path in self.names and self.names[path].pending for path in paths)
+    def has_pending(self) -> bool:
+        """Say whether something of the names that are asked for is not durable."""
+        return bool(self._ours) or any(path in self.names and self.names[path].pending for path in self._paths)
 
     def is_durable(self, path: str) -> bool:
         """Say whether a file, with all that was written to it, outlives any cut from here on."""
         node = self._durable_names.get(path)
         return node is not None and node is self.names.get(path) and not node.pending
 
-    def with_others(self, paths: Sequence[str], state: State, rng: random.Random) -> dict[str, Content]:
-        """Add to a state of some names the other files, each as it may be left."""
+    def with_others(self, state: State, rng: random.Random) -> dict[str, Content]:
+        """Add to a state of the names that are asked for the other files, each as it may be left."""
         files = dict(state.files)
         for path in {**self._durable_names, **self.names}:
-            if path in paths:
+            if path in self._paths:
                 continue
-            node = self.names.get(path)
-            before = self._durable_names.get(path)
-            chosen = rng.choice((node, before))
+            chosen = rng.choice((self.names.get(path), self._durable_names.get(path)))
             if chosen is not None:
                 files[path] = left_of(chosen, rng.choice(("all", "nothing", *VARIANTS)), rng)
         return files
 
-    def left(self, paths: Sequence[str], how: str, rng: random.Random) -> State:
-        """Choose a state of these names: *how* is "all", "nothing", or one of `VARIANTS`."""
-        names = dict(self._durable_names)
+    def left(self, how: str, rng: random.Random) -> State:
+        """Choose a state of the names that are asked for: *how* is "all", "nothing", or one of `VARIANTS`."""
+        names = {path: self._durable_names[path] for path in self._paths if path in self._durable_names}
         for change in self._changes_left(how, rng):
             _rename(names, change.names)
         files: dict[str, Content] = {}
         chosen: dict[str, str] = {}
-        for path in paths:
+        for path in self._paths:
             node = names.get(path)
             if node is None:
                 continue
@@ -246,12 +250,12 @@ class Disk:
 
     def _changes_left(self, how: str, rng: random.Random) -> list[_Renamed]:
         if how == "all":
-            return self.pending_names
-        if how == "nothing" or not self.pending_names:
+            return self._ours
+        if how == "nothing" or not self._ours:
             return []
         if how == "prefix":
-            return self.pending_names[: rng.randint(0, len(self.pending_names))]
-        return [change for change in self.pending_names if rng.random() < 0.5]
+            return self._ours[: rng.randint(0, len(self._ours))]
+        return [change for change in self._ours if rng.random() < 0.5]
 
 
 def _rename(names: dict[str, Node], changes: dict[str, Node | None]) -> None:

@@ -144,8 +144,8 @@ class _Commit:
 
 def _commits_of(record: Record, place: Place) -> list[_Commit]:
     """Go through a record as it was done, and look at the file once it is named, and after each frame that commits."""
-    disk, rng = Disk(record), random.Random(0)
     paths = [record.path + suffix for suffix in SUFFIXES]
+    disk, rng = Disk(record, paths), random.Random(0)
     opened: dict[int, str] = {}
     found: list[_Commit] = []
     told, is_next = 0, False
@@ -164,8 +164,7 @@ def _commits_of(record: Record, place: Place) -> list[_Commit]:
             is_one = is_next and size > FRAME_HEADER
             is_next = size == FRAME_HEADER and has_commit(record.blob[start : start + size])
         if is_one:
-            state = disk.left(paths, "all", rng)
-            place.write(state, paths)
+            place.write(disk.left("all", rng), paths)
             found.append(_Commit(index, told, read_image(place.path)))
     return found
 

@@ -169,8 +169,10 @@ class _Judge:
         self._reopener = reopener
         self._every = every
         self._paths = [record.path + suffix for suffix in SUFFIXES]
-        self._disk = Disk(record)
+        self._disk = Disk(record, self._paths)
         self._met: Counter[str] = Counter()
+        self._at_cut: set[str] = set()
+        self._at_index = -1
         self._seen: dict[tuple[bytes, ...], int | str] = {}
         self._found: dict[tuple[bytes, bytes], int | str] = {}
         self._asked: tuple[Path, _Cut, str] | None = None
@@ -193,7 +195,7 @@ class _Judge:
                 continue
             if entry[0] == "log" and entry[1][0] == "A":
                 self._look_for_backup(entry[1], cut)
-            if not self._disk.has_pending(self._paths):
+            if not self._disk.has_pending():
                 self._judge(cut, "all", rng)
                 continue
             owed += each * self._weight(self._disk)
@@ -209,11 +211,11 @@ class _Judge:
 
     def _states_each(self, states: int) -> float:
         """Return how many states a cut of weight 1 is worth at which something is pending."""
-        disk = Disk(self._record)
+        disk = Disk(self._record, self._paths)
         whole = pending = 0
         for index, entry in enumerate(self._record.entries):
             if disk.step(index) or entry[0] == "committed" or entry[1][0] == "A":
-                if disk.has_pending(self._paths):
+                if disk.has_pending():
                     pending += self._weight(disk)
                 else:
                     whole += 1
@@ -241,7 +243,7 @@ class _Judge:
 
     def _judge(self, cut: _Cut, how: str, rng: random.Random) -> None:
         self.report.states += 1
-        state = self._disk.left(self._paths, how, rng)
+        state = self._disk.left(how, rng)
         self._meet(cut, state)
         if self._paths[0] not in state.files:
             found: int | str = _ABSENT
@@ -329,34 +331,38 @@ class _Judge:
     # --- what was met ---
 
     def _meet(self, cut: _Cut, state: State) -> None:
-        met, disk = self._met, self._disk
-        database, wal = (disk.names.get(path) for path in self._paths[:2])
+        """Count what a state is an example of."""
+        if self._at_index != cut.index:
+            self._at_index, self._at_cut = cut.index, set(self._met_at(cut))
+        self._met.update(self._at_cut)
+        if self._paths[0] not in state.files and self._paths[0] in self._disk.names:
+            self._met["unnamed"] += 1
+        self._met.update(set(state.chosen.values()))
+
+    def _met_at(self, cut: _Cut) -> Iterator[str]:
+        """Say what a cut is an example of, whatever is left."""
+        database, wal = (self._disk.names.get(path) for path in self._paths[:2])
         if database is None:
-            met["birth"] += 1
+            yield "birth"
             return
-        if self._paths[0] not in state.files:
-            met["unnamed"] += 1
         if cut.newest == 0:
-            met["born"] += 1
+            yield "born"
         if cut.life:
-            met["second life"] += 1
+            yield "second life"
         if database.pending:
-            met["inside checkpoint"] += 1
-        for how in state.chosen.values():
-            met[how] += 1
+            yield "inside checkpoint"
         if wal is None or not wal.pending:
             return
         if any(self._is_commit(write) for write in wal.pending):
-            met["commit pending"] += 1
-        first = wal.pending[0]
-        if cut.life and first.index < self._life_began(cut):
-            met["killed tail"] += 1
+            yield "commit pending"
+        if cut.life and wal.pending[0].index < self._life_began(cut):
+            yield "killed tail"
         if any(write.offset == 0 and write.data is not None for write in wal.pending):
-            met["wal anew"] += 1
+            yield "wal anew"
         if any(write.data is None for write in wal.pending):
-            met["wal cut"] += 1
+            yield "wal cut"
         if len(wal.durable) > max(write.offset + len(write.data or b"") for write in wal.pending):
-            met["old frames"] += 1
+            yield "old frames"
 
     @staticmethod
     def _is_commit(write: Write) -> bool:
@@ -378,7 +384,7 @@ class _Judge:
         self._hear()
         self._reopening.mkdir()
         path = self._reopening / "agent.db"
-        for name, content in self._disk.with_others(self._paths, state, rng).items():
+        for name, content in self._disk.with_others(state, rng).items():
             target = self._reopening / os.path.relpath(name, self._record.folder)
             target.parent.mkdir(mode=0o700, exist_ok=True)
             target.write_bytes(content.data)
