@@ -9,6 +9,7 @@ its folder was synced; before, each change is there or not.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -214,6 +215,10 @@ class Disk:
         """Say whether something of the names that are asked for is not durable."""
         return bool(self._ours) or any(path in self.names and self.names[path].pending for path in self._paths)
 
+    def has_pending_names(self) -> bool:
+        """Say whether a change of the names that are asked for is not durable."""
+        return bool(self._ours)
+
     def is_durable(self, path: str) -> bool:
         """Say whether a file, with all that was written to it, outlives any cut from here on."""
         node = self._durable_names.get(path)
@@ -298,7 +303,7 @@ def torn(write: Write, rng: random.Random) -> list[Write]:
         return []
     first = SECTOR - offset % SECTOR
     edges = [0, *range(first, len(data), SECTOR), len(data)]
-    parts = [Write(index, offset + a, data[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [Write(index, offset + a, data[a:b]) for a, b in itertools.pairwise(edges)]
     if len(parts) == 1:
         return cut(write, rng)
     kept = [part for part in parts if rng.random() < 0.5]

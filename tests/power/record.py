@@ -1,7 +1,7 @@
 """
 Owns the record of a store's life: every write, sync and name a disk was given, and every answer a caller was, in their one order.
 
-``python -m tests.power.record FOLDER KIND SEED …`` is a server of its own: it imports everything, opens nothing, and forks a
+``python -m tests.power.record FOLDER OPERATIONS`` is a server of its own: it imports everything, opens nothing, and forks a
 process for each life, so that no two lives share a connection or a lock. The record of all lives of a file is one sequence of
 entries (`Record`), kept as a file of JSON beside the bytes that were written.
 """
@@ -328,20 +328,19 @@ def _warm() -> None:
     from . import workload  # noqa: F401
 
 
-def main(arguments: list[str]) -> int:
-    """Record as asked for: ``FOLDER OPERATIONS KIND:SEED …``, and say where each record is, a line each."""
-    folder, operations, *wanted = arguments
+def main(folder: str, operations: str) -> int:
+    """Record what standard input asks for, a line of KIND:SEED each, and say where each record is."""
     reason = vfs.available()
     if reason is not None:
         print(reason, file=sys.stderr)
         return 2
     _warm()
-    for one in wanted:
-        kind, _, seed = one.partition(":")
+    for line in sys.stdin:
+        kind, _, seed = line.strip().partition(":")
         print(record(Path(folder), kind, int(seed), operations=int(operations)), flush=True)
     return 0
 
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main(*sys.argv[1:]))

@@ -5,7 +5,8 @@ What a reader finds must be, byte for byte, what the file was after one of its c
 was acknowledged before the cut; and each of those must keep every promise the checker knows of to all that the log had been
 told by then. So a state costs a recovery by SQLite and a look-up, and none escapes the whole of the checker.
 
-``python -m tests.power.states`` judges in a process of its own, which never imports the package: a line of JSON asks for a record.
+``python -m tests.power.states`` judges in a process of its own, which never imports the package; each line it is given asks
+for a record.
 """
 
 from __future__ import annotations
@@ -157,6 +158,11 @@ class _Cut:
     life: int
 
 
+def _may_cut(changed: bool, entry: list[Any]) -> bool:
+    """Say whether a cut after an entry is another than before: on the disk, or in what was acknowledged."""
+    return changed or entry[0] == "committed" or (entry[0] == "log" and entry[1][0] == "A")
+
+
 def _name(content: Content | None) -> bytes:
     return b"" if content is None else name_of(b"%d" % len(content.data) + b"".join(content.blocks))
 
@@ -185,20 +191,23 @@ class _Judge:
     def run(self, states: int, seed: int, progress: Callable[[int], object]) -> Report:
         began = time.monotonic()
         rng = random.Random(f"{seed} {self._record.kind} {self._record.seed}")
-        each = self._states_each(states)
+        whole, pending = self._shares(states)
         cut = _Cut(0, 0, _ABSENT, _ABSENT, 0)
-        owed = 0.0
+        owed_whole = owed = 0.0
         for index, entry in enumerate(self._record.entries):
             changed = self._disk.step(index)
             self._move(cut, index, entry)
-            if not changed and entry[0] != "committed" and entry[1][0] != "A":
+            if not _may_cut(changed, entry):
                 continue
-            if entry[0] == "log" and entry[1][0] == "A":
+            if entry[0] == "log":
                 self._look_for_backup(entry[1], cut)
             if not self._disk.has_pending():
-                self._judge(cut, "all", rng)
+                owed_whole += whole
+                if owed_whole >= 1:
+                    owed_whole -= 1
+                    self._judge(cut, "all", rng)
                 continue
-            owed += each * self._weight(self._disk)
+            owed += pending * self._weight(self._disk)
             for _ in range(int(owed)):
                 self._judge(cut, rng.choice(("all", "nothing", *VARIANTS)), rng)
             owed -= int(owed)
@@ -209,21 +218,25 @@ class _Judge:
         self.report.seconds = time.monotonic() - began
         return self.report
 
-    def _states_each(self, states: int) -> float:
-        """Return how many states a cut of weight 1 is worth at which something is pending."""
+    def _shares(self, states: int) -> tuple[float, float]:
+        """Return how many states a cut is worth where nothing is pending, at most one, and one of weight 1 where something is."""
         disk = Disk(self._record, self._paths)
         whole = pending = 0
         for index, entry in enumerate(self._record.entries):
-            if disk.step(index) or entry[0] == "committed" or entry[1][0] == "A":
+            if _may_cut(disk.step(index), entry):
                 if disk.has_pending():
                     pending += self._weight(disk)
                 else:
                     whole += 1
-        return max(0.0, (states - whole) / max(1, pending))
+        share = min(1.0, states / 5 / max(1, whole))
+        return share, (states - share * whole) / max(1, pending)
 
     def _weight(self, disk: Disk) -> int:
         """Return how many states a cut is worth beside others: most is decided where a commit, or a checkpoint, is not synced."""
         database, wal = (disk.names.get(path) for path in self._paths[:2])
+        if disk.has_pending_names() or (wal is not None and any(write.data is None for write in wal.pending)):
+            # once or twice in a life
+            return 60
         if wal is not None and any(self._is_commit(write) for write in wal.pending):
             return 8
         return 2 if database is not None and database.pending else 1
@@ -261,11 +274,8 @@ class _Judge:
         self._place.write(state, self._paths)
         path = self._place.path
         try:
-            if key[2]:
-                # a journal is rolled back by who may write
-                known = key[0], look(path, mode="rw") + key[2]
-            else:
-                known = key[0], look(path)
+            # a journal is rolled back by who may write
+            known = key[0], look(path, mode="rw" if key[2] else "ro") + key[2]
             if known not in self._found:
                 self._found[known] = self._recognise(path)
         except sqlite3.DatabaseError as error:
@@ -320,7 +330,7 @@ class _Judge:
             self.report.failures.append(f"{record.kind} {record.seed}, cut at {cut.index}, {state.chosen}: {what}")
 
     def _look_for_backup(self, entry: list[Any], cut: _Cut) -> None:
-        made = entry[3].get("path")
+        made = entry[3].get("path") if entry[0] == "A" else None
         if made is None:
             return
         self._met["backup"] += 1

@@ -254,7 +254,6 @@ class Workload:
                 pass
             return await handle.record()
 
-        # what is told without a number is no outcome
         args = {"scope": str(handle.scope), "task_seq": handle.task_seq}
         call = next(self._calls)
         self._recorder.log(["S", self._who, call, "result", args])
@@ -264,7 +263,9 @@ class Workload:
             self._recorder.log(["E", self._who, call, type(error).__name__, False])
             return
         if record is not None:
-            self._recorder.log(["A", self._who, call, told(record)])
+            # of a task that was given to another session no handle but the new one keeps that it was read
+            said = told(record) if record.scope == handle.scope else {"tasks": [told(record)]}
+            self._recorder.log(["A", self._who, call, said])
 
     async def _do_cancel(self) -> None:
         handle = self._handle()
@@ -424,7 +425,7 @@ _WEIGHTS = {
     "signal": 4,
     "cancel_all": 1,
     "prune": 1,
-    "backup": 0.3,
+    "backup": 1,
     "close_session": 1,
 }
 
