@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["BLOCK", "VARIANTS", "Content", "Disk", "Node", "Record", "State", "name_of"]
+__all__ = ["BLOCK", "FRAME_HEADER", "VARIANTS", "Content", "Disk", "Node", "Record", "State", "commits", "name_of"]
 
 SECTOR: Final = 512
 BLOCK: Final = 4096
 """Contents are compared by blocks, of whatever size."""
+
+FRAME_HEADER: Final = 24
+"""Bytes: how each frame of a ``-wal`` begins, written by itself."""
 
 VARIANTS: Final = ("prefix", "subset", "shuffled", "torn", "cut", "garbage")
 """What may be left of what was not synced, beside all of it and nothing."""
@@ -50,6 +53,11 @@ class Write(NamedTuple):
     data: bytes | None
 
 
+def commits(data: bytes | None) -> bool:
+    """Say whether what is written is the header of a frame that commits: it names the size of the database after it."""
+    return data is not None and len(data) == FRAME_HEADER and data[4:8] != bytes(4)
+
+
 @dataclass(slots=True)
 class Node:
     """A file, whatever its names: its durable content, of which ``version`` counts the changes, and what is pending."""
@@ -59,6 +67,16 @@ class Node:
     pending: list[Write] = field(default_factory=list)
     blocks: list[bytes] = field(default_factory=list)
     """What names each block of the durable content."""
+    commits: int = 0
+    """How many of the pending writes are headers of frames that commit."""
+    cuts: int = 0
+    """How many of them cut the file, or make it grow by nothing."""
+
+    def add(self, write: Write) -> None:
+        """Change the file; not durable yet."""
+        self.pending.append(write)
+        self.commits += commits(write.data)
+        self.cuts += write.data is None
 
     def sync(self, before: int) -> None:
         """Make durable what was noted before an index."""
@@ -68,6 +86,8 @@ class Node:
             apply(self.durable, covered)
             self.blocks = blocks_after(self.blocks, self.durable, touched(covered, size))
             self.pending = [write for write in self.pending if write.index >= before]
+            self.commits = sum(commits(write.data) for write in self.pending)
+            self.cuts = sum(write.data is None for write in self.pending)
 
     def content(self) -> Content:
         """Return the durable content."""
@@ -157,11 +177,11 @@ class Disk:
         kind, *words = self._record.entries[index]
         if kind == "write":
             file, offset, start, size = words
-            self._open[file].pending.append(Write(index, offset, self._record.blob[start : start + size]))
+            self._open[file].add(Write(index, offset, self._record.blob[start : start + size]))
         elif kind == "truncate":
-            self._open[words[0]].pending.append(Write(index, words[1], None))
+            self._open[words[0]].add(Write(index, words[1], None))
         elif kind == "ftruncate":
-            self.names[words[0]].pending.append(Write(index, words[1], None))
+            self.names[words[0]].add(Write(index, words[1], None))
         elif kind == "sync":
             self._open[words[0]].sync(words[1])
         elif kind == "fsync":
@@ -215,9 +235,9 @@ class Disk:
         """Say whether something of the names that are asked for is not durable."""
         return bool(self._ours) or any(path in self.names and self.names[path].pending for path in self._paths)
 
-    def has_pending_names(self) -> bool:
-        """Say whether a change of the names that are asked for is not durable."""
-        return bool(self._ours)
+    def since_names(self, index: int) -> int | None:
+        """Return how many entries ago a name that is asked for was changed, if that is not durable yet."""
+        return index - self._ours[-1].index if self._ours else None
 
     def is_durable(self, path: str) -> bool:
         """Say whether a file, with all that was written to it, outlives any cut from here on."""

@@ -6,6 +6,7 @@ Found by going through the record once as it was done, with nothing lost.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sqlite3
@@ -16,14 +17,12 @@ from urllib.parse import quote
 
 from tests.checker import Checker, check
 
-from .disk import BLOCK, Content, Disk, Record, State, name_of
+from .disk import BLOCK, FRAME_HEADER, Content, Disk, Record, State, commits, name_of
 
-__all__ = ["SUFFIXES", "History", "Place", "has_commit", "history_of", "look", "read_image"]
+__all__ = ["SUFFIXES", "History", "Place", "history_of", "look", "read_image"]
 
 SUFFIXES: Final = ("", "-wal", "-journal")
 """What of a database's files may be left by a power cut: the ``-shm`` is made anew by whoever opens it first."""
-
-FRAME_HEADER: Final = 24
 
 
 def read_image(path: Path) -> bytes:
@@ -59,11 +58,6 @@ def look(path: Path, *, mode: str = "ro") -> bytes:
             return b""
     finally:
         connection.close()
-
-
-def has_commit(header: bytes) -> bool:
-    """Say whether the header of a frame in a ``-wal`` is that of a commit."""
-    return header[4:8] != bytes(4)
 
 
 class Place:
@@ -103,17 +97,14 @@ def _make(descriptor: int, wanted: Content, there: Content | None) -> None:
     if there is not None and there.blocks == wanted.blocks:
         return
     known: list[bytes] = [] if there is None else there.blocks
+    count = min(len(known), len(wanted.blocks))
+    differ = [number for number, pair in enumerate(zip(known, wanted.blocks, strict=False)) if pair[0] != pair[1]]
+    differ += range(count, len(wanted.blocks))
     view = memoryview(wanted.data)
-    first: int | None = None
-    # the last block there may be a part of one
-    count = len(wanted.blocks)
-    for number in range(count + 1):
-        differs = number < count and (number >= len(known) or known[number] != wanted.blocks[number])
-        if differs and first is None:
-            first = number
-        elif not differs and first is not None:
-            os.pwrite(descriptor, view[first * BLOCK : number * BLOCK], first * BLOCK)
-            first = None
+    # runs of neighbours have one difference to their place in the list
+    for _, run in itertools.groupby(enumerate(differ), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        os.pwrite(descriptor, view[numbers[0] * BLOCK : (numbers[-1] + 1) * BLOCK], numbers[0] * BLOCK)
     os.ftruncate(descriptor, len(wanted.data))
 
 
@@ -162,7 +153,7 @@ def _commits_of(record: Record, place: Place) -> list[_Commit]:
             # a frame is written as its header, then its page
             _, _, _, start, size = entry
             is_one = is_next and size > FRAME_HEADER
-            is_next = size == FRAME_HEADER and has_commit(record.blob[start : start + size])
+            is_next = commits(record.blob[start : start + size])
         if is_one:
             place.write(disk.left("all", rng), paths)
             found.append(_Commit(index, told, read_image(place.path)))

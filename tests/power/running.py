@@ -123,6 +123,8 @@ class Run:
     every: int = 400
     keep: Path | None = None
     needed: tuple[str, ...] = tuple(SOMETIMES)
+    spared: dict[str, Path | None] = field(default_factory=dict)
+    """Where a record of a kind stays until the folder goes, of kinds that are asked for."""
     reports: dict[str, Report] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -192,7 +194,10 @@ class Run:
             if report.wrong and job.kind == "full" and self.keep is not None:
                 self.keep.mkdir(parents=True, exist_ok=True)
                 self.kept.append(str(shutil.copytree(saved, self.keep / saved.name, dirs_exist_ok=True)))
-            shutil.rmtree(saved)
+            if job.kind in self.spared:
+                self.spared[job.kind] = saved
+            else:
+                shutil.rmtree(saved)
         return report
 
     def _every(self, job: Job) -> int:

@@ -30,8 +30,8 @@ from typing import Any, Final
 
 from tests.checker import check
 
-from .disk import VARIANTS, Content, Disk, Record, State, Write, name_of
-from .history import FRAME_HEADER, SUFFIXES, History, Place, has_commit, history_of, look, read_image
+from .disk import VARIANTS, Content, Disk, Record, State, name_of
+from .history import SUFFIXES, History, Place, history_of, look, read_image
 
 __all__ = ["SOMETIMES", "Report", "judge", "scratch"]
 
@@ -207,7 +207,7 @@ class _Judge:
                     owed_whole -= 1
                     self._judge(cut, "all", rng)
                 continue
-            owed += pending * self._weight(self._disk)
+            owed += pending * self._weight(self._disk, index)
             for _ in range(int(owed)):
                 self._judge(cut, rng.choice(("all", "nothing", *VARIANTS)), rng)
             owed -= int(owed)
@@ -225,19 +225,20 @@ class _Judge:
         for index, entry in enumerate(self._record.entries):
             if _may_cut(disk.step(index), entry):
                 if disk.has_pending():
-                    pending += self._weight(disk)
+                    pending += self._weight(disk, index)
                 else:
                     whole += 1
         share = min(1.0, states / 5 / max(1, whole))
         return share, (states - share * whole) / max(1, pending)
 
-    def _weight(self, disk: Disk) -> int:
+    def _weight(self, disk: Disk, index: int) -> int:
         """Return how many states a cut is worth beside others: most is decided where a commit, or a checkpoint, is not synced."""
         database, wal = (disk.names.get(path) for path in self._paths[:2])
-        if disk.has_pending_names() or (wal is not None and any(write.data is None for write in wal.pending)):
-            # once or twice in a life
-            return 60
-        if wal is not None and any(self._is_commit(write) for write in wal.pending):
+        since = disk.since_names(index)
+        if (since is not None and since < 3) or (wal is not None and wal.pending and wal.pending[-1].data is None):
+            # a few times in a life
+            return 30
+        if wal is not None and wal.commits:
             return 8
         return 2 if database is not None and database.pending else 1
 
@@ -363,20 +364,16 @@ class _Judge:
             yield "inside checkpoint"
         if wal is None or not wal.pending:
             return
-        if any(self._is_commit(write) for write in wal.pending):
+        if wal.commits:
             yield "commit pending"
         if cut.life and wal.pending[0].index < self._life_began(cut):
             yield "killed tail"
         if any(write.offset == 0 and write.data is not None for write in wal.pending):
             yield "wal anew"
-        if any(write.data is None for write in wal.pending):
+        if wal.cuts:
             yield "wal cut"
         if len(wal.durable) > max(write.offset + len(write.data or b"") for write in wal.pending):
             yield "old frames"
-
-    @staticmethod
-    def _is_commit(write: Write) -> bool:
-        return write.data is not None and len(write.data) == FRAME_HEADER and has_commit(write.data)
 
     def _life_began(self, cut: _Cut) -> int:
         entries = self._record.entries

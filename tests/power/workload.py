@@ -262,10 +262,12 @@ class Workload:
         except StoreError as error:
             self._recorder.log(["E", self._who, call, type(error).__name__, False])
             return
+        if record is not None and record.scope != handle.scope:
+            # of a task that was given to another session no handle but the new one keeps that it was read: another question
+            call = next(self._calls)
+            self._recorder.log(["S", self._who, call, "outcome", args])
         if record is not None:
-            # of a task that was given to another session no handle but the new one keeps that it was read
-            said = told(record) if record.scope == handle.scope else {"tasks": [told(record)]}
-            self._recorder.log(["A", self._who, call, said])
+            self._recorder.log(["A", self._who, call, told(record)])
 
     async def _do_cancel(self) -> None:
         handle = self._handle()
