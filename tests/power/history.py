@@ -191,7 +191,7 @@ def history_of(record: Record, place: Place) -> History:
             at_once = check(image, record.log[: commit.told])
             if at_once:
                 history.broken[number] = str(at_once[0])
-            until = _kept_until(image, record, commit.told, until)
+            until = commit.told if at_once else _kept_until(image, record, commit.told, until)
         history.kept_until.append(until)
     checker.close()
     image.unlink(missing_ok=True)

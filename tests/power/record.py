@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from . import vfs
+from . import exchanges, vfs
 
 __all__ = ["KINDS", "main"]
 
@@ -322,6 +322,14 @@ def record(folder: Path, kind: str, seed: int, *, lives: int = 2, operations: in
     return saved
 
 
+def _begin(folder: Path) -> Recorder:
+    """Begin to record what this process does in a folder."""
+    recorder = Recorder(str(folder), 0)
+    vfs.install(recorder)
+    recorder.watch_names()
+    return recorder
+
+
 def _warm() -> None:
     """Import all that a life needs, so that a fork has it."""
 
@@ -337,6 +345,11 @@ def main(folder: str, operations: str) -> int:
     _warm()
     for line in sys.stdin:
         kind, _, seed = line.strip().partition(":")
+        if kind in exchanges.EXCHANGES:
+            saved = Path(folder) / kind.replace(" ", "-")
+            exchanges.record(saved, kind, _fork, _begin)
+            print(saved, flush=True)
+            continue
         print(record(Path(folder), kind, int(seed), operations=int(operations)), flush=True)
     return 0
 

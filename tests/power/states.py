@@ -319,6 +319,7 @@ class _Judge:
             report.broken += 1
             self._fail(cut, state, f"broken: commit {found}: {history.broken[found]}")
         elif cut.told > history.kept_until[found]:
+            # what was acknowledged is not in the commit that is there, although no later one was said to be
             report.lost += 1
             report.most = max(report.most, 1)
             self._fail(cut, state, f"lost: commit {found} lacks {history.lacks.get(found)}")

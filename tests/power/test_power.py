@@ -46,7 +46,7 @@ NEEDED = (
 def run() -> Iterator[Run]:
     """Record and judge all kinds once; the record of the first is kept as long as the tests run."""
     with scratch() as folder:
-        run = Run(JOBS, SEED, folder, operations=10, every=250, needed=NEEDED, spared={"full": None})
+        run = Run(JOBS, SEED, folder, operations=8, every=400, needed=NEEDED, spared={"full": None})
         run.run()
         yield run
 
@@ -56,8 +56,8 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(run: Run) -> None:
     assert (full.wrong, full.failures) == (0, [])
     assert full.states >= 2_000
     assert full.distinct > full.states // 3
-    assert full.commits > 30
-    assert full.reopened >= 8
+    assert full.commits > 15
+    assert full.reopened >= 5
     assert run.missed == []
 
 
