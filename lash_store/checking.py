@@ -75,13 +75,13 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
                     found.append(fault("tables_missing", f"missing from the schema: {few(missing)}", _RESTORE))
                 found += _copy(connection)
                 found += _size(connection, path)
-            except sqlite3.Error as error:
+            except database.DRIVER_ERRORS as error:
                 if database.primary_code(error) not in _OF_THE_FILE:
                     raise
                 found.append(_damaged(f"it cannot be read to its end: {error}"))
     except (StorageCorrupt, UnicodeDecodeError) as error:
         found.append(_damaged(str(error)))
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
     found += _files(path)
     if repair:
@@ -93,7 +93,10 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
 
 def _contents(connection: sqlite3.Connection, path: Path, tasks: int, progress: Progress | None) -> Iterator[Finding]:
     yield from _schema(connection)
-    yield from _stories(connection, tasks, progress)
+    told = connection.execute("SELECT * FROM events WHERE task_seq IS NOT NULL ORDER BY task_seq, seq")
+    # an error that somebody keeps would keep a statement in the middle of a read, and with it the file open
+    with closing(told), closing(connection.execute("SELECT * FROM tasks ORDER BY task_seq")) as rows:
+        yield from _stories(told, rows, tasks, progress)
     yield from _rows(connection)
     if not is_copy(connection):
         # what a copy names is its original's
@@ -160,16 +163,15 @@ def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
 # --- rows and their events ------------------------------------------------------------------------------------------
 
 
-def _stories(connection: sqlite3.Connection, count: int, progress: Progress | None) -> Iterator[Finding]:
+def _stories(told: sqlite3.Cursor, rows: sqlite3.Cursor, count: int, progress: Progress | None) -> Iterator[Finding]:
     """Fold every task's events and hold them against its row."""
     differ: list[str] = []
     lost: list[str] = []
     ends: list[str] = []
     silent: list[str] = []
-    told = connection.execute("SELECT * FROM events WHERE task_seq IS NOT NULL ORDER BY task_seq, seq")
     stories = groupby(told, itemgetter("task_seq"))
     task_seq, story = next(stories, (None, iter(())))
-    for looked_at, task in enumerate(connection.execute("SELECT * FROM tasks ORDER BY task_seq"), 1):
+    for looked_at, task in enumerate(rows, 1):
         name = f"#{task['task_seq']} ({task['scope']} {task['id']})"
         while task_seq is not None and task_seq < task["task_seq"]:
             task_seq, story = next(stories, (None, iter(())))
@@ -384,7 +386,7 @@ def _repair(path: Path, found: list[Finding]) -> list[Finding]:
             try:
                 MENDERS[one.code](path)
                 one = one.model_copy(update={"is_repaired": True})
-            except (sqlite3.Error, OSError) as error:
+            except (*database.DRIVER_ERRORS, OSError) as error:
                 note = f"{one.next_step} (not now: {error})"
                 one = one.model_copy(update={"next_step": note})
         mended.append(one)

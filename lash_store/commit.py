@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from . import guards, queries
 from .database import (
+    DRIVER_ERRORS,
     PASSING,
     Committed,
     Connection,
@@ -116,6 +117,7 @@ class Committer:
         self.foreign_seen = False
         self.guard: Callable[[Transaction], StoreError | None] | None = None
         self._forbidden: StoreError | None = None
+        self._is_lost = False
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -124,9 +126,11 @@ class Committer:
 
     def look_for_foreign(self) -> None:
         """Note in *foreign_seen* whether another connection committed; reads no table."""
+        if self._is_lost:
+            return
         try:
             version = data_version(self._raw)
-        except sqlite3.OperationalError as error:
+        except DRIVER_ERRORS as error:
             if primary_code(error) not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
                 raise translate(error, self._path) from error
             return
@@ -143,9 +147,14 @@ class Committer:
         everything = range(len(units))
         batch = Batch(results=[None] * len(units))
         try:
-            self._commit_together(units, everything, batch)
-        except _Lost as lost:
-            self._commit_apart(units, lost, batch)
+            try:
+                self._commit_together(units, everything, batch)
+            except _Lost as lost:
+                self._commit_apart(units, lost, batch)
+        except BaseException:
+            # a bug of ours, which stops the store: others must not wait for the lock until it is closed
+            self._let_go()
+            raise
         return batch
 
     def _commit_apart(self, units: Sequence[Unit[Any]], lost: _Lost, batch: Batch) -> None:
@@ -154,7 +163,7 @@ class Committer:
         if primary_code(lost.cause) in PASSING:
             try:
                 self._reopen()
-            except (sqlite3.Error, StoreError) as error:
+            except (*DRIVER_ERRORS, StoreError) as error:
                 self._refuse(sorted(again), _named(error, self._path), batch)
                 return
         elif lost.guilty is not None:
@@ -181,11 +190,13 @@ class Committer:
             _Lost: the whole of it was rolled back, by SQLite inside a unit or because COMMIT refused it.
         """
         try:
+            if self._is_lost:
+                self._reopen()
             self._check_in_place()
             self._begin(self.patience)
             self.look_for_foreign()
-        except (sqlite3.Error, StoreError) as error:
-            _roll_back(self._raw)
+        except (*DRIVER_ERRORS, StoreError) as error:
+            self._let_go()
             self._refuse(chosen, _named(error, self._path), batch)
             return
         tx = Transaction(self._raw, utc_text(time.time()), self._limits)
@@ -196,7 +207,7 @@ class Committer:
         if failed is None and (len(chosen) == 1 or not self._careful):
             failed = self._run_together(tx, units, chosen, results)
             if failed is not None:
-                _roll_back(tx.connection)
+                self._let_go()
                 self._fail(units, chosen, batch, failed)
                 return
         else:
@@ -210,8 +221,8 @@ class Committer:
                     errors[index] = wrong
         try:
             queries.write_events(tx)
-        except sqlite3.Error as error:
-            _roll_back(tx.connection)
+        except DRIVER_ERRORS as error:
+            self._let_go()
             raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
         try:
             refused = self._end(tx, wrote=tx.connection.total_changes != before)
@@ -293,7 +304,7 @@ class Committer:
         """
         if raw.in_transaction and (error is None or primary_code(error) not in PASSING):
             return
-        _roll_back(raw)
+        self._let_go()
         if error is None:
             error = StorageError(f"{self._path}: a unit ended the writer's transaction: it is refused")
         raise _Lost(index, error) from error
@@ -311,8 +322,8 @@ class Committer:
             try:
                 raw.execute("ROLLBACK TO unit").fetchall()
                 raw.execute("RELEASE unit").fetchall()
-            except sqlite3.Error as second:
-                _roll_back(raw)
+            except DRIVER_ERRORS as second:
+                self._let_go()
                 raise _Lost(index, error) from second
             del tx.events[written:]
             if _reads_on(raw, error):
@@ -337,9 +348,9 @@ class Committer:
         try:
             tx.connection.execute("COMMIT").fetchall()
         except sqlite3.IntegrityError:
-            _roll_back(tx.connection)
+            self._let_go()
             raise
-        except sqlite3.Error as error:
+        except DRIVER_ERRORS as error:
             return self._ask_the_file(tx, error) if wrote else self._not_applied(error)
         return None
 
@@ -348,6 +359,7 @@ class Committer:
             batch.errors[index] = error
         if isinstance(error, CommitInDoubt | StorageMoved):
             batch.fatal = error
+            self._let_go()
 
     @property
     def _raw(self) -> sqlite3.Connection:
@@ -370,7 +382,7 @@ class Committer:
                     ) from error
                 time.sleep(0.001)
 
-    def _ask_the_file(self, tx: Transaction, cause: sqlite3.Error) -> StorageError | None:
+    def _ask_the_file(self, tx: Transaction, cause: Exception) -> StorageError | None:
         """
         Say what became of a COMMIT that raised: None if the batch is in the file, else the error for its callers.
 
@@ -386,17 +398,17 @@ class Committer:
         if not tx.events:
             return self._not_applied(cause) if primary_code(cause) == sqlite3.SQLITE_FULL else doubt
         try:
-            _roll_back(tx.connection)
+            self._let_go()
             is_there = self._is_in_file(self._reopen(), tx.events[-1])
-        except sqlite3.Error:
+        except DRIVER_ERRORS:
             log.exception("commit_in_doubt")
             return doubt
         if is_there:
             return None
         return self._not_applied(cause)
 
-    def _not_applied(self, cause: sqlite3.Error) -> StorageError:
-        _roll_back(self._raw)
+    def _not_applied(self, cause: Exception) -> StorageError:
+        self._let_go()
         named = translate(cause, self._path)
         failed = named if isinstance(named, StorageError) else StorageError(str(named))
         failed.add_note("COMMIT failed, and nothing of it is in the file")
@@ -410,7 +422,7 @@ class Committer:
         except StorageBusy:
             # somebody else is writing: the next batch tries again
             return
-        except (sqlite3.Error, StoreError):
+        except (*DRIVER_ERRORS, StoreError):
             self._unchecked_pages = 0.0
             log.warning("checkpoint_failed", exc_info=True)
 
@@ -433,7 +445,28 @@ class Committer:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
-        return self._connection.reopen()
+        opened = self._connection.reopen()
+        self._is_lost = False
+        return opened
+
+    def _let_go(self) -> None:
+        """
+        End the transaction, and with it the write lock, whatever it takes: a ROLLBACK that fails may leave both.
+
+        If the file cannot be opened again either, the connection is closed, and the next batch opens it.
+        """
+        if self._is_lost:
+            return
+        try:
+            if self._raw.in_transaction:
+                self._raw.execute("ROLLBACK").fetchall()
+        except DRIVER_ERRORS:
+            log.warning("rollback_failed", exc_info=True)
+            try:
+                self._reopen()
+            except (*DRIVER_ERRORS, StoreError):
+                self._raw.close()
+                self._is_lost = True
 
     def _checkpoint(self, patience: float) -> None:
         """
@@ -450,12 +483,12 @@ class Committer:
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._unchecked_pages = 0.0
         finally:
-            _roll_back(self._raw)
+            self._let_go()
 
 
 def _named(error: Exception, path: Path) -> Exception:
     """Name a driver error in this package's words, with the error as its cause; pass anything else through."""
-    if not isinstance(error, sqlite3.Error):
+    if not isinstance(error, DRIVER_ERRORS):
         return error
     named = translate(error, path)
     named.__cause__ = error
@@ -468,8 +501,3 @@ def _reads_on(raw: sqlite3.Connection, error: Exception) -> bool:
         return False
     raw.text_factory = replacing
     return True
-
-
-def _roll_back(raw: sqlite3.Connection) -> None:
-    if raw.in_transaction:
-        raw.execute("ROLLBACK").fetchall()

@@ -100,7 +100,7 @@ def refuse_copy(path: Path) -> None:
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
             check_not_copied(connection, path)
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
 
 
@@ -164,7 +164,7 @@ def made(target: Path) -> Iterator[Path]:
     descriptor = _claimed(making)
     try:
         yield making
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, target)
     finally:
         # once it has its name, somebody else may be filling the next one
@@ -246,13 +246,13 @@ def copy(path: Path, making: Path, *, stamp: int = STAMP, progress: Progress | N
     """
     try:
         source = database.open_sqlite(path, "read")
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
     with closing(source):
         try:
             source.execute("BEGIN").fetchall()
             source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        except sqlite3.Error as error:
+        except database.DRIVER_ERRORS as error:
             database.raise_translated(error, path)
         pour(source, making, stamp, progress)
         source.execute("ROLLBACK").fetchall()
@@ -293,7 +293,7 @@ def verified(making: Path, source: Path) -> BackupReport:
                 connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if has_tables else 0
                 for name in ("tasks", "events")
             ]
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, source)
     for side in database.side_files(making):
         # a reader of a file in WAL mode leaves them, empty

@@ -34,6 +34,7 @@ from .lifecycle import Task
 from .policies import Limits
 
 __all__ = [
+    "DRIVER_ERRORS",
     "Committed",
     "Connection",
     "Durability",
@@ -69,8 +70,12 @@ _NAMED: Final[Mapping[int, tuple[type[StorageError], str]]] = {
     sqlite3.SQLITE_CANTOPEN: (StorageError, "the file or its folder cannot be opened: check path and permissions"),
     sqlite3.SQLITE_READONLY: (StorageError, "the file or its folder may not be written: check the permissions"),
     sqlite3.SQLITE_PERM: (StorageError, "the file may not be opened: check the permissions"),
+    sqlite3.SQLITE_NOMEM: (StorageError, "there is not enough memory: make room, then try again"),
 }
 
+
+DRIVER_ERRORS: Final = (sqlite3.Error, MemoryError)
+"""What the driver raises: that SQLite had no memory it tells by Python's own error, without a code."""
 
 PASSING: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB})
 """A passing read error can surface as any of these: the file is opened again before they are believed."""
@@ -78,6 +83,8 @@ PASSING: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite
 
 def primary_code(error: BaseException) -> int | None:
     """Return SQLite's primary result code of a driver error, or None."""
+    if isinstance(error, MemoryError):
+        return sqlite3.SQLITE_NOMEM
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -218,7 +225,7 @@ async def connect(path: Path, mode: Mode, durability: Durability = "full") -> Co
     """
     try:
         return cast(Connection, await Connection(lambda: open_sqlite(path, mode, durability)))
-    except sqlite3.Error as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, path) from error
 
 
@@ -280,9 +287,12 @@ class Reader:
             raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
 
         def guarded(raw: sqlite3.Connection) -> T:
+            if raw.in_transaction:
+                # an earlier read could not end: what is read in it is what was true then
+                raw = connection.reopen()
             try:
                 return function(raw)
-            except sqlite3.Error as error:
+            except DRIVER_ERRORS as error:
                 if is_not_utf8(error):
                     return _with_replacements(raw, function)
                 if primary_code(error) not in PASSING:
@@ -291,18 +301,19 @@ class Reader:
 
         try:
             return await connection.run(guarded)
-        except sqlite3.Error as error:
+        except DRIVER_ERRORS as error:
             raise translate(error, self._path) from error
 
     async def look(self, function: Callable[[Transaction], T]) -> T:
         """Run a function of a transaction that only reads, on one state of the file; see `rows`."""
 
         def read(raw: sqlite3.Connection) -> T:
-            raw.execute("BEGIN").fetchall()
             try:
+                raw.execute("BEGIN").fetchall()
                 return function(Transaction(raw, ""))
             finally:
-                raw.execute("ROLLBACK").fetchall()
+                if raw.in_transaction:
+                    raw.execute("ROLLBACK").fetchall()
 
         return await self.run(read)
 
@@ -314,7 +325,7 @@ class Reader:
         older state.
 
         Raises:
-            sqlite3.Error: it could not be read just now.
+            sqlite3.Error, MemoryError: it could not be read just now.
             StoreClosed: not open.
         """
         if self._connection is None:
@@ -435,7 +446,7 @@ def probe(path: Path) -> str | None:
                 revision = read_revision(connection, path)
             finally:
                 connection.close()
-        except sqlite3.Error as error:
+        except DRIVER_ERRORS as error:
             if again and primary_code(error) in PASSING:
                 continue
             raise translate(error, path) from error
@@ -479,7 +490,7 @@ def keep_wal(path: Path) -> None:
         with contextlib.closing(open_sqlite(path, "write")) as connection:
             _pragma(connection, "busy_timeout", _PATIENCE)
             _pragma(connection, "journal_mode", "wal")
-    except sqlite3.Error as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, path) from error
 
 
@@ -502,7 +513,7 @@ def bear(path: Path) -> None:
             _pragma(connection, "journal_mode", "wal")
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except DRIVER_ERRORS as error:
         raise translate(error, path) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -12,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 from . import queries, retention_queries
-from .database import Committed, Reader, Transaction
+from .database import DRIVER_ERRORS, Committed, Reader, Transaction
 from .errors import StoreClosed, StoreError
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, Scope, TaskEvent
@@ -291,7 +290,7 @@ class Feed:
         """Return the newest event of the file: what others committed may not have been noticed yet, and is past all the same."""
         try:
             return max(self.head, int(self._at_once(queries.LAST_SEQ)))
-        except (sqlite3.Error, StoreError):
+        except (*DRIVER_ERRORS, StoreError):
             return self.head
 
 

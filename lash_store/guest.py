@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from .database import Transaction, primary_code
+from .database import DRIVER_ERRORS, Transaction, primary_code
 from .errors import InvalidArguments, StorageError, StoreError
 from .schema import TRIGGERS, VERSION_TABLE, VIEWS, metadata
 
@@ -123,7 +123,7 @@ class TransactConnection:
         self._is_open = True
         self._refused: str | None = None
         self._reshaping = False
-        self.storages_own: sqlite3.Error | None = None
+        self.storages_own: Exception | None = None
         self._changes = tx.connection.total_changes
 
     def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Rows:
@@ -147,7 +147,7 @@ class TransactConnection:
         self._refused, self._reshaping = None, False
         try:
             rows = Rows(run())
-        except sqlite3.Error as error:
+        except DRIVER_ERRORS as error:
             if primary_code(error) in _STORAGES_OWN and getattr(error, "sqlite_errorcode", 0) != _VIRTUAL_TABLE_CORRUPT:
                 # the disk's trouble, not the function's: the writer knows what to do
                 self.storages_own = error
@@ -246,22 +246,27 @@ def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: 
     shape = _shape(tx)
     tx.connection.set_authorizer(connection.authorize)
     try:
-        result = fn(connection, *args, **kwargs)
-        if inspect.isawaitable(result):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise InvalidArguments(
-                f"{getattr(fn, '__name__', fn)!r} must be a plain function: it runs in a transaction"
-            )
-        connection.check()
+        try:
+            result = fn(connection, *args, **kwargs)
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise InvalidArguments(
+                    f"{getattr(fn, '__name__', fn)!r} must be a plain function: it runs in a transaction"
+                )
+            connection.check()
+        except BaseException as error:
+            if error is connection.storages_own:
+                raise
+            raise GuestError(error) from error
         tx.connection.set_authorizer(None)
-        if _shape(tx) != shape:
-            _check_shape(tx)
+        # what fails while it is looked at is the storage's trouble, and none of the function's
+        try:
+            if _shape(tx) != shape:
+                _check_shape(tx)
+        except StoreError as error:
+            raise GuestError(error) from error
         return result
-    except BaseException as error:
-        if error is connection.storages_own:
-            raise
-        raise GuestError(error) from error
     finally:
         tx.connection.set_authorizer(None)
         connection.close()

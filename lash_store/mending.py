@@ -51,7 +51,7 @@ def stale_locks(path: Path) -> list[Path]:
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
             tokens = {row[0] for row in connection.execute("SELECT token FROM owners WHERE ended_at IS NULL")}
-    except (sqlite3.Error, UnicodeDecodeError):
+    except (*database.DRIVER_ERRORS, UnicodeDecodeError):
         # what cannot be asked names nobody
         return []
     locks = sorted(guards.side_folder(path).glob("o-*.lock"))

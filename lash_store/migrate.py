@@ -196,7 +196,7 @@ def _one_transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, Connectio
                 revision = database.read_revision(raw, path)
                 database.check_revision(revision, path)
                 yield raw, connection, revision
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
     except sqlalchemy.exc.DBAPIError as error:
         raise database.translate(error.orig or error, path) from error

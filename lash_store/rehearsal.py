@@ -81,7 +81,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(database.open_sqlite(path, "read")) as source:
             yield source
-    except sqlite3.Error as error:
+    except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
 
 

@@ -125,7 +125,10 @@ def _alive(path: Path) -> str:
     folder = guards.side_folder(path)
     # SQLite removes the -wal of an empty file
     if path.exists() and path.stat().st_size > 0:
-        with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.open_sqlite(path, "read")) as connection:
+        with (
+            suppress(*database.DRIVER_ERRORS, UnicodeDecodeError),
+            closing(database.open_sqlite(path, "read")) as connection,
+        ):
             # of a copy the same owner may be alive, in this process, beside its original
             here = [
                 one
@@ -180,7 +183,7 @@ def _replace(making: Path, path: Path) -> Path | None:
             source.backup(target, pages=PAGES, sleep=0.001)
             is_done = True
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+    except (*database.DRIVER_ERRORS, UnicodeDecodeError) as error:
         code = database.primary_code(error)
         if is_done:
             # it is in the -wal: whoever opens the file next does the rest
@@ -218,7 +221,10 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _refuse_foreign(path: Path) -> None:
     """Refuse another application's file, before anything is made beside it; see `_is_ours`."""
-    with suppress(sqlite3.Error, UnicodeDecodeError), closing(database.open_sqlite(path, "read")) as connection:
+    with (
+        suppress(*database.DRIVER_ERRORS, UnicodeDecodeError),
+        closing(database.open_sqlite(path, "read")) as connection,
+    ):
         _is_ours(connection, path)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from . import guards
 from .commit import Batch, Committer, Unit
-from .database import Committed, Connection, Durability, Transaction, connect
+from .database import DRIVER_ERRORS, Committed, Connection, Durability, Transaction, connect
 from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
 from .policies import Limits
 
@@ -141,7 +141,7 @@ class Writer:
             try:
                 if committer is not None:
                     await connection.run(lambda _: committer.last_checkpoint(in_order=self._fatal is None))
-            except (sqlite3.Error, StoreError):
+            except (*DRIVER_ERRORS, StoreError):
                 log.warning("checkpoint_failed", exc_info=True)
             finally:
                 await connection.close()

@@ -429,6 +429,58 @@ async def test_a_passing_read_error_is_met_by_opening_again(path: Path) -> None:
         await reader.close()
 
 
+class Forgetful(sqlite3.Connection):
+    """A connection that loses the reply to, or the whole of, one statement."""
+
+    loses: str | None = None
+    took = True
+
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if sql == Forgetful.loses:
+            Forgetful.loses = None
+            if Forgetful.took:
+                super().execute(sql, *parameters).fetchall()
+            raise driver_error(sqlite3.SQLITE_FULL)
+        return super().execute(sql, *parameters)
+
+
+@pytest.mark.parametrize(("lost", "took"), [("BEGIN", True), ("ROLLBACK", False)])
+async def test_a_read_that_could_not_end_does_not_have_later_ones_see_what_was_true_then(
+    path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, took: bool
+) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **named: connect(*given, **{"factory": Forgetful, **named}))
+    count = "SELECT count(*) FROM sqlite_schema WHERE name = 'added'"
+    reader = Reader(path)
+    await reader.open()
+    try:
+        monkeypatch.setattr(Forgetful, "took", took)
+        monkeypatch.setattr(Forgetful, "loses", lost)
+        with pytest.raises(StorageFull):
+            await reader.look(lambda tx: tx.one(count, {}))
+        with closing(connect(path)) as other:
+            other.execute("CREATE TABLE added (x)")
+
+        assert await reader.rows(count, {}) == [(1,)]
+        assert await reader.look(lambda tx: tx.one(count, {})) == (1,)
+    finally:
+        await reader.close()
+
+
+async def test_want_of_memory_in_a_read_is_an_error_of_the_storage(path: Path) -> None:
+    reader = Reader(path)
+    await reader.open()
+
+    def fails(raw: sqlite3.Connection) -> None:
+        raise MemoryError
+
+    try:
+        with pytest.raises(StorageError, match="memory"):
+            await reader.run(fails)
+    finally:
+        await reader.close()
+
+
 async def test_a_lasting_read_error_is_believed(path: Path) -> None:
     reader = Reader(path)
     await reader.open()

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from lash_store import guest as guest_module
 from lash_store import migrate, step_queries
 from lash_store.database import Transaction, open_sqlite
-from lash_store.errors import InvalidArguments, StorageFull, StoreError
+from lash_store.errors import InvalidArguments, StorageError, StorageFull, StoreError
 from lash_store.guest import GuestError, Rows, TransactConnection, guests_error, run_guest
 from lash_store.schema import TRIGGERS, VIEWS, metadata
 from tests.storage.test_writer import Harness, note, notes, opened, outcomes
@@ -332,6 +333,21 @@ async def test_a_function_that_asks_again_while_its_parameters_are_read_is_run_i
         return [v for (v,) in connection.execute("SELECT v FROM own ORDER BY id")]
 
     assert await beside_others(file, guest) == ["kept", "first", "second", "zeroth", "third"]
+
+
+async def test_what_the_storage_says_while_its_tables_are_looked_at_is_no_failure_of_the_function(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(tx: Transaction) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise error
+
+    monkeypatch.setattr(guest_module, "_check_shape", fails)
+    async with opened(file) as harness:
+        unit = harness.writer.submit(lambda tx: run_guest(tx, running("CREATE TABLE t (a)")))
+
+        assert await outcomes(unit) == [StorageError]
 
 
 async def test_what_a_function_writes_counts_towards_the_next_checkpoint(file: Path) -> None:

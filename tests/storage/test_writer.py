@@ -605,6 +605,111 @@ async def test_a_batch_that_wrote_nothing_is_not_in_doubt_when_its_commit_raised
         assert await harness.writer.run(note("after")) == "after"
 
 
+def may_begin(path: Path) -> bool:
+    """Say whether somebody else may take the write lock at once."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("at", ["BEGIN IMMEDIATE", "PRAGMA data_version", "INSERT", "COMMIT"])
+@pytest.mark.parametrize("took", [True, False])
+async def test_want_of_memory_is_an_error_of_the_storage_and_the_writer_lives_on(
+    path: Path, watch: Watch, at: str, took: bool
+) -> None:
+    """SQLite's SQLITE_NOMEM comes as Python's own MemoryError: it stopped the store, with the write lock in its hand."""
+
+    def step_in(connection: Watched, sql: str) -> None:
+        if sql.startswith(at):
+            watch.step_in = None
+            if took and at != "INSERT":
+                sqlite3.Connection.execute(connection, sql).fetchall()
+            raise MemoryError
+
+    async with opened(path) as harness:
+        watch.step_in = step_in
+
+        [found] = await outcomes(harness.writer.submit(note("a")))
+
+        assert watch.step_in is None
+        assert found == ("a" if at == "COMMIT" and took else StorageError)
+        assert not harness.fatal
+        assert may_begin(path)
+        assert await harness.writer.run(note("after")) == "after"
+
+
+async def test_a_rollback_that_fails_keeps_no_lock_and_the_writer_lives_on(path: Path, watch: Watch) -> None:
+    def fails(tx: Transaction) -> None:
+        note("undone")(tx)
+        raise ValueError("no")
+
+    def step_in(connection: Watched, sql: str) -> None:
+        if sql == "ROLLBACK":
+            raise driver_error(sqlite3.SQLITE_IOERR_READ)
+
+    async with opened(path) as harness:
+        watch.step_in = step_in
+
+        assert await outcomes(harness.writer.submit(fails)) == [ValueError]
+
+        assert may_begin(path)
+        assert not harness.fatal
+        watch.step_in = None
+        assert await harness.writer.run(note("after")) == "after"
+    assert notes(path) == ["after"]
+
+
+async def test_a_rollback_that_fails_while_nothing_can_be_opened_keeps_no_lock_either(path: Path, watch: Watch) -> None:
+    def fails(tx: Transaction) -> None:
+        raise ValueError("no")
+
+    def step_in(connection: Watched, sql: str) -> None:
+        if sql == "ROLLBACK":
+            watch.refuse = driver_error(sqlite3.SQLITE_CANTOPEN)
+            raise driver_error(sqlite3.SQLITE_IOERR_READ)
+
+    async with opened(path) as harness:
+        watch.step_in = step_in
+        assert await outcomes(harness.writer.submit(fails)) == [ValueError]
+        assert await outcomes(harness.writer.submit(note("not yet"))) == [StorageError]
+        assert not await harness.writer.foreign_commits()
+
+        watch.refuse = watch.step_in = None
+
+        assert may_begin(path)
+        assert await harness.writer.run(note("after")) == "after"
+
+
+async def test_a_commit_in_doubt_keeps_no_lock(path: Path, watch: Watch) -> None:
+    def silent(tx: Transaction) -> None:
+        tx.all("UPDATE sessions SET sync_needed = 1", {})
+        tx.all("INSERT INTO sessions (scope, runtime, session_id, opened_at) VALUES ('a:b', 'a', 'b', '')", {})
+
+    async with opened(path) as harness:
+        watch.step_in = FailingCommit(watch, took=False)
+
+        assert await outcomes(harness.writer.submit(silent)) == [CommitInDoubt]
+
+        assert may_begin(path)
+
+
+async def test_a_bug_that_stops_the_writer_leaves_no_lock(
+    path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(tx: Transaction) -> None:
+        raise KeyError("a bug of ours")
+
+    async with opened(path) as harness:
+        monkeypatch.setattr(queries, "write_events", broken)
+
+        assert await outcomes(harness.writer.submit(note("a"))) == [CommitInDoubt]
+
+        assert may_begin(path)
+
+
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_FSYNC])
 async def test_a_batch_without_events_is_in_doubt_unless_there_was_no_room_for_it(
     path: Path, watch: Watch, code: int
