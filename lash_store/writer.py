@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from . import guards
 from .commit import Batch, Committer, Unit
-from .database import DRIVER_ERRORS, Committed, Connection, Durability, Transaction, connect
+from .database import DRIVER_ERRORS, Committed, Connection, Durability, Transaction, connect, translate
 from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
 from .policies import Limits
 
@@ -107,8 +107,10 @@ class Writer:
         try:
             self._identity = guards.hold(self._path)
             self._committer = await self._connection.run(self._make_committer)
-        except BaseException:
+        except BaseException as error:
             await self._close_connection()
+            if isinstance(error, DRIVER_ERRORS):
+                raise translate(error, self._path) from error
             raise
         self._task = asyncio.create_task(self._work(), name="lash_store writer")
 

@@ -1073,6 +1073,21 @@ async def test_a_writer_that_was_never_opened_refuses(path: Path) -> None:
         Harness(path, 1.0).writer.submit(note("early"))
 
 
+async def test_an_error_in_the_midst_of_opening_is_named_and_leaves_nothing_open(path: Path, watch: Watch) -> None:
+    def step_in(connection: Watched, sql: str) -> None:
+        if sql == "PRAGMA data_version":
+            raise driver_error(sqlite3.SQLITE_INTERRUPT)
+
+    watch.step_in = step_in
+    with pytest.raises(StorageError):
+        await Harness(path, 1.0).writer.open()
+
+    watch.step_in = None
+    for connection in watch.opened:
+        with pytest.raises(sqlite3.ProgrammingError):
+            connection.execute("SELECT 1")
+
+
 async def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     missing = tmp_path / "nonesuch.db"
     held = set(guards._held)
