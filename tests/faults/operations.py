@@ -143,7 +143,8 @@ class Operation:
 
     *ask* is put to the file with plain `sqlite3` (or is a function of its path): *absent* before, *whole* once it took effect.
     One that only reads has none, and gives *answer*. *parts* are what it says in between, of one that is several; *failed* if a
-    function of the program's own has failed in it. *lax* says why a success may come without its effect in the file. In a
+    function of the program's own has failed in it. *lax* says why a success may come without its effect in the file.
+    *goes_on*: what was begun comes to its end whatever who waits for it is told. In a
     *body*, ``act`` is given the task's context. *alone*: the store is not opened beforehand.
     """
 
@@ -159,6 +160,7 @@ class Operation:
     body: bool = False
     alone: bool = False
     lax: str | None = None
+    goes_on: bool = False
     is_slow: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -782,6 +784,7 @@ OPERATIONS: tuple[Operation, ...] = (
         absent=(0, 0),
         whole=(1, 1),
         failed=(0, 0),
+        goes_on=True,
     ),
     Operation(
         "TaskContext.sleep",
@@ -844,6 +847,7 @@ OPERATIONS: tuple[Operation, ...] = (
         absent=(0, 0),
         whole=(1, 1),
         answer="completed",
+        goes_on=True,
     ),
 )
 
