@@ -190,11 +190,25 @@ class Connection(aiosqlite.Connection):
 
     def __init__(self, opener: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(opener, iter_chunk_size=64)
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=_serve, args=(self._tx,), name="lash_store connection", daemon=True)
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run *function* on the connection's own thread and return what it returns."""
+        """
+        Run *function* on the connection's own thread and return what it returns.
+
+        Raises:
+            StoreClosed: this is a child that was forked since; it has neither that thread nor the file's locks.
+        """
+        self.check_process()
         return cast(T, await self._execute(lambda: function(self._conn)))  # type: ignore[no-untyped-call]
+
+    def check_process(self) -> None:
+        """Refuse to be used in a forked child; see `run`."""
+        if self._pid != os.getpid():
+            raise StoreClosed(
+                f"this store was opened by process {self._pid}, which forked: a child opens a store of its own"
+            )
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -330,6 +344,7 @@ class Reader:
         """
         if self._connection is None:
             raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
+        self._connection.check_process()
         if self._quick is None:
             self._quick = open_sqlite(self._path, "read")
         return self._quick.execute(sql).fetchall()[0][0]

@@ -182,7 +182,10 @@ def alone(path: Path, patience: float) -> Iterator[None]:
     lock = make_side_folder(path) / "making.lock"
     deadline = time.monotonic() + patience
     while True:
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{lock} cannot be opened: {error.strerror}") from error
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # whoever had it before removes it
@@ -220,6 +223,9 @@ def hold(path: Path) -> FileIdentity:
 
     One descriptor with an open-file-description read lock on SQLite's shared range, once a process and inode. The file must be
     in WAL mode already. Where the system has no such locks (macOS) only the identity is returned.
+
+    Raises:
+        StorageMoved, StorageError: it is gone, or cannot be opened.
     """
     with _lock:
         identity = identify(path)
@@ -231,9 +237,14 @@ def hold(path: Path) -> FileIdentity:
             return identity
         descriptor = -1
         if sys.platform == "linux":
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            wanted = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                wanted = struct.pack("@hhqqi0q", fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+            except OSError as error:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                raise StorageError(f"{path} cannot be guarded against stray closes: {error.strerror}") from error
         _held[identity] = _Held(descriptor)
         return identity
 

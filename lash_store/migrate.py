@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import additions, copies, database, guards, revisions
-from .errors import SchemaError, StorageCorrupt
+from .errors import SchemaError, StorageCorrupt, StorageError
 from .identity import HEAD
 from .models import SchemaChange
 from .owners import pids_beside
@@ -65,12 +65,19 @@ def make(path: Path, fill: Callable[[Path], None]) -> None:
         if database.has_content(path):
             return
         made = Path(f"{path}-making")
-        for left in (made, *database.side_files(made), *database.side_files(path)):
-            left.unlink(missing_ok=True)
-        database.bear(made)
-        fill(made)
-        made.rename(path)
-        guards.sync_folder(path.parent)
+        try:
+            for left in (made, *database.side_files(made), *database.side_files(path)):
+                left.unlink(missing_ok=True)
+            database.bear(made)
+            fill(made)
+            made.rename(path)
+            guards.sync_folder(path.parent)
+        except OSError as error:
+            raise _unprepared(path, error) from error
+
+
+def _unprepared(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be prepared: {error.strerror or error}")
 
 
 def upgrade(path: str | os.PathLike[str], revision: str = "head", *, backup: bool = True) -> SchemaChange | None:
@@ -198,6 +205,9 @@ def _one_transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, Connectio
                 yield raw, connection, revision
     except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
+    except OSError as error:
+        # the revisions are files, too
+        raise _unprepared(path, error) from error
     except sqlalchemy.exc.DBAPIError as error:
         raise database.translate(error.orig or error, path) from error
 

@@ -152,6 +152,7 @@ class TaskStore:
         self._lives = AsyncExitStack()
         self._is_opening = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         self._closing: asyncio.Task[None] | None = None
         self._close_timeout: float | None = 10.0
 
@@ -251,7 +252,7 @@ class TaskStore:
         return self.__aenter__().__await__()
 
     def __del__(self) -> None:
-        if getattr(self, "_core", None) is not None:
+        if getattr(self, "_core", None) is not None and self._pid == os.getpid():
             warnings.warn(f"{self!r} was not closed: use 'async with'", ResourceWarning, stacklevel=1, source=self)
 
     async def open(self) -> None:
@@ -269,7 +270,7 @@ class TaskStore:
         if self._core is not None or self._is_opening:
             raise StoreError(f"{self!r} is open already: open it once, and share it")
         self._is_opening = True
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         try:
             await _whole(asyncio.create_task(self._open_all(), name="lash_store open"))
         except asyncio.CancelledError:
@@ -295,8 +296,9 @@ class TaskStore:
         await _whole(self._closing)
 
     def _forget_dead_loop(self) -> None:
-        # nothing of an earlier life can run or be closed any more; its rows are recovered like any dead owner's
-        if self._loop is not None and self._loop.is_closed():
+        # nothing of an earlier life can run or be closed any more; its rows are recovered like any dead owner's. Nor has a
+        # forked child anything to close: it is all its parent's
+        if self._loop is not None and (self._loop.is_closed() or self._pid != os.getpid()):
             self._core = self._recoverer = self._closing = self._loop = None
             self._is_opening = False
             self._lives = AsyncExitStack()

@@ -174,6 +174,8 @@ class Writer:
             raise self._fatal
         if self._closing or self._task is None:
             raise StoreClosed(f"the store on {self._path} is closed: open it again")
+        if self._connection is not None:
+            self._connection.check_process()
         self._queue.append(job)
         self._wake.set()
 
@@ -235,6 +237,8 @@ class Writer:
         """Return the one value of a statement that is quickly answered, without a hop; None if a batch is being committed."""
         if self._committer is None or self._is_busy or self._fatal is not None:
             return None
+        assert self._connection is not None
+        self._connection.check_process()
         return self._committer.at_once(sql)
 
     def limit_patience(self, patience: float) -> None:
@@ -253,9 +257,10 @@ class Writer:
 
         An idle connection is asked from here, without a hop: a thousand sleeping tasks should cost nothing.
         """
-        committer = self._committer
-        if committer is None or self._fatal is not None:
+        committer, connection = self._committer, self._connection
+        if committer is None or connection is None or self._fatal is not None:
             return False
+        connection.check_process()
         if not self._is_busy:
             committer.look_for_foreign()
         seen, committer.foreign_seen = committer.foreign_seen, False

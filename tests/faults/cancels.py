@@ -1,4 +1,4 @@
-"""Owns the caller that is cancelled at the k-th suspension of an operation: while it waits, or when what it waits for has come."""
+"""Owns the caller cancelled at the k-th suspension of an operation: while it waits, or when what it waits for has come."""
 
 from __future__ import annotations
 
