@@ -25,7 +25,7 @@ from typing import Any
 from lash_store import CommitInDoubt, TaskStore
 from tests.acceptance.processes import Report
 from tests.checker import check
-from tests.faults.operations import OPERATIONS, RUNTIME, Operation, ask, newborn, staged
+from tests.faults.operations import OPERATIONS, RUNTIME, Operation, ask, staged
 from tests.faults.statements import LASTING, answered, closed, judge, lets_go, looked, settled, still_works, word
 from tests.power import vfs
 from tests.runtime.support import threads
@@ -142,7 +142,7 @@ async def recovers(path: Path) -> list[str]:
 
 async def sweep(report: Report, folder: str, plan: str) -> None:
     """
-    Run points in this process, and report each; *plan* is JSON: names, modes, a seed, and seconds if it is a sample.
+    Run points in this process, and report each; *plan* is JSON: names, modes, a seed, a new file, and seconds if it is a sample.
 
     A line is cut to what a pipe takes whole.
     """
@@ -151,7 +151,7 @@ async def sweep(report: Report, folder: str, plan: str) -> None:
     fault = Fault()
     vfs.install(fault, frozenset(ERRORS))
     base = Path(folder)
-    born = newborn(base)
+    born = Path(wanted["born"])
     operations = [one for one in OPERATIONS if one.name in wanted["names"]]
     chance = random.Random(wanted["seed"])
     until = None if wanted["seconds"] is None else time.monotonic() + wanted["seconds"]

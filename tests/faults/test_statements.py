@@ -28,7 +28,7 @@ from tests.faults import statements
 from tests.faults.operations import EXCEPT, OPERATIONS, Operation, newborn
 from tests.faults.statements import CODES, MODES, Outcome, point, statements_of
 
-SECONDS = 5.0
+SECONDS = 2.0
 SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
 
 

@@ -1,0 +1,45 @@
+"""Every suspension of every operation is where its caller is cancelled: a seeded sample; ``python -m tests.faults`` takes all."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checker import check
+from tests.faults.cancels import cancelled_at
+from tests.faults.operations import OPERATIONS, newborn
+
+SECONDS = 1.2
+SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder of this module's own."""
+    made = Path(tempfile.mkdtemp())
+    yield made
+    shutil.rmtree(made)
+
+
+async def test_a_caller_cancelled_anywhere_leaves_the_whole_or_nothing(folder: Path) -> None:
+    print(f"FAULTS_SEED={SEED}")
+    chance, until, answers, wrong = random.Random(SEED), time.monotonic() + SECONDS, Counter[str](), list[str]()
+    born = newborn(folder)
+    while time.monotonic() < until:
+        here = Path(tempfile.mkdtemp(dir=folder))
+        one = chance.choice([one for one in OPERATIONS if not one.is_slow])
+        found = await cancelled_at(one, born, here, chance.randint(1, 3), chance.random() < 0.5, check)
+        answers[found.answer] += 1
+        wrong += [str(found)] * bool(found.wrong)
+        shutil.rmtree(here)
+
+    assert wrong == [], f"FAULTS_SEED={SEED}"
+    assert answers["cancelled"], answers
