@@ -54,7 +54,8 @@ def stale_locks(path: Path) -> list[Path]:
     except (*database.DRIVER_ERRORS, UnicodeDecodeError):
         # what cannot be asked names nobody
         return []
-    locks = sorted(guards.side_folder(path).glob("o-*.lock"))
+    folder = guards.side_folder(path)
+    locks = sorted([*folder.glob("o-*.lock"), *folder.glob("o-*.new")])
     return [lock for lock in locks if lock.stem not in tokens and not is_locked(lock)]
 
 

@@ -15,15 +15,17 @@ import platform
 import re
 import secrets
 import sqlite3
+import time
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 
 from . import processes
 from .errors import StorageError
-from .guards import make_side_folder, side_folder
+from .guards import FileIdentity, identify, make_side_folder, side_folder
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
-__all__ = ["Life", "OwnerLock", "describe_process", "life_of", "open_owners", "pids_beside"]
+__all__ = ["Life", "OwnerLock", "describe_process", "left_behind", "life_of", "open_owners", "pids_beside"]
 
 
 class Life(StrEnum):
@@ -33,6 +35,12 @@ class Life(StrEnum):
     DEAD = "dead"
     UNREACHABLE = "unreachable"
 
+
+_LOCK, _MAKING = ".lock", ".new"
+"""How side files end: of one that is locked, and of one that is about to be."""
+
+_PATIENCE = 1.0
+"""Seconds that one who sweeps may hold what is about to be locked, which takes it microseconds."""
 
 _TOKEN = re.compile(r"[\w-]+", re.ASCII)
 
@@ -106,7 +114,7 @@ class OwnerLock:
 
 
 def _side_file(path: Path, token: str) -> Path:
-    return side_folder(path) / f"{token}.lock"
+    return side_folder(path) / f"{token}{_LOCK}"
 
 
 def _is_token(token: object) -> bool:
@@ -116,11 +124,42 @@ def _is_token(token: object) -> bool:
 
 def _create_locked(path: Path) -> int:
     # under another name first: whoever finds the file by its own name finds it locked
-    made = path.with_suffix(".new")
-    descriptor = os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    made.rename(path)
-    return descriptor
+    made = path.with_suffix(_MAKING)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        descriptor = os.open(made, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # who sweeps may have come first
+            if identify(made) == _identity(descriptor):
+                made.rename(path)
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise
+            time.sleep(0.001)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _identity(descriptor: int) -> FileIdentity:
+    held = os.fstat(descriptor)
+    return FileIdentity(held.st_dev, held.st_ino)
+
+
+def _is_held(path: Path) -> bool:
+    # shared: two askers with exclusive locks would call a dead owner alive
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def life_of(path: Path, owner: OwnerRow) -> Life:
@@ -135,17 +174,9 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
     if ours is not None:
         return Life.DEAD if ours.is_orphaned else Life.ALIVE
     try:
-        descriptor = os.open(_side_file(path, owner.token), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return Life.ALIVE if _is_held(_side_file(path, owner.token)) else Life.DEAD
     except FileNotFoundError:
         return Life.UNREACHABLE if _process_lives(owner) else Life.DEAD
-    try:
-        # shared: two askers with exclusive locks would call a dead owner alive
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return Life.ALIVE
-    finally:
-        os.close(descriptor)
-    return Life.DEAD
 
 
 def open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
@@ -166,6 +197,21 @@ def release_orphans(tokens: set[str]) -> None:
         lock.release()
 
 
+def left_behind(path: Path, known: Collection[str]) -> list[str]:
+    """
+    Return the tokens of side files that nobody holds, but for those that are *known*: in use, whoever holds them.
+
+    A process that is killed after it made its file and before it committed its row leaves one, and so does a reader of notes.
+    """
+    found = set()
+    for side in side_folder(path).glob("o-*"):
+        if side.suffix in {_LOCK, _MAKING} and side.stem not in known:
+            with contextlib.suppress(OSError):
+                if not _is_held(side):
+                    found.add(side.stem)
+    return sorted(found)
+
+
 def sweep(path: Path, tokens: list[str]) -> None:
     """
     Unlink the side files of owners that have ended; only inside a write transaction that sees them ended.
@@ -174,13 +220,14 @@ def sweep(path: Path, tokens: list[str]) -> None:
     """
     for token in filter(_is_token, tokens):
         side = _side_file(path, token)
-        with contextlib.suppress(OSError):
-            descriptor = os.open(side, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                side.unlink()
-            finally:
-                os.close(descriptor)
+        for one in (side, side.with_suffix(_MAKING)):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(one, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    one.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -215,6 +215,8 @@ class Recoverer:
             lives = {peer: owners.life_of(self._path, peer) for peer in self._peers}
             dead = [peer for peer, life in lives.items() if life is Life.DEAD]
             left = await leftovers.left_by(self._reader, [owner.owner_id for owner in dead], self._runtime)
+            # of what is pruned nothing need be remembered
+            self._over &= {(task.task_seq, task.process) for task in left}
             left = [task for task in left if (task.task_seq, task.process) not in self._over]
             fates = await leftovers.look(left)
             self._over |= {
@@ -223,8 +225,9 @@ class Recoverer:
             found = await self._in_one(dead, fates)
             self._may_have_freed = True
             self._someone_left = False
+            owners.release_orphans({owner.token for owner in dead})
+            await self._sweep()
             if dead:
-                await self._bury(dead)
                 await self.look_for_peers()
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
             found = found._replace(unreachable=unreachable)
@@ -346,14 +349,16 @@ class Recoverer:
             transitions.transition(tx, task, command)
         return None
 
-    async def _bury(self, dead: list[OwnerRow]) -> None:
-        tokens = [owner.token for owner in dead]
-        owners.release_orphans(set(tokens))
+    async def _sweep(self) -> None:
+        """Remove the side files of the dead: of owners that have ended, and of who never had a row, or has none any more."""
 
-        def unit(tx: Transaction) -> None:
-            owners.sweep(self._path, [token for token in tokens if not queries.owner_is_open(tx, token)])
+        def left_behind(tx: Transaction) -> list[str]:
+            known = {token for (token,) in tx.all(session_queries.TOKENS_IN_USE, {})}
+            return owners.left_behind(self._path, known)
 
-        await self._writer.run(unit)
+        # what needs no change needs no lock
+        if await self._reader.look(left_behind):
+            await self._writer.run(lambda tx: owners.sweep(self._path, left_behind(tx)))
 
     # --- deadlines of what nobody has ---
 

@@ -6,14 +6,27 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, bindparam, func, insert, null, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    and_,
+    bindparam,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE
-from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, sessions, tasks
+from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, owners, sessions, tasks
 from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
 
 __all__ = ["HandleRow", "SessionRow"]
@@ -48,6 +61,17 @@ _RELEASE_CLAIMS = sql(
     .where(func.json_extract(sessions.c.inbox_claim, word("$.owner_id")) == bindparam("owner_id"))
     .values(inbox_claim=null())
 )
+TOKENS_IN_USE = sql(
+    union_all(
+        select(owners.c.token).where(owners.c.ended_at.is_(None)),
+        *(
+            select(func.json_extract(claim, word("$.token"))).where(claim.is_not(None))
+            for claim in (sessions.c.inbox_claim, sessions.c.updates_claim)
+        ),
+    )
+)
+"""The tokens of owners that have not ended, and of readers whose claim stands: what their locks say is asked for."""
+
 _CLAIMS = sql(select(sessions.c.scope, sessions.c.inbox_claim).where(sessions.c.inbox_claim.is_not(None)))
 SESSIONS = sql(
     select(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -13,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from lash_store import EventType, Recovery, RecoveryReport, TaskContext, TaskState, TaskStore, transitions
+from lash_store import (
+    EventType,
+    Recovery,
+    RecoveryReport,
+    TaskContext,
+    TaskState,
+    TaskStore,
+    guards,
+    owners,
+    transitions,
+)
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker, workers
 from tests.runtime.support import RUNTIME, event_count, event_types, hold, next_event, rows
@@ -311,6 +322,42 @@ async def test_the_dead_owner_is_noted_and_its_side_file_removed(
         assert (dead["end"], alive["end"]) == ("died", None)
         assert dead["ended_at"] is not None
         assert [found.stem for found in Path(f"{path}-owners").iterdir()] == [alive["token"]]
+
+
+async def test_side_files_of_processes_that_died_without_a_row_are_removed(
+    new: Callable[..., TaskStore], path: Path
+) -> None:
+    # it was killed after it had made its file, and before its row was committed
+    folder = guards.make_side_folder(path)
+    (folder / "o-killed.lock").touch()
+    async with new() as store:
+        [alive] = rows(path, "SELECT token FROM owners")
+        assert [found.stem for found in folder.iterdir()] == [alive["token"]]
+
+        (folder / "o-later.new").touch()
+        await store.recover()
+
+        assert [found.stem for found in folder.iterdir()] == [alive["token"]]
+
+
+async def test_the_side_file_of_a_reader_stays_as_long_as_its_claim(new: Callable[..., TaskStore], path: Path) -> None:
+    async with new() as store:
+        session = await store.session("s1")
+        # its process lives, and could not say that it reads no more: that its lock is free tells
+        _claim(path, "o-reader")
+        await store.recover()
+        assert Path(f"{path}-owners", "o-reader.lock").exists()
+
+        assert await session.inbox() == []
+        assert not Path(f"{path}-owners", "o-reader.lock").exists()
+
+
+def _claim(path: Path, token: str) -> None:
+    """Leave a claim of the notes of every session, whose lock is free."""
+    claim = json.dumps({"token": token, **owners.describe_process()})
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE sessions SET inbox_claim = ?", [claim])
+    Path(f"{path}-owners", f"{token}.lock").touch()
 
 
 # --- whom recovery leaves alone -------------------------------------------------------------------------------------

@@ -324,6 +324,41 @@ async def test_a_sweep_leaves_what_it_was_not_told_of(db: Path, lock: OwnerLock)
     assert lock.path.exists()
 
 
+async def test_what_nobody_holds_and_nobody_knows_is_left_behind(db: Path, lock: OwnerLock, spawn: Spawn) -> None:
+    dead, living = Holder(spawn(HOLDS, db)), Holder(spawn(HOLDS, db))
+    dead.kill()
+    folder = guards.side_folder(db)
+    for name in ("o-half.new", "o-known.lock", "making.lock", "o-notes.txt"):
+        (folder / name).touch()
+
+    assert owners.left_behind(db, {"o-known"}) == sorted([dead.row.token, "o-half"])
+
+    owners.sweep(db, owners.left_behind(db, {"o-known"}))
+    expected = {"o-known.lock", "making.lock", "o-notes.txt", f"{lock.token}.lock", f"{living.row.token}.lock"}
+    assert {found.name for found in folder.iterdir()} == expected
+
+
+async def test_who_is_swept_before_it_had_its_lock_makes_its_file_again(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, real = OwnerLock(db), fcntl.flock
+    sweeps = [lambda: owners.sweep(db, [lock.token])] * 2
+
+    def flock(descriptor: int, how: int) -> None:
+        if sweeps and how == fcntl.LOCK_EX | fcntl.LOCK_NB:
+            sweeps.pop()()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock.acquire()
+    monkeypatch.undo()
+
+    assert [found.name for found in guards.side_folder(db).iterdir()] == [f"{lock.token}.lock"]
+    assert owners.left_behind(db, set()) == []
+    lock.release()
+    assert owners.left_behind(db, set()) == [lock.token]
+
+
 async def test_an_owner_removes_its_own_file(lock: OwnerLock) -> None:
     lock.remove()
     lock.remove()
