@@ -41,7 +41,7 @@ from tests.acceptance.processes import Report
 from tests.campaign.points import Points
 from tests.checker import outcome
 
-__all__ = ["RUNTIME", "Plan", "live"]
+__all__ = ["RUNTIME", "SESSIONS", "Life", "Operations", "Plan", "live"]
 
 RUNTIME = "desktop"
 SESSIONS = ("s1", "s2", "s3", "s4")
@@ -84,10 +84,12 @@ async def live(report: Report, path: str, plan: Plan) -> None:
     """Live one life."""
     # what it warns of is said in rows and answers as well
     logging.getLogger("lash_store").addHandler(logging.NullHandler())
-    await _Life(report, path, plan).run()
+    await Life(report, path, plan).run()
 
 
-class _Life:
+class Life:
+    """What one process does: opens a store, lets workers do one operation after another, and tells of all of it."""
+
     def __init__(self, report: Report, path: str, plan: Plan) -> None:
         self._say = report
         self._path = path
@@ -97,9 +99,14 @@ class _Life:
         self._ids = itertools.count(1)
         self._clock = 0.0
         self._owner: int | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Change in this process what is to be changed: its clock, where it dies, and a fault."""
+        plan, say = self._plan, self._say
         time.time = lambda: _real_time() + self._clock
         commit._CHECKPOINT_PAGES = 60
-        points = Points(plan.point, plan.passing, lambda point: report("K", plan.who, point))
+        points = Points(plan.point, plan.passing, lambda point: say("K", plan.who, point))
         points.put_in_place()
         if plan.fault is not None:
             _FAULTS[plan.fault]()
@@ -124,8 +131,7 @@ class _Life:
                     "abandon_owner", {"owner": plan.gives_up}, store.abandon_owner(plan.gives_up, "it is stuck")
                 )
                 await self._do("recover", {}, store.recover())
-            workers = [asyncio.create_task(self._work(store), name=f"worker {n}") for n in range(3)]
-            workers.append(asyncio.create_task(self._follow(store), name="follower"))
+            workers = self._begin(store)
             try:
                 done, _ = await asyncio.wait(workers, timeout=plan.closes, return_when=asyncio.FIRST_EXCEPTION)
                 for worker in done:
@@ -137,6 +143,11 @@ class _Life:
             self._say("N", plan.who, "closing")
         self._say("N", plan.who, "closed")
 
+    def _begin(self, store: TaskStore) -> list[asyncio.Task[None]]:
+        """Begin what is done until the end."""
+        workers = [asyncio.create_task(self._work(store), name=f"worker {n}") for n in range(3)]
+        return [*workers, asyncio.create_task(self._follow(store), name="follower")]
+
     async def _settle(self, store: TaskStore) -> None:
         """Say what the healthy store finds: a recovery, and nothing that goes on."""
         await store.recover()
@@ -147,15 +158,18 @@ class _Life:
         self._say("Q", self._plan.who)
         await asyncio.Event().wait()
 
+    def _operations(self, store: TaskStore) -> Operations:
+        return Operations(self, store)
+
     async def _work(self, store: TaskStore) -> None:
-        operations = _Operations(self, store)
+        operations = self._operations(store)
         while True:
             await operations.one()
             await asyncio.sleep(self._chance.choice((0, 0, 0, 0.002, 0.01)))
 
-    async def _follow(self, store: TaskStore) -> None:
+    async def _follow(self, store: TaskStore, feed: int = 0) -> None:
         async for event in store.events(after=None):
-            self._say("F", self._plan.who, 0, event.seq, event.task_seq, str(event.type))
+            self._say("F", self._plan.who, feed, event.seq, event.task_seq, str(event.type))
 
     # --- saying what is asked and answered ---
 
@@ -216,7 +230,7 @@ class _Life:
             self._say("X", who, seq, attempt, f"{how}, {task.stop_reason}")
 
 
-def _bodies(life: _Life) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+def _bodies(life: Life) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     """Return the functions of every owner, and how each is registered."""
 
     async def work(task: TaskContext, until: int, pause: float) -> dict[str, int]:
@@ -331,15 +345,24 @@ def _text(at: datetime) -> str:
     return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
 
 
-class _Operations:
+class Operations:
     """The operations of one worker, chosen by weight."""
 
-    def __init__(self, life: _Life, store: TaskStore) -> None:
+    def __init__(self, life: Life, store: TaskStore) -> None:
         self._life = life
         self._store = store
         self._chance = life._chance
         self._is_owner = life._plan.role != "requester"
-        menu: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+        menu = self._choices()
+        if not self._is_owner:
+            not_ours = {self.spawn, self.external, self.hidden, self.monitor}
+            menu = [(weight, op) for weight, op in menu if op not in not_ours]
+        self._menu = [op for _, op in menu]
+        self._weights = [weight for weight, _ in menu]
+
+    def _choices(self) -> list[tuple[int, Callable[[], Awaitable[None]]]]:
+        """Return what may be done, and how often beside the others."""
+        return [
             (12, self.spawn),
             (5, self.external),
             (5, self.end_external),
@@ -360,11 +383,6 @@ class _Operations:
             (1, self.keep),
             (1, self.clock),
         ]
-        if not self._is_owner:
-            not_ours = {self.spawn, self.external, self.hidden, self.monitor}
-            menu = [(weight, op) for weight, op in menu if op not in not_ours]
-        self._menu = [op for _, op in menu]
-        self._weights = [weight for weight, _ in menu]
 
     async def one(self) -> None:
         """Do one operation."""

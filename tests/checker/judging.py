@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
@@ -169,12 +170,17 @@ class Checker:
         ).fetchall()
         if not missing:
             return
-        told = self._db.execute("SELECT first_event, last_event FROM f.tombstones ORDER BY 1").fetchall()
+        told: list[list[int]] = []
+        for begin, end in self._db.execute("SELECT first_event, last_event FROM f.tombstones ORDER BY 1"):
+            # those of one task are among those of others
+            if told and begin <= told[-1][1] + 1:
+                told[-1][1] = max(told[-1][1], end)
+            else:
+                told.append([begin, end])
+        begins = [begin for begin, _ in told]
         for first, last in missing:
-            at = first
-            for begin, end in told:
-                if begin <= at <= end:
-                    at = end + 1
+            place = bisect_right(begins, first) - 1
+            at = max(first, told[place][1] + 1) if place >= 0 else first
             if at <= last:
                 self._db.execute("INSERT INTO holes VALUES (?, ?)", [at, last])
 

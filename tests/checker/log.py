@@ -53,6 +53,7 @@ CREATE INDEX departed_task ON departed (task_seq, attempt);
 CREATE INDEX told_task ON told (task_seq);
 CREATE INDEX killed_who ON killed (who);
 CREATE INDEX fed_task ON fed (task_seq);
+CREATE INDEX fed_seq ON fed (seq);
 
 -- what was acknowledged: asked, and answered
 CREATE VIEW acknowledged AS
