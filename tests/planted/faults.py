@@ -75,13 +75,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a live owner is taken for a dead one",
-        (
-            Edit(
-                "lash_store/owners.py",
-                "    except BlockingIOError:\n        return Life.ALIVE\n",
-                "    except BlockingIOError:\n        return Life.DEAD\n",
-            ),
-        ),
+        (Edit("lash_store/owners.py", "        return True\n    finally:\n", "        return False\n    finally:\n"),),
     ),
     Fault(
         "cancelled is written at once, while the body runs on",
@@ -164,7 +158,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "no lock against stray closes",
-        (Edit("lash_store/guards.py", "            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)\n", ""),),
+        (Edit("lash_store/guards.py", "                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)\n", ""),),
     ),
     Fault(
         "a failed COMMIT is taken for one that came to nothing",
