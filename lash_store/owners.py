@@ -204,11 +204,11 @@ def left_behind(path: Path, known: Collection[str]) -> list[str]:
     A process that is killed after it made its file and before it committed its row leaves one, and so does a reader of notes.
     """
     found = set()
-    for side in side_folder(path).glob("o-*"):
-        if side.suffix in {_LOCK, _MAKING} and side.stem not in known:
-            with contextlib.suppress(OSError):
-                if not _is_held(side):
-                    found.add(side.stem)
+    # what cannot be looked at now is there the next time
+    with contextlib.suppress(OSError):
+        for side in side_folder(path).glob("o-*"):
+            if side.suffix in {_LOCK, _MAKING} and side.stem not in known and not _is_held(side):
+                found.add(side.stem)
     return sorted(found)
 
 
