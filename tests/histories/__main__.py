@@ -45,7 +45,7 @@ def main() -> int:
         "--processes", type=int, default=4, choices=range(3, 10), help="at once (%(default)s)", metavar="N"
     )
     parser.add_argument(
-        "--kills", type=float, default=0.5, help="of so many batches a process ends in one (%(default)s)"
+        "--kills", type=float, default=0.7, help="of so many batches a process ends in one (%(default)s)"
     )
     parser.add_argument(
         "--fault", choices=sorted(FAULTS), default="", help="put into every process: the check must fail"

@@ -64,7 +64,7 @@ def script(seed: int, number: int, processes: int) -> Script:
     # some are lively, some hardly touched: short histories find other things than long ones
     calls = chance.randrange(6, 17)
     body = chance.choice(_BODIES)
-    birth = (external, chance.random() < 0.7, "" if external else body, external and chance.random() < 0.6)
+    birth = (external, chance.random() < 0.6, "" if external else body, external and chance.random() < 0.6)
     pace = chance.choice((0.0005, 0.002, 0.006))
     # mostly it is there when the others come
     late = chance.choice((0.0, 0.05, 0.07, 0.1))

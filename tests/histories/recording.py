@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.acceptance import processes
 from tests.acceptance.processes import Worker, workers
+from tests.checker import check
 from tests.histories import programs
 from tests.histories.search import History
 from tests.histories.specification import READS, Call
@@ -55,7 +56,7 @@ class Recorder:
     *kills* is the share of batches in which one process is killed, or, a third as often, closed. `counts` tells how many were.
     """
 
-    def __init__(self, seed: int, *, processes: int = 4, kills: float = 0.5, fault: str = "") -> None:
+    def __init__(self, seed: int, *, processes: int = 4, kills: float = 0.7, fault: str = "") -> None:
         self.seed = seed
         self.processes = processes
         self.kills = kills
@@ -77,6 +78,9 @@ class Recorder:
                 for batch in range(first, first + tasks, SLOTS):
                     yield game.play(batch, min(SLOTS, first + tasks - batch))
                 game.end()
+            # nobody has it open any more: this process never opened a store
+            broken = check(folder / "agent.db")
+            assert not broken, f"seed {self.seed}, the file of tasks {first} to {first + tasks - 1}: {broken[:5]}"
         finally:
             shutil.rmtree(folder)
 
