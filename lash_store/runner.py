@@ -160,11 +160,12 @@ class Runner:
         """
         Whether a task is held here and its end is still to be told: its row is live, then, and nobody need read it.
 
-        Not so once its start was asked for: the end that supersedes the start may have been told already.
+        Not so once its start was asked for: the end that supersedes the start may have been told already. Nor once its body has
+        ended: that may be in the file by now, and what others have made of it since, who are not heard of in the same order.
         """
         body = self._bodies.get(task_seq)
         if body is not None:
-            return body.is_live
+            return body.is_live and not (body.coroutine is not None and body.coroutine.done())
         return task_seq in self._early or (task_seq in self._queued and task_seq not in self._tried)
 
     def note_ended(self, task_seq: int) -> None:

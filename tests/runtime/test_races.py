@@ -27,7 +27,7 @@ from lash_store import (
 )
 from lash_store.database import Transaction
 from lash_store.errors import StorageError
-from tests.runtime.support import RUNTIME, next_event, rows
+from tests.runtime.support import RUNTIME, hold, next_event, rows
 
 
 def register(store: TaskStore) -> Any:
@@ -364,3 +364,41 @@ async def test_a_row_that_is_given_up_and_claimed_again_in_the_batch_of_its_star
     await asyncio.gather(holding, abandoning, recovering)
 
     assert (await child.wait(timeout=10)).state is TaskState.COMPLETED
+
+
+async def test_a_wait_that_begins_once_finished_work_was_given_away_tells_where_it_is(
+    opened: Callable[..., Any], path: Path, started: asyncio.Event, release: asyncio.Event
+) -> None:
+    store = await opened()
+    session, feed = await store.session("s1"), store._core.feed
+    await store.session("s2")
+    handle = await session.spawn(hold(started, release))
+    committer = store._core.writer._committer
+    commit, committed, tell, deaf = committer.commit, threading.Event(), threading.Event(), asyncio.Event()
+
+    def commit_and_wait(units: Any) -> Any:
+        batch = commit(units)
+        committed.set()
+        tell.wait(20)
+        return batch
+
+    async def hear_nothing() -> None:
+        deaf.set()
+        await asyncio.Event().wait()
+
+    # the end is in the file, and this process does not know of it yet
+    feed._stirs.next = hear_nothing
+    await deaf.wait()
+    committer.commit = commit_and_wait
+    try:
+        release.set()
+        await asyncio.to_thread(committed.wait, 20)
+        async with TaskStore.connect(path, runtime=RUNTIME) as other:
+            await (await other.session("s1")).transfer("s2", [handle.id])
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(0)
+    finally:
+        tell.set()
+
+    record = await waiting
+    assert (record.state, record.scope.session_id) == (TaskState.COMPLETED, "s2")
