@@ -89,7 +89,9 @@ def script(seed: int, number: int, processes: int) -> Script:
                 value = f"p{mark}"
             case "cancel" | "cancel_by_handle":
                 value = [f"r{mark}", chance.choice((0.0, 0.004, 0.03))]
-            case "wait" | "result":
+            case "wait":
+                value = chance.choice((None, 0.0, 0.005, 0.03))
+            case "result":
                 value = chance.choice((0.0, 0.005, 0.03))
             case "set_live_state":
                 value = chance.choice(("running", "waiting"))
@@ -285,7 +287,7 @@ class _Client:
         except TimeoutError:
             answer = {"error": "TimeoutError"}
         told = time.monotonic_ns()
-        if answer.get("error") != StoreClosed.__name__:
+        if answer.get("error") != StoreClosed.__name__ and (one.op, answer) != ("wait", {"error": "TimeoutError"}):
             self._report("A", call, told, answer)
         return str(answer.get("error") or answer.get("state"))
 
@@ -296,7 +298,9 @@ class _Client:
             case "get":
                 return _shown(await here.get(task_id))
             case "wait":
-                return _shown(await (await here.handle(task_id)).wait(value))
+                waiting = (await here.handle(task_id)).wait(value)
+                # without a time-out of its own it goes another way; who gives it up is told nothing
+                return _shown(await (asyncio.wait_for(waiting, 0.03) if value is None else waiting))
             case "result":
                 return await self._result(here, task_id, value)
             case "register":
