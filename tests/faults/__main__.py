@@ -21,6 +21,7 @@ import xml.etree.ElementTree as Xml
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.faults import calls, disks, syscalls
 from tests.faults.cancels import cancelled_at
 from tests.faults.matrix import MATRIX, Row, page
 from tests.faults.operations import OPERATIONS, Operation, newborn
-from tests.faults.statements import CODES, MODES, point, statements_of
+from tests.faults.statements import CODES, MODES, Outcome, point, statements_of
 from tests.power import vfs
 
 ROOT = Path(__file__).parents[2]
@@ -106,19 +107,31 @@ def statements(wanted: Wanted) -> Iterator[Point]:
 async def _statements(wanted: Wanted) -> AsyncIterator[Point]:
     with tempfile.TemporaryDirectory(dir=_in_memory()) as folder:
         born = newborn(Path(folder))
-        plan = []
-        for operation in wanted.of():
+        counts: dict[str, int] = {}
+
+        async def count(operation: Operation) -> int:
+            if operation.name not in counts:
+                with tempfile.TemporaryDirectory(dir=folder) as here:
+                    # a run may have one or two more than another: of the feed, beside it
+                    counts[operation.name] = len(await statements_of(operation, born, Path(here))) + 2
+            return counts[operation.name]
+
+        async def run(operation: Operation, k: int, mode: str, code: str) -> Outcome:
             with tempfile.TemporaryDirectory(dir=folder) as here:
-                count = len(await statements_of(operation, born, Path(here)))
-            # a run may have one or two more than another: of the feed, beside it
-            plan += [(operation, k, mode, code) for k in range(1, count + 3) for mode in MODES for code in CODES]
-        if wanted.until is not None:
-            random.Random(wanted.seed).shuffle(plan)
-        for operation, k, mode, code in plan:
-            if wanted.is_over:
-                return
-            with tempfile.TemporaryDirectory(dir=folder) as here:
-                found = await point(operation, born, Path(here), k, mode, code, check)
+                return await point(operation, born, Path(here), k, mode, code, check)
+
+        if wanted.until is None:
+            for operation in wanted.of():
+                for k, mode, code in product(range(1, await count(operation) + 1), MODES, CODES):
+                    found = await run(operation, k, mode, code)
+                    if found.reached:
+                        yield str(found), found.answer, found.wrong
+            return
+        chance = random.Random(wanted.seed)
+        while not wanted.is_over:
+            operation = chance.choice(wanted.of())
+            k = chance.randint(1, await count(operation))
+            found = await run(operation, k, chance.choice(MODES), chance.choice([*CODES]))
             if found.reached:
                 yield str(found), found.answer, found.wrong
 
