@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import database, guards, revisions
 from .copies import has_bytes, is_copy, is_locked
@@ -46,6 +46,28 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
         NotAStore, SchemaTooNew, StorageError: there is nothing to look at.
     """
     path = guards.resolve(path)
+    seen = _look(path, progress)
+    if any(one.code == "damaged" for one in seen.found):
+        # a passing read error can look like damage: it is believed once it is seen again
+        seen = _look(path, progress)
+    found = [*seen.found, *_files(path)]
+    if repair:
+        found = _repair(path, found)
+    order = [*Severity]
+    found.sort(key=lambda one: order.index(one.severity))
+    return CheckReport(path=path, revision=seen.revision, tasks=seen.tasks, events=seen.events, findings=tuple(found))
+
+
+class _Seen(NamedTuple):
+    """What one look at a file's contents found."""
+
+    found: list[Finding]
+    revision: str | None
+    tasks: int
+    events: int
+
+
+def _look(path: Path, progress: Progress | None) -> _Seen:
     tasks = events = 0
     revision: str | None = None
     found: list[Finding] = []
@@ -83,12 +105,7 @@ def check(path: Path, *, repair: bool = False, progress: Progress | None = None)
         found.append(_damaged(str(error)))
     except database.DRIVER_ERRORS as error:
         database.raise_translated(error, path)
-    found += _files(path)
-    if repair:
-        found = _repair(path, found)
-    order = [*Severity]
-    found.sort(key=lambda one: order.index(one.severity))
-    return CheckReport(path=path, revision=revision, tasks=tasks, events=events, findings=tuple(found))
+    return _Seen(found, revision, tasks, events)
 
 
 def _contents(connection: sqlite3.Connection, path: Path, tasks: int, progress: Progress | None) -> Iterator[Finding]:

@@ -734,6 +734,25 @@ async def test_a_store_checks_itself_and_a_reading_one_mends_nothing(db: Path) -
             await store.check(repair=True)
 
 
+def test_a_read_error_that_passes_is_not_called_damage(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the disk's may come as SQLITE_CORRUPT, or as what ``integrity_check`` says."""
+    looks: list[str] = []
+    integrity = checking._integrity
+
+    def fails_once(connection: sqlite3.Connection) -> Any:
+        looks.append("look")
+        if len(looks) == 1:
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+        return integrity(connection)
+
+    monkeypatch.setattr(checking, "_integrity", fails_once)
+
+    assert checking.check(db).is_sound
+    assert len(looks) == 2
+
+
 def test_a_file_that_is_locked_is_not_called_damaged(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking.database, "_PATIENCE", 50)
     with closing(sqlite3.connect(db, isolation_level=None)) as connection:

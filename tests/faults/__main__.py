@@ -326,7 +326,15 @@ def _sweep(name: str, result: Result, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     wanted = Wanted(arguments.seed, None if arguments.all else began + arguments.seconds, arguments.operations)
     answers, told = Counter[str](), began
-    for what, answer, wrong in sweep(wanted):
+    points = sweep(wanted)
+    while True:
+        try:
+            what, answer, wrong = next(points)
+        except StopIteration:
+            break
+        except Exception as error:
+            result.wrong.append(f"sweep {name}: the harness broke off: {error!r}")
+            break
         result.points += 1
         answers[answer] += 1
         if wrong:

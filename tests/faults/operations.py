@@ -197,9 +197,10 @@ def newborn(folder: Path) -> Path:
 
 @asynccontextmanager
 async def staged(operation: Operation, born: Path, folder: Path) -> AsyncIterator[Stage]:
-    """Prepare an operation on a new file; all is closed at the end."""
+    """Prepare an operation on a new file, unless there is one already; all is closed at the end."""
     path = folder / "agent.db"
-    shutil.copy(born, path)
+    if not path.exists():
+        shutil.copy(born, path)
     stage = Stage(path, **operation.options)
     try:
         if not operation.alone:

@@ -89,8 +89,9 @@ def points(names: tuple[str, ...], seed: int, until: float | None) -> Iterator[t
 def _point(name: str, call: str, how: str, at: int, born: Path, folder: Path) -> tuple[bool, list[str]]:
     folder.mkdir()
     try:
-        shutil.copy(born, folder / "newborn.db")
         path, log = folder / "agent.db", folder / "strace.log"
+        # not by the process itself: what fails there is the store's alone
+        shutil.copy(born, path)
         watched = [f"{path}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
         watched += [
             f"{path.with_name('copy.db')}{suffix}" for suffix in ("", "-making", "-making-journal", "-making-wal")
@@ -146,7 +147,7 @@ async def _main(operation: Operation, folder: Path) -> None:
 
     logging.getLogger("lash_store").setLevel(logging.CRITICAL)
     try:
-        async with staged(operation, folder / "newborn.db", folder) as stage:
+        async with staged(operation, folder / "agent.db", folder) as stage:
             _say("staged")
             _, error = await answered(operation, stage)
             if error is not None and not isinstance(error, StoreError):
