@@ -261,8 +261,8 @@ def _put_aside(path: Path) -> Path | None:
     """
     Give what is there, if anything is, a second name with all that SQLite keeps beside it; return that.
 
-    Then nothing stands beside *path* that SQLite would read as commits of what is put there next. A damaged file keeps its
-    name until then, for without any file the next program would begin a new one.
+    Then nothing stands beside *path* that SQLite would read as commits of what is put there next, nor does after a power cut. A
+    damaged file keeps its name until then, for without any file the next program would begin a new one.
     """
     kept = free_name(Path(f"{path}-replaced"))
     found = [*with_commits(path), *([path] if path.exists() else [])]
@@ -271,6 +271,8 @@ def _put_aside(path: Path) -> Path | None:
     guards.sync_folder(path.parent)
     for side in database.side_files(path):
         side.unlink(missing_ok=True)
+    # a disk may keep a later name and forget that an earlier one went: the old -wal would be read into the new file
+    guards.sync_folder(path.parent)
     return Path(f"{kept}{found[-1].name.removeprefix(path.name)}") if found else None
 
 
@@ -286,4 +288,6 @@ def _undo_half(path: Path) -> None:
                 moved.replace(side)
                 # of two names of one file neither is replaced
                 moved.unlink(missing_ok=True)
+        # the name by which the next one to try knows that there is something to undo goes once that is done for good
+        guards.sync_folder(path.parent)
         kept.unlink()
