@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from . import vfs
+from .exchanges import EXCHANGES
 from .record import KINDS
-from .running import Job, Run, plan
+from .running import CONTROLS, Job, Run, plan
 from .states import SOMETIMES, Report, scratch
 
 _ABOUT = """\
@@ -19,7 +20,8 @@ Records every write, sync and name that stores give a disk over two lives each, 
 callers were answered; then makes the states that a power cut may leave at any point of that: of what was not synced nothing, all,
 a part, in another order, torn between sectors, cut short, or garbage; names not durable before their folder was. Each state is
 opened with plain sqlite3 and must be what the file was after one of its commits, not older than the last acknowledged one, and
-keep every promise of the checker; some are opened by a store, which must recover.
+keep every promise of the checker; some are opened by a store, which must recover. So are the states in the middle of an upgrade
+and of a restore, which must leave the old file or the new one, and what is kept of the old one.
 
 Controls run with it, and must be seen to fail: durability='normal' must lose (and break nothing), synchronous=OFF must damage
 files, an acknowledgement before COMMIT must lose. A run that never met what it is for is void. Exit code 1: a promise broken, a
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     needed = tuple(SOMETIMES) if asked.every else tuple(name for name in SOMETIMES if name != "reopened")
     jobs = plan(asked.states, seed, each=asked.each)
     if asked.record is not None:
-        kind = asked.record.name.partition("-")[0]
+        kind = json.loads((asked.record / "record.json").read_text())["kind"]
         jobs, needed = [Job(kind, seed, asked.states, asked.record)], ()
     with scratch() as folder:
         run = Run(
@@ -97,16 +99,17 @@ class _Progress:
             print(f"{states:>9,} of {self._total:,} states, {rate:,.0f} a second", file=sys.stderr, flush=True)
 
 
-_COLUMNS = ("records", "states", "distinct", "commits", "acknowledged", "lost", "most", "corrupt", "mixed", "broken")
+_FIELDS = {"answers": "acknowledged"}
+_COLUMNS = ("records", "states", "distinct", "commits", "answers", "lost", "most", "corrupt", "mixed", "broken")
 
 
 def _table(run: Run) -> str:
-    lines = ["", f"{'kind':<8}" + "".join(f"{name:>13}" for name in (*_COLUMNS, "reopened", "refused"))]
-    for kind in KINDS:
+    lines = ["", f"{'kind':<16}" + "".join(f"{name:>11}" for name in (*_COLUMNS, "reopened", "refused"))]
+    for kind in (*KINDS, *EXCHANGES):
         if kind in run.reports:
             report = run.reports[kind]
-            values = [getattr(report, name) for name in (*_COLUMNS, "reopened", "refused")]
-            lines.append(f"{kind:<8}" + "".join(f"{value:>13,}" for value in values))
+            values = [getattr(report, _FIELDS.get(name, name)) for name in (*_COLUMNS, "reopened", "refused")]
+            lines.append(f"{kind:<16}" + "".join(f"{value:>11,}" for value in values))
     lines += [
         "",
         "lost: states without an acknowledged commit or operation (most: commits in one); corrupt: SQLite says so; mixed: whole,",
@@ -117,8 +120,8 @@ def _table(run: Run) -> str:
     lines += [f"{full.sometimes.get(name, 0):>9,}  {says}" for name, says in SOMETIMES.items()]
     lines.append("")
     for kind, report in run.reports.items():
-        shown = report.failures if kind == "full" else report.failures[:1]
-        lines += [f"{'' if kind == 'full' else 'as it must: '}{one}" for one in shown]
+        shown = report.failures[:1] if kind in CONTROLS else report.failures
+        lines += [f"{'as it must: ' if kind in CONTROLS else ''}{one}" for one in shown]
     lines += [f"kept: {one}" for one in run.kept]
     rate = sum(report.states for report in run.reports.values()) / max(run.seconds, 0.001)
     verdict = "; ".join(run.wrong) or "passed: nothing acknowledged was lost, every control was red"

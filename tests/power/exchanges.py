@@ -29,9 +29,13 @@ EXCHANGES: Final = {
     "restore": "a backup is put back over a file that is sound",
     "restore damaged": "a backup is put back over a damaged file, beside which its last commits are",
     "restore emptied": "a backup is put back over an empty file, beside which its last commits are",
+    "restore again": "the same, after a kill that left the empty file with two names",
     "restore missing": "a backup is put back where there is none",
     "birth": "a file is made where somebody removed one, but not its journal",
 }
+
+_EMPTIED: Final = ("restore emptied", "restore again")
+"""Those in which the only thing of worth is a ``-wal``, which must stay beside the file that it belongs to."""
 
 _OLD: Final = Path(__file__).parents[1] / "data" / "0003.db"
 
@@ -111,8 +115,12 @@ def _die_and_break(path: Path, kind: str) -> None:
         with path.open("r+b") as file:
             file.seek(4096)
             file.write(rng.randbytes(size - 4096))
-    elif kind == "restore emptied":
+    elif kind in _EMPTIED:
         os.truncate(path, 0)
+        if kind == "restore again":
+            for one in (path, wal):
+                os.link(one, str(one).replace("agent.db", "agent.db-replaced"))
+            wal.unlink()
     else:
         path.unlink()
         wal.unlink()
@@ -160,6 +168,7 @@ class _Exchange:
             disk.step(index)
         new = disk.left("all", rng)
         self._final, self._new_image = self._names(new), self._image(new)
+        self._last_commits = self._final.get(f"{self._kept[0]}-wal") if self._kept else None
         if self._new_image == self._old_image:
             raise ValueError("nothing was exchanged")
 
@@ -237,8 +246,18 @@ class _Exchange:
         elif found != self._old_image:
             self.report.mixed += 1
             what = f"mixed: neither the old file nor the new one ({found}; {self._what_is_there(names)})"
+        if what is None and self._record.kind in _EMPTIED and not self._has_last_commits(names):
+            self.report.lost += 1
+            what = (
+                f"lost: the last commits are not beside their file ({', '.join(map(os.path.basename, sorted(names)))})"
+            )
         if what is not None and len(self.report.failures) < 5:
             self.report.failures.append(f"{self._record.kind}, cut at {cut}, {state.chosen}: {what}")
+
+    def _has_last_commits(self, names: dict[str, bytes]) -> bool:
+        empty = name_of(b"0")
+        files = (self._sides[0], self._kept[0])
+        return any(names.get(file) == empty and names.get(f"{file}-wal") == self._last_commits for file in files)
 
     def _what_is_there(self, names: dict[str, bytes]) -> str:
         said = []

@@ -94,6 +94,9 @@ class Place:
 
 def _make(descriptor: int, wanted: Content, there: Content | None) -> None:
     """Make a file's content what is wanted, where what is *there* differs."""
+    if not os.fstat(descriptor).st_size:
+        # SQLite removes the -wal of an empty file
+        there = None
     if there is not None and there.blocks == wanted.blocks:
         return
     known: list[bytes] = [] if there is None else there.blocks

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from .exchanges import EXCHANGES
 from .states import SOMETIMES, Report
 
 __all__ = ["CONTROLS", "Job", "Run", "control_is_red", "plan"]
@@ -42,7 +43,8 @@ def plan(states: int, seed: int, *, each: int = 25_000, controls: float = 0.02) 
     some = max(300, min(20_000, int(states * controls)))
     # what breaks files has SQLite read all of each
     red = [Job(kind, seed * 1000, some // 10 if kind == "off" else some) for kind in CONTROLS]
-    return [*red, *jobs]
+    few = max(300, min(10_000, int(states * controls / 4)))
+    return [*red, *(Job(kind, seed, few) for kind in EXCHANGES), *jobs]
 
 
 def control_is_red(kind: str, report: Report) -> str | None:
@@ -184,14 +186,20 @@ class Run:
         self, job: Job, judging: subprocess.Popen[str], recorder: _Recorder, told: Callable[[int], None]
     ) -> Report:
         saved = job.saved or recorder.record(job)
-        asked = {"saved": str(saved), "states": job.states, "seed": self.seed, "every": self._every(job)}
+        asked = {
+            "kind": job.kind,
+            "saved": str(saved),
+            "states": job.states,
+            "seed": self.seed,
+            "every": self._every(job),
+        }
         said: dict[str, Any] = json.loads(_ask(judging, json.dumps(asked)))
         while "report" not in said:
             told(said["progress"])
             said = json.loads(_hear(judging))
         report = Report(**said["report"])
         if job.saved is None:
-            if report.wrong and job.kind == "full" and self.keep is not None:
+            if report.wrong and job.kind not in CONTROLS and self.keep is not None:
                 self.keep.mkdir(parents=True, exist_ok=True)
                 self.kept.append(str(shutil.copytree(saved, self.keep / saved.name, dirs_exist_ok=True)))
             if job.kind in self.spared:
@@ -219,6 +227,10 @@ class Run:
         full = self.reports.get("full", Report())
         if full.wrong:
             found.append(f"{full.wrong} of {full.states} states broke a promise")
+        for kind in EXCHANGES:
+            report = self.reports.get(kind, Report())
+            if report.wrong:
+                found.append(f"{kind}: {report.wrong} of {report.states} states broke a promise")
         for kind in sorted(set(CONTROLS) & self.reports.keys()):
             green = control_is_red(kind, self.reports[kind])
             if green is not None:

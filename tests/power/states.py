@@ -434,6 +434,9 @@ def judge(
 
 def main() -> int:
     """Judge the records that are asked for on standard input, and say what was found, a line each."""
+    # which is judged with what stands here
+    from . import exchanges
+
     with contextlib.ExitStack() as closing_at_end:
         reopener: Reopener | None = None
         for line in sys.stdin:
@@ -449,14 +452,12 @@ def main() -> int:
                     told = time.monotonic()
                     print(json.dumps({"progress": states}), flush=True)
 
-            report = judge(
-                Path(asked["saved"]),
-                asked["states"],
-                asked["seed"],
-                reopener=reopener if asked["every"] else None,
-                every=asked["every"],
-                progress=progress,
-            )
+            saved, states, seed, every = Path(asked["saved"]), asked["states"], asked["seed"], asked["every"]
+            if asked["kind"] in exchanges.EXCHANGES:
+                report = exchanges.judge(saved, states, seed)
+            else:
+                opening = reopener if every else None
+                report = judge(saved, states, seed, reopener=opening, every=every, progress=progress)
             imported = sorted(name for name in sys.modules if name.partition(".")[0] == "lash_store")
             assert not imported, imported
             print(json.dumps({"report": asdict(report)}), flush=True)

@@ -23,6 +23,9 @@ JOBS = [
     Job("early", SEED, 200),
     Job("normal", SEED, 200),
     Job("off", SEED, 30),
+    Job("upgrade", SEED, 200),
+    Job("restore emptied", SEED, 100),
+    Job("restore again", SEED, 100),
 ]
 
 NEEDED = (
@@ -59,6 +62,13 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(run: Run) -> None:
     assert full.commits > 15
     assert full.reopened >= 5
     assert run.missed == []
+
+
+@pytest.mark.parametrize("kind", ["upgrade", "restore emptied", "restore again"])
+def test_a_power_cut_leaves_the_old_file_or_the_new_one_and_what_is_kept_of_the_old(run: Run, kind: str) -> None:
+    report = run.reports[kind]
+    assert (report.wrong, report.failures) == (0, [])
+    assert report.states > 300
 
 
 @pytest.mark.parametrize("kind", ["normal", "early", "off"])
