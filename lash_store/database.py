@@ -29,7 +29,7 @@ from .errors import (
     StoreClosed,
     StoreError,
 )
-from .identity import APPLICATION_ID, HEAD, VERSION_TABLE
+from .identity import APPLICATION_ID, HEAD, TABLES, VERSION_TABLE
 from .lifecycle import Task
 from .policies import Limits
 
@@ -145,7 +145,11 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
 
     Opening waits for a sibling that is closing the file or recovering its ``-wal``: both shut others out for a moment. Open, a
     writer waits for no lock by itself: the writer's own retry is fairer than SQLite's busy handler.
+
+    Raises:
+        StorageCorrupt: the file is empty beside a ``-wal`` with commits, which SQLite would remove, even to read.
     """
+    has_content(path)
     access = "rw" if mode == "write" else "ro&immutable=1" if is_alone(path) else "ro"
     uri = f"file:{quote(str(path))}?mode={access}"
     connection = sqlite3.connect(
@@ -388,11 +392,19 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
 
     Raises:
         NotAStore: it is some other application's file.
+        StorageCorrupt: something else stands where a table of the store should: a view can be one whose reading never ends.
     """
     found = connection.execute("PRAGMA application_id").fetchone()[0]
-    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    schema = connection.execute("SELECT name, type = 'table' AND rootpage > 0 FROM sqlite_schema").fetchall()
+    names = {name for name, _ in schema}
     if found != APPLICATION_ID:
         raise NotAStore(f"{path} is another application's database (application_id {found}): nothing was changed")
+    odd = sorted(name for name, is_table in schema if not is_table and str(name).lower() in TABLES)
+    if odd:
+        raise StorageCorrupt(
+            f"{path} has something else where a table of the store should be ({', '.join(odd)}): somebody changed its "
+            "schema by hand: restore a backup; nothing was changed"
+        )
     if VERSION_TABLE not in names:
         return None
     row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()

@@ -361,8 +361,14 @@ def _insert_events(count: int) -> str:
 
 
 EVENT_BY_SEQ = sql(_EVENT.where(events.c.seq == bindparam("seq")))
-LAST_SEQ = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)"
-"""The newest event there ever was: it may have been pruned since."""
+LAST_SEQ = (
+    "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'events'), 0), "
+    "coalesce((SELECT max(seq) FROM events), 0))"
+)
+"""
+The newest event there ever was: it may have been pruned since. Where somebody's hand set the counter back, the newest there is:
+who follows events would else never come to the end of them.
+"""
 
 _MOVED_FROM = sql(
     select(events.c.seq)

@@ -433,6 +433,18 @@ def test_random_damage_never_ends_in_a_traceback(made: Path, tmp_path: Path) -> 
         path.unlink()
 
 
+def test_an_empty_file_beside_commits_is_looked_at_without_losing_them(db: Path) -> None:
+    commits = Path(f"{db}-wal")
+    # a -wal that says no more than that it has commits: SQLite removes any beside an empty file, even to read it
+    commits.write_bytes(db.read_bytes())
+    db.write_bytes(b"")
+    before = commits.read_bytes()
+
+    for options in ([], ["--json"], ["--repair"]):
+        assert "is missing or empty beside agent.db-wal" in run("doctor", *options, db=db).stdout
+        assert commits.read_bytes() == before
+
+
 # --- revision, mode, room --------------------------------------------------------------------------------------------
 
 

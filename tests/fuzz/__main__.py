@@ -94,7 +94,9 @@ def main() -> int:
         tell(tally)
         print(f"\n{tally.files} files in {seconds:.0f} s, seed {seed}: {len(tally.found)} did what no file may")
     for one in tally.found:
-        again = "" if one.case is None else f"python -m tests.fuzz --again {given.keep}/{one.case.seed}-{one.case.number}"
+        again = (
+            "" if one.case is None else f"python -m tests.fuzz --again {given.keep}/{one.case.seed}-{one.case.number}"
+        )
         print(f"\nFOUND {one.case} by {one.way}: {again} --ways {one.way}\n{one.what}", file=sys.stderr)
     if missing:
         print(f"void: this run never came to: {', '.join(missing)}", file=sys.stderr)

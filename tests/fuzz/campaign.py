@@ -218,7 +218,9 @@ def tell(tally: Tally, out: Any = sys.stdout) -> None:
         if counts:
             cells = "".join(f" {counts[outcome] or '.':>{max(8, len(outcome))}}" for outcome in outcomes)
             print(f"{kind:<20}{cells}", file=out)
-    spent = ", ".join(f"{way} {seconds / max(1, tally.files) * 1000:.0f}" for way, seconds in tally.seconds.most_common())
+    spent = ", ".join(
+        f"{way} {seconds / max(1, tally.files) * 1000:.0f}" for way, seconds in tally.seconds.most_common()
+    )
     print(f"\nmilliseconds a file: {spent}\n\nsometimes", file=out)
     for what in SOMETIMES:
         print(f"  {tally.seen[what]:>8}  {what}", file=out)

@@ -347,8 +347,13 @@ HOSTILE_SQL = (
     "SELECT x + 1 FROM n) SELECT max(x) AS version_num FROM n",
     "DROP VIEW live_tasks; CREATE VIEW live_tasks AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
     "SELECT count(*) FROM n",
-    "DROP TABLE steps", "DROP TABLE events", "DROP TABLE tombstones", "DROP TABLE owners", "DROP TABLE lash_store_version",
-    "DROP INDEX tasks_live", "DROP TRIGGER IF EXISTS tasks_terminal",
+    "DROP TABLE steps",
+    "DROP TABLE events",
+    "DROP TABLE tombstones",
+    "DROP TABLE owners",
+    "DROP TABLE lash_store_version",
+    "DROP INDEX tasks_live",
+    "DROP TRIGGER IF EXISTS tasks_terminal",
     # columns and indexes that compute
     "ALTER TABLE tasks ADD COLUMN evil TEXT GENERATED ALWAYS AS (hex(zeroblob(1000000))) VIRTUAL",
     "ALTER TABLE tasks ADD COLUMN evil TEXT",
@@ -359,7 +364,8 @@ HOSTILE_SQL = (
     "CREATE UNIQUE INDEX evil ON owners (runtime)",
     "CREATE VIRTUAL TABLE evil USING fts5 (x)",
     "CREATE TABLE evil (task_seq INTEGER REFERENCES tasks (task_seq)); INSERT INTO evil SELECT task_seq FROM tasks",
-    "ALTER TABLE tasks DROP COLUMN label", "ALTER TABLE events RENAME COLUMN data TO told",
+    "ALTER TABLE tasks DROP COLUMN label",
+    "ALTER TABLE events RENAME COLUMN data TO told",
 )
 
 
@@ -547,7 +553,9 @@ def _rows_wrong(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str
 @_kind
 def _text_everywhere(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
     """Put what a terminal would obey, or nobody can decode, behind every text of one table."""
-    added: str | bytes = chance.choice(["\x1b[2J\x1b]52;c;eA==\x07", "\u202e\u2028\n\r", "\x9b31m\x7f\x85", b"\xff\xc3", b"\0"])
+    added: str | bytes = chance.choice(
+        ["\x1b[2J\x1b]52;c;eA==\x07", "\u202e\u2028\n\r", "\x9b31m\x7f\x85", b"\xff\xc3", b"\0"]
+    )
 
     def change(connection: sqlite3.Connection) -> str:
         _without_triggers(connection)
@@ -555,7 +563,8 @@ def _text_everywhere(chance: random.Random, path: Path, _: Mapping[str, Path]) -
         for column in _columns(connection, table):
             try:
                 connection.execute(
-                    f'UPDATE {table} SET "{column}" = CAST("{column}" || ? AS TEXT) WHERE typeof("{column}") = \'text\'', (added,)
+                    f'UPDATE {table} SET "{column}" = CAST("{column}" || ? AS TEXT) WHERE typeof("{column}") = \'text\'',
+                    (added,),
                 )
             except sqlite3.Error:
                 continue
@@ -575,7 +584,15 @@ def _clear(path: Path) -> None:
 @_kind
 def _no_database(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
     content = chance.choice(
-        [b"", b"\0", b"hello\n", b"SQLite format 3\0", b"SQLite format 3\0" + bytes(84), chance.randbytes(9000), bytes(8192)]
+        [
+            b"",
+            b"\0",
+            b"hello\n",
+            b"SQLite format 3\0",
+            b"SQLite format 3\0" + bytes(84),
+            chance.randbytes(9000),
+            bytes(8192),
+        ]
         + [b"PK\x03\x04" + bytes(100), b"-- SQL\nCREATE TABLE x;\n" * 50]
     )
     if chance.random() < 0.5:
@@ -586,7 +603,9 @@ def _no_database(chance: random.Random, path: Path, _: Mapping[str, Path]) -> st
 
 @_kind
 def _special(chance: random.Random, path: Path, seeds: Mapping[str, Path]) -> str:
-    what = chance.choice(["folder", "fifo", "device", "socket", "link", "dangling", "loop", "hard link", "stranger", "no permission"])
+    what = chance.choice(
+        ["folder", "fifo", "device", "socket", "link", "dangling", "loop", "hard link", "stranger", "no permission"]
+    )
     if what not in {"link", "hard link", "stranger", "no permission"}:
         _clear(path)
     real = path.with_name("real.db")
@@ -622,7 +641,9 @@ def _special(chance: random.Random, path: Path, seeds: Mapping[str, Path]) -> st
 def _planted(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
     """Put links where the store makes files of its own: what they name must not be written."""
     outside = path.parent.parent / "outside" / "canary"
-    where = chance.choice(["-wal", "-shm", "-journal", "-owners", "-making", "-owners/making.lock", "-backup", "-replaced"])
+    where = chance.choice(
+        ["-wal", "-shm", "-journal", "-owners", "-making", "-owners/making.lock", "-backup", "-replaced"]
+    )
     what = Path(f"{path}{where}")
     if what.is_dir():
         shutil.rmtree(what)

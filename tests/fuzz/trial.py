@@ -382,7 +382,9 @@ def _content(path: Path) -> dict[str, Any]:
         with closing(sqlite3.connect(copy / NAME)) as connection:
             connection.text_factory = bytes
             # a view in the place of a table may never end
-            for name, in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0").fetchall():
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0"
+            ).fetchall():
                 with contextlib.suppress(sqlite3.Error):
                     rows = connection.execute(f'SELECT * FROM "{name.decode()}"').fetchall()
                     found[name.decode()] = (len(rows), hashlib.sha256(repr(rows).encode()).hexdigest()[:12])

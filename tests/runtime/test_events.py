@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,25 @@ async def test_after_0_is_everything_in_order(store: TaskStore, session: Session
 
     assert [event.seq for event in found] == seqs(path)
     assert [event.type for event in found[:1]] == [EventType.SESSION_OPENED]
+
+
+@pytest.mark.parametrize("hand", ["UPDATE sqlite_sequence SET seq = 1", "DELETE FROM sqlite_sequence"])
+async def test_who_follows_a_file_whose_counter_a_hand_set_back_comes_to_its_end(
+    new: Callable[..., TaskStore], path: Path, tmp_path: Path, hand: str
+) -> None:
+    async with new() as store:
+        await busy(await store.session("s1"), 2)
+    edited = tmp_path / "edited.db"
+    shutil.copy(path, edited)
+    with closing(sqlite3.connect(edited)) as connection:
+        connection.execute(hand)
+        connection.commit()
+
+    async with TaskStore.open_readonly(edited) as reader:
+        found = await read_to(reader.events(0), seqs(path)[-1])
+
+        assert [event.seq for event in found] == seqs(path)
+        assert reader.events().cursor == seqs(path)[-1]
 
 
 async def test_after_none_is_what_is_committed_from_now_on(store: TaskStore, session: SessionTasks) -> None:

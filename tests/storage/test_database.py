@@ -115,6 +115,25 @@ def empty_beside_a_wal(path: Path) -> None:
     Path(f"{path}-wal").write_bytes(b"\x37\x7f\x06\x82" + bytes(5000))
 
 
+def a_view_without_an_end(path: Path) -> None:
+    migrate.prepare(path)
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) AS version_num FROM n"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"DROP TABLE {VERSION_TABLE}")
+        connection.execute(f"CREATE VIEW {VERSION_TABLE} AS {endless}")
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def a_virtual_table(path: Path) -> None:
+    migrate.prepare(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE steps")
+        connection.execute("CREATE VIRTUAL TABLE steps USING rtree (a, b, c)")
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
 Maker = Callable[[Path], None]
 
 REFUSED: list[tuple[Maker, type[StoreError]]] = [
@@ -128,6 +147,8 @@ REFUSED: list[tuple[Maker, type[StoreError]]] = [
     (foreign_in_wal_mode, NotAStore),
     (from_the_future, SchemaTooNew),
     (empty_beside_a_wal, StorageCorrupt),
+    (a_view_without_an_end, StorageCorrupt),
+    (a_virtual_table, StorageCorrupt),
 ]
 
 

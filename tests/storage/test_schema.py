@@ -38,6 +38,7 @@ from lash_store import (
 from lash_store.births import NewTask
 from lash_store.database import Transaction
 from lash_store.errors import StorageError, StorageFull, StoreError
+from lash_store.identity import TABLES
 from lash_store.models import (
     CancelPolicy,
     ClosePolicy,
@@ -136,6 +137,10 @@ def test_alembic_sees_no_difference_between_file_and_code(path: Path) -> None:
     config.set_main_option("sqlalchemy.url", f"sqlite:///{path}")
 
     command.check(config)
+
+
+def test_the_tables_a_file_is_known_by_are_those_of_the_schema() -> None:
+    assert TABLES == {*schema.metadata.tables, schema.VERSION_TABLE}
 
 
 def test_the_head_the_code_names_is_the_migrations_head() -> None:
