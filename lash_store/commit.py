@@ -221,7 +221,7 @@ class Committer:
                     errors[index] = wrong
         try:
             queries.write_events(tx)
-        except DRIVER_ERRORS as error:
+        except (*DRIVER_ERRORS, OverflowError) as error:
             self._let_go()
             raise _Lost(chosen[0] if len(chosen) == 1 else None, error) from error
         try:
@@ -488,6 +488,13 @@ class Committer:
 
 def _named(error: Exception, path: Path) -> Exception:
     """Name a driver error in this package's words, with the error as its cause; pass anything else through."""
+    if isinstance(error, OverflowError):
+        named: StoreError = StorageError(
+            f"{path}: a number would pass what SQLite holds, 2**63 - 1 ({error}): a counter in the file was edited by hand, "
+            "or the one that was given is too large: see lash-store doctor; nothing was written"
+        )
+        named.__cause__ = error
+        return named
     if not isinstance(error, DRIVER_ERRORS):
         return error
     named = translate(error, path)

@@ -547,6 +547,16 @@ def bear(path: Path) -> None:
 # --- a transaction, as the layers above see it ----------------------------------------------------------------------
 
 
+LAST_SEQ: Final = (
+    "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'events'), 0), "
+    "coalesce((SELECT max(seq) FROM events), 0))"
+)
+"""
+The newest event there ever was: it may have been pruned since. Where somebody's hand set the counter back, the newest there is:
+who follows events would else never come to the end of them.
+"""
+
+
 class Committed(NamedTuple):
     """
     An event as its transaction wrote it, with the task's row after it.
@@ -591,8 +601,7 @@ class Transaction:
     def next_seq(self) -> int:
         """The ``seq`` of the next event: the write lock is ours, so nobody else can take it."""
         if self._last_seq is None:
-            found = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
-            self._last_seq = 0 if found is None else int(found[0])
+            self._last_seq = int(self.connection.execute(LAST_SEQ).fetchone()[0])
         return self._last_seq + len(self.events) + 1
 
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:

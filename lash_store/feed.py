@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 from . import queries, retention_queries
-from .database import DRIVER_ERRORS, Committed, Reader, Transaction
+from .database import DRIVER_ERRORS, LAST_SEQ, Committed, Reader, Transaction
 from .errors import StoreClosed, StoreError
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, Scope, TaskEvent
@@ -82,7 +82,7 @@ class Feed:
 
     async def open(self) -> None:
         """Begin at the newest event of the file."""
-        self._seen = self.head = (await self._reader.rows(queries.LAST_SEQ, {}))[0][0]
+        self._seen = self.head = (await self._reader.rows(LAST_SEQ, {}))[0][0]
 
     def watch(self) -> None:
         """Begin to look for other processes' commits."""
@@ -205,7 +205,7 @@ class Feed:
     async def _catch_up(self) -> None:
         """Publish what is in the table beyond what was seen, a page at a time."""
         # of what was taken away before it was seen no event may be left to tell
-        head = (await self._reader.rows(queries.LAST_SEQ, {}))[0][0]
+        head = (await self._reader.rows(LAST_SEQ, {}))[0][0]
         while True:
             after = self._from()
             page = await self.page(after, {})
@@ -253,7 +253,7 @@ class Feed:
         of = {"scope": chosen.get("scope"), "task_seq": chosen.get("task_seq")}
 
         def read(tx: Transaction) -> tuple[list[Any], int, Gap | None]:
-            head = tx.all(queries.LAST_SEQ, {})[0][0]
+            head = tx.all(LAST_SEQ, {})[0][0]
             gap = retention_queries.gap_after(tx, max(after, told), **of)
             return tx.all(sql, {"after": after, "until": head, "limit": _PAGE, **chosen}), head, gap
 
@@ -289,7 +289,7 @@ class Feed:
     def _newest(self) -> int:
         """Return the newest event of the file: what others committed may not have been noticed yet, and is past all the same."""
         try:
-            return max(self.head, int(self._at_once(queries.LAST_SEQ)))
+            return max(self.head, int(self._at_once(LAST_SEQ)))
         except (*DRIVER_ERRORS, StoreError):
             return self.head
 

@@ -17,6 +17,7 @@ from .database import Transaction
 from .errors import (
     HandleNotVisible,
     InvalidId,
+    StorageError,
     StoreClosed,
     TaskAbandoned,
     TaskCancelled,
@@ -219,6 +220,10 @@ class TaskHandle:
 async def owner_handle(core: Core, task: Task) -> TaskHandle:
     """Read the handle a task was born with."""
     rows = await core.reader.rows(session_queries.OWNER_HANDLE, {"task_seq": task.task_seq})
+    if not rows:
+        raise StorageError(
+            f"task #{task.task_seq} has no handle: somebody took it out of the file, or it is damaged: see lash-store doctor"
+        )
     return TaskHandle(core, task, HandleRow._make(rows[0]).handle_id)
 
 

@@ -13,6 +13,18 @@ HEAD = "0005"
 VERSION_TABLE = "lash_store_version"
 
 TABLES = frozenset(
-    "events handles handoffs inbox lash_store_version monitors owners sessions signals steps tasks tombstones updates".split()
+    {
+        "events",
+        "handles",
+        "handoffs",
+        "inbox",
+        "lash_store_version",
+        "monitors",
+        "owners",
+        "sessions",
+        "signals",
+        "steps",
+    }
+    | {"tasks", "tombstones", "updates"}
 )
 """What is a table in every store that has something of the name; a test holds it equal to the schema's."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from . import database, guards
 from .copies import is_locked, stamp_of
 from .database import Transaction
-from .errors import StorageCorrupt
+from .errors import StorageError
 from .owners import sweep
 from .retention_queries import free_pages
 from .schema import create_statements
@@ -51,8 +51,9 @@ def stale_locks(path: Path) -> list[Path]:
     """Return lock files of owners that the file does not name as open, which nobody holds."""
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
+            database.read_revision(connection, path)
             tokens = {row[0] for row in connection.execute("SELECT token FROM owners WHERE ended_at IS NULL")}
-    except (*database.DRIVER_ERRORS, StorageCorrupt, UnicodeDecodeError):
+    except (*database.DRIVER_ERRORS, StorageError, UnicodeDecodeError):
         # what cannot be asked names nobody
         return []
     folder = guards.side_folder(path)

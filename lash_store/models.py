@@ -343,7 +343,7 @@ class ProcessIdentity(_Record):
 
     @model_validator(mode="after")
     def _check_group(self) -> Self:
-        if self.pid != self.group or self.pid <= 1:
+        if self.pid != self.group or not 1 < self.pid < 2**31:
             raise ValueError("a monitor's process leads its group")
         return self
 

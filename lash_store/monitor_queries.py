@@ -13,7 +13,7 @@ from .lifecycle import MONITOR, Task
 from .lines import Line
 from .models import Scope
 from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
-from .queries import LIVE, task_record
+from .queries import LIVE, readable, task_record
 from .schema import inbox, monitors, sessions, tasks, updates
 from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
 
@@ -218,19 +218,20 @@ def monitor_record(row: Sequence[Any]) -> MonitorRecord:
     """Build the public record of a row of `MONITORS`."""
     columns = len(Task._fields)
     task, own, unread = Task._make(row[:columns]), MonitorRow._make(row[columns:-1]), row[-1]
-    return MonitorRecord(
-        id=own.monitor_id,
-        scope=Scope.parse(own.scope),
-        spec=spec_of(task.arguments) or MonitorSpec(id=own.monitor_id, command=_UNREADABLE),
-        task=task_record(task),
-        armed=bool(own.armed),
-        lines=own.lines,
-        bytes=own.bytes,
-        dropped=own.dropped,
-        unread=unread,
-        throttled_at=own.throttled_at,  # type: ignore[arg-type]
-        exit_status=own.exit_status,
-    )
+    with readable(f"the monitor of task #{task.task_seq}"):
+        return MonitorRecord(
+            id=own.monitor_id,
+            scope=Scope.parse(own.scope),
+            spec=spec_of(task.arguments) or MonitorSpec(id=own.monitor_id, command=_UNREADABLE),
+            task=task_record(task),
+            armed=bool(own.armed),
+            lines=own.lines,
+            bytes=own.bytes,
+            dropped=own.dropped,
+            unread=unread,
+            throttled_at=own.throttled_at,  # type: ignore[arg-type]
+            exit_status=own.exit_status,
+        )
 
 
 # --- updates --------------------------------------------------------------------------------------------------------
@@ -403,9 +404,10 @@ def release_claims(tx: Transaction, owner_id: int) -> None:
 def update_record(row: Sequence[Any]) -> MonitorUpdate:
     """Build the public record of an update."""
     columns = dict(zip(_UPDATE_COLUMNS, row, strict=True))
-    return MonitorUpdate.model_validate(
-        {**columns, "scope": Scope.parse(columns["scope"]), "is_cut": bool(columns["is_cut"])}
-    )
+    with readable(f"update {columns['update_seq']}"):
+        return MonitorUpdate.model_validate(
+            {**columns, "scope": Scope.parse(columns["scope"]), "is_cut": bool(columns["is_cut"])}
+        )
 
 
 # --- the note of a monitor ------------------------------------------------------------------------------------------

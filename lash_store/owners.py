@@ -181,7 +181,9 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
 
 def open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
     """Return the owners that the database under *connection* names as open; none of one that is older than owners."""
-    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
+    if not connection.execute(
+        "SELECT 1 FROM sqlite_schema WHERE name = 'owners' AND type = 'table' AND rootpage > 0"
+    ).fetchall():
         return []
     return [OwnerRow._make(row) for row in connection.execute(ALL_OPEN_OWNERS).fetchall()]
 
@@ -256,11 +258,15 @@ def describe_process() -> dict[str, str | int]:
 def _process_lives(owner: OwnerRow) -> bool:
     if (owner.boot_id, owner.host) != (processes.boot_id(), platform.node()):
         return False
+    if owner.pid <= 0:
+        # those are groups, and everybody
+        return False
     if owner.process_start:
         return processes.started(owner.pid) == owner.process_start
     try:
         os.kill(owner.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
+        # no process has the number that a hand wrote there
         return False
     except PermissionError:
         return True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
@@ -361,15 +362,6 @@ def _insert_events(count: int) -> str:
 
 
 EVENT_BY_SEQ = sql(_EVENT.where(events.c.seq == bindparam("seq")))
-LAST_SEQ = (
-    "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'events'), 0), "
-    "coalesce((SELECT max(seq) FROM events), 0))"
-)
-"""
-The newest event there ever was: it may have been pruned since. Where somebody's hand set the counter back, the newest there is:
-who follows events would else never come to the end of them.
-"""
-
 _MOVED_FROM = sql(
     select(events.c.seq)
     .where(
@@ -484,17 +476,25 @@ def task_record(task: Task) -> TaskRecord:
     Raises:
         StorageError: somebody's hand made it unreadable.
     """
-    try:
+    with readable(f"the row of task #{task.task_seq}"):
         return _task_record(task)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(f"the row of task #{task.task_seq}", error) from error
 
 
-def _unreadable(what: str, error: Exception) -> StorageError:
-    reason = str(error).partition("\n")[0]
-    return StorageError(
-        f"{what} cannot be read ({reason}): somebody edited it, or it is damaged: see lash-store doctor"
-    )
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """
+    Say of what is built in this block which row it is made from, if it cannot be.
+
+    Raises:
+        StorageError: somebody's hand made it unreadable.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StorageError(
+            f"{what} cannot be read ({reason}): somebody edited it, or it is damaged: see lash-store doctor"
+        ) from error
 
 
 def _task_record(task: Task) -> TaskRecord:
@@ -526,7 +526,7 @@ def event_record(event: Committed) -> TaskEvent:
     Raises:
         StorageError: somebody's hand made it unreadable.
     """
-    try:
+    with readable(f"event {event.seq}"):
         return TaskEvent(
             seq=event.seq,
             task_seq=event.task_seq,
@@ -538,5 +538,3 @@ def event_record(event: Committed) -> TaskEvent:
             at=event.at,  # type: ignore[arg-type]
             data=json.loads(event.data),
         )
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(f"event {event.seq}", error) from error

@@ -32,7 +32,7 @@ from .copies import (
     with_commits,
 )
 from .database import Transaction
-from .errors import NotAStore, SchemaError, StorageError
+from .errors import NotAStore, SchemaError, StorageCorrupt, StorageError
 from .identity import VERSION_TABLE
 from .models import OwnerEnd
 from .owners import Life, describe_process, life_of, open_owners
@@ -205,7 +205,7 @@ _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, 
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """
-    Say whether what is to be replaced is a store; one that has lost its mark is not, but is damaged.
+    Say whether what is to be replaced is a store; one that has lost its mark, or a table, is not, but is damaged.
 
     Raises:
         NotAStore: it is another application's file.
@@ -216,6 +216,8 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
         if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (VERSION_TABLE,)).fetchall():
             return False
         raise
+    except StorageCorrupt:
+        return False
     return True
 
 
@@ -234,7 +236,9 @@ def _page_size(connection: sqlite3.Connection) -> int:
 
 def _ended(connection: sqlite3.Connection) -> set[str]:
     """Return the tokens of the owners that a file names as ended."""
-    if not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'owners'").fetchall():
+    if not connection.execute(
+        "SELECT 1 FROM sqlite_schema WHERE name = 'owners' AND type = 'table' AND rootpage > 0"
+    ).fetchall():
         return set()
     return {token for (token,) in connection.execute("SELECT token FROM owners WHERE ended_at IS NOT NULL")}
 

@@ -25,7 +25,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from .database import Transaction
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
-from .queries import LIVE
+from .queries import LIVE, readable
 from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, owners, sessions, tasks
 from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
 
@@ -183,15 +183,16 @@ def flag_sync(tx: Transaction, scope: str, needed: bool) -> None:
 def session_record(row: Sequence[Any]) -> SessionRecord:
     """Build the public record of a row of `SESSIONS`."""
     scope, parent, opened_at, closed_at, live_tasks, sync_needed, unread_notes = row
-    return SessionRecord(
-        scope=Scope.parse(scope),
-        parent=None if parent is None else Scope.parse(parent),
-        opened_at=opened_at,
-        closed_at=closed_at,
-        live_tasks=live_tasks,
-        sync_needed=bool(sync_needed),
-        unread_notes=unread_notes,
-    )
+    with readable(f"the row of session {scope!r}"):
+        return SessionRecord(
+            scope=Scope.parse(scope),
+            parent=None if parent is None else Scope.parse(parent),
+            opened_at=opened_at,
+            closed_at=closed_at,
+            live_tasks=live_tasks,
+            sync_needed=bool(sync_needed),
+            unread_notes=unread_notes,
+        )
 
 
 def forget_readers(tx: Transaction) -> None:
@@ -485,7 +486,9 @@ def release_claims(tx: Transaction, owner_id: int) -> None:
 def note_record(row: Sequence[Any]) -> Note:
     """Build the public record of a note."""
     columns = dict(zip(_NOTE_COLUMNS, row, strict=True))
-    return Note.model_validate({**columns, "scope": Scope.parse(columns["scope"]), "data": json.loads(columns["data"])})
+    with readable(f"note {columns['note_seq']}"):
+        told = {"scope": Scope.parse(columns["scope"]), "data": json.loads(columns["data"])}
+        return Note.model_validate({**columns, **told})
 
 
 # --- handoffs -------------------------------------------------------------------------------------------------------
@@ -530,13 +533,14 @@ def insert_handoff(tx: Transaction, row: HandoffRow) -> None:
 
 def handoff_record(row: HandoffRow) -> Handoff:
     """Build the public record of a handoff, its tasks as they stood after it."""
-    return Handoff.model_validate(
-        {
-            "id": row.handoff_id,
-            "source": Scope.parse(row.source),
-            "destination": Scope.parse(row.destination),
-            "moved": json.loads(row.moved),
-            "cancelled": json.loads(row.cancelled),
-            "at": row.at,
-        }
-    )
+    with readable(f"handoff {row.handoff_id!r}"):
+        return Handoff.model_validate(
+            {
+                "id": row.handoff_id,
+                "source": Scope.parse(row.source),
+                "destination": Scope.parse(row.destination),
+                "moved": json.loads(row.moved),
+                "cancelled": json.loads(row.cancelled),
+                "at": row.at,
+            }
+        )

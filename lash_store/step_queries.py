@@ -11,6 +11,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
 from .models import Failure, StepKind, StepRecord, StepState
+from .queries import readable
 from .schema import signals, steps
 from .statements import ONE, ZERO, hot, names, sql, values, word
 
@@ -151,12 +152,13 @@ def steps_in_flight(tx: Transaction, task_seqs: Iterable[int]) -> list[StepRow]:
 
 def step_record(row: StepRow) -> StepRecord:
     """Build the public record of a row."""
-    columns: Mapping[str, Any] = {
-        **row._asdict(),
-        "value": json.loads(row.value),
-        "failure": None if row.failure is None else failure_of_step(row.failure)[0],
-    }
-    return StepRecord.model_validate(columns)
+    with readable(f"step {row.name!r} of task #{row.task_seq}"):
+        columns: Mapping[str, Any] = {
+            **row._asdict(),
+            "value": json.loads(row.value),
+            "failure": None if row.failure is None else failure_of_step(row.failure)[0],
+        }
+        return StepRecord.model_validate(columns)
 
 
 def failure_of_step(text: str) -> tuple[Failure, Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from .commit import Batch, Committer, Unit
 from .database import DRIVER_ERRORS, Committed, Connection, Durability, Transaction, connect, translate
 from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
 from .policies import Limits
+from .strangers import refuse_meddlers
 
 __all__ = ["Answer", "Unit", "Writer"]
 
@@ -101,10 +102,11 @@ class Writer:
         Open the connection and start committing.
 
         Raises:
-            StorageError: the file cannot be opened for writing.
+            StorageError: the file cannot be opened for writing, or has triggers that would write behind the store's back.
         """
         self._connection = await connect(self._path, "write", self._durability)
         try:
+            await self._look_at_triggers(self._connection)
             self._identity = guards.hold(self._path)
             self._committer = await self._connection.run(self._make_committer)
         except BaseException as error:
@@ -113,6 +115,12 @@ class Writer:
                 raise translate(error, self._path) from error
             raise
         self._task = asyncio.create_task(self._work(), name="lash_store writer")
+
+    async def _look_at_triggers(self, connection: Connection) -> None:
+        try:
+            await connection.run(lambda raw: refuse_meddlers(raw, self._path))
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
 
     def _make_committer(self, _: sqlite3.Connection) -> Committer:
         assert self._connection is not None

@@ -72,7 +72,7 @@ def main() -> int:
             given.make.mkdir(parents=True, exist_ok=True)
             print(build(work[0], given.make, seeds))  # type: ignore[arg-type]
             return 0
-        shown = _Progress(len(work), begun)
+        shown = _Progress(len(work), begun, given.keep)
         tally = run(work, folder, seeds, ways=ways, keep=given.keep, source=given.again, progress=shown)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,24 +93,26 @@ def main() -> int:
     else:
         tell(tally)
         print(f"\n{tally.files} files in {seconds:.0f} s, seed {seed}: {len(tally.found)} did what no file may")
-    for one in tally.found:
-        again = (
-            "" if one.case is None else f"python -m tests.fuzz --again {given.keep}/{one.case.seed}-{one.case.number}"
-        )
-        print(f"\nFOUND {one.case} by {one.way}: {again} --ways {one.way}\n{one.what}", file=sys.stderr)
     if missing:
         print(f"void: this run never came to: {', '.join(missing)}", file=sys.stderr)
     return 1 if tally.found or missing else 0
 
 
 class _Progress:
-    """Says how far a long run is, every few seconds."""
+    """Says at once what was found, and every few seconds how far a long run is."""
 
-    def __init__(self, total: int, begun: float) -> None:
+    def __init__(self, total: int, begun: float, keep: Path) -> None:
         self._total = total
         self._begun = self._last = begun
+        self._keep = keep
+        self._told = 0
 
     def __call__(self, tally: Tally) -> None:
+        for one in tally.found[self._told :]:
+            kept = "" if one.case is None else f"{self._keep}/{one.case.seed}-{one.case.number}"
+            again = f"python -m tests.fuzz --again {kept} --ways {one.way}" if kept else ""
+            print(f"\nFOUND {one.case} by {one.way}: {again}\n{one.what}", file=sys.stderr, flush=True)
+        self._told = len(tally.found)
         now = time.monotonic()
         if now - self._last > 5.0:
             self._last = now

@@ -272,9 +272,19 @@ def _with_sqlite(path: Path, change: Callable[[sqlite3.Connection], str], *, hot
 @_kind
 def _other_header(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
     pragma = chance.choice(
-        ["application_id=0", "application_id=252006673", "user_version=1", "user_version=99", "user_version=-1"]
-        + ["journal_mode=DELETE", "journal_mode=TRUNCATE", "journal_mode=PERSIST", "auto_vacuum=0; VACUUM"]
-        + ["page_size=512; PRAGMA journal_mode=DELETE; VACUUM", "page_size=65536; PRAGMA journal_mode=DELETE; VACUUM"]
+        [
+            "application_id=0",
+            "application_id=252006673",
+            "user_version=1",
+            "user_version=99",
+            "user_version=-1",
+            "journal_mode=DELETE",
+            "journal_mode=TRUNCATE",
+            "journal_mode=PERSIST",
+            "auto_vacuum=0; VACUUM",
+            "page_size=512; PRAGMA journal_mode=DELETE; VACUUM",
+            "page_size=65536; PRAGMA journal_mode=DELETE; VACUUM",
+        ]
     )
 
     def change(connection: sqlite3.Connection) -> str:
@@ -592,8 +602,9 @@ def _no_database(chance: random.Random, path: Path, _: Mapping[str, Path]) -> st
             b"SQLite format 3\0" + bytes(84),
             chance.randbytes(9000),
             bytes(8192),
+            b"PK\x03\x04" + bytes(100),
+            b"-- SQL\nCREATE TABLE x;\n" * 50,
         ]
-        + [b"PK\x03\x04" + bytes(100), b"-- SQL\nCREATE TABLE x;\n" * 50]
     )
     if chance.random() < 0.5:
         _clear(path)

@@ -105,7 +105,6 @@ async def _killed(path: Path) -> None:
     store = TaskStore(path, runtime=RUNTIME)
     await store.open()
     one = await _fill(store)
-    _, wait = store, register  # the functions are known to it
     for number in range(3):
         await one.register(f"live {number}", TaskKind.OTHER)
     await one.cancel_all("enough", timeout=0.0)

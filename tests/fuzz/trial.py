@@ -1,4 +1,4 @@
-"""Tries everything that opens a file on a damaged one, in a process of its own, and says what came of each way and what is wrong."""
+"""Tries everything that opens a file on a damaged one, in a process of its own; says what came of each way, and what is wrong."""
 
 from __future__ import annotations
 
@@ -180,8 +180,7 @@ def _run(trial: Trial) -> None:
         try:
             if store.upgraded is not None:
                 trial.seen.add("an older file was upgraded")
-            if store.recovered is not None and store.recovered.dead_owners:
-                trial.seen.add("a dead owner's work was recovered")
+            await trial.ask(_recovered(trial, store))
             session = await trial.ask(store.session("s1"))
             if session is None:
                 return
@@ -200,6 +199,11 @@ def _run(trial: Trial) -> None:
             await trial.ask(store.close(timeout=1.0), timeout=10.0)
 
     asyncio.run(work())
+
+
+async def _recovered(trial: Trial, store: TaskStore) -> None:
+    if store.recovered is not None and store.recovered.dead_owners:
+        trial.seen.add("a dead owner's work was recovered")
 
 
 async def _result(handle: Any) -> None:
@@ -353,7 +357,7 @@ def _bytes(path: Path) -> dict[str, str]:
     found = {}
     for one in (path, Path(f"{path}-wal")):
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.stat(one).st_mode) and (content := one.read_bytes()):
+            if stat.S_ISREG(one.stat().st_mode) and (content := one.read_bytes()):
                 found[one.name] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -396,6 +400,9 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _differ(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    if before.get("lash_store_version") != after.get("lash_store_version"):
+        # it was upgraded, and refused only then
+        return {}
     # who opened the file and then found it damaged stands in it as an owner that has ended
     names = before.keys() & after.keys() - {"owners", "sqlite_sequence"}
     return {name: (before[name], after[name]) for name in sorted(names) if after[name] != before[name]}

@@ -140,7 +140,7 @@ def test_alembic_sees_no_difference_between_file_and_code(path: Path) -> None:
 
 
 def test_the_tables_a_file_is_known_by_are_those_of_the_schema() -> None:
-    assert TABLES == {*schema.metadata.tables, schema.VERSION_TABLE}
+    assert {*schema.metadata.tables, schema.VERSION_TABLE} == TABLES
 
 
 def test_the_head_the_code_names_is_the_migrations_head() -> None:

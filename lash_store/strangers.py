@@ -1,0 +1,68 @@
+"""
+Owns the question whether somebody else's triggers would have the store's statements do what it did not ask for; changes nothing.
+
+A program may have triggers of its own on the store's tables, a log of its own for instance. What writes the store's rows behind
+its back, leaves out what it writes, or never ends, is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+
+from .errors import StorageError
+from .schema import TRIGGERS, metadata
+
+__all__ = ["refuse_meddlers"]
+
+_ON_OURS = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type = 'trigger'"
+_WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
+_LEAVES_OUT = re.compile(r"\bRAISE\b[^;]*\bIGNORE\b", re.IGNORECASE)
+
+
+def refuse_meddlers(connection: sqlite3.Connection, path: Path) -> None:
+    """
+    Look at the triggers that the store's statements would set off.
+
+    Raises:
+        StorageError: one that is not the store's own writes its tables, keeps rows out of them, or may never end.
+    """
+    there = connection.execute(_ON_OURS).fetchall()
+    strangers = {name: sql for name, table, sql in there if not _is_ours(name, sql)}
+    if not any(table.lower() in metadata.tables for name, table, _ in there if name in strangers):
+        return
+    meddlers = {name for name, sql in strangers.items() if _LEAVES_OUT.search(sql)}
+
+    def look(action: int, one: str | None, two: str | None, database: str | None, source: str | None) -> int:
+        if action == sqlite3.SQLITE_RECURSIVE:
+            # the source is then what goes in circles, inside one of them: ours do not, nor do the statements below
+            meddlers.update(strangers)
+        elif source in strangers and action in _WRITES and (one or "").lower() in metadata.tables:
+            # the innermost trigger: one on a program's table, set off by one on ours, counts too
+            meddlers.add(source)
+        return sqlite3.SQLITE_OK
+
+    connection.set_authorizer(look)
+    try:
+        for table in metadata.sorted_tables:
+            columns = ", ".join(f'"{column.name}" = "{column.name}"' for column in table.columns)
+            values = ", ".join("NULL" for _ in table.columns)
+            for sql in (
+                f"INSERT INTO {table.name} VALUES ({values})",
+                f"UPDATE {table.name} SET {columns}",
+                f"DELETE FROM {table.name}",
+            ):
+                # compiled, with all it would set off, and not run
+                connection.execute(f"EXPLAIN {sql}").fetchall()
+    finally:
+        connection.set_authorizer(None)
+    if meddlers:
+        raise StorageError(
+            f"{path} has triggers that change what the store writes ({', '.join(sorted(meddlers))}), which are not its own: "
+            "see what they do, with lash-store schema, then DROP TRIGGER; nothing was changed"
+        )
+
+
+def _is_ours(name: str, sql: str) -> bool:
+    return name in TRIGGERS and sql.split() == TRIGGERS[name].split()
