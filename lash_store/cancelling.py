@@ -14,7 +14,7 @@ from .database import Transaction
 from .errors import TaskPruned
 from .failures import failure_of
 from .lifecycle import Task
-from .models import CancelReport, EventType, Failure, Scope, TaskRecord
+from .models import CancelReport, EventType, Failure, Scope, TaskRecord, check_timeout
 from .turns import all_over, next_turn
 from .writer import Unit
 
@@ -29,6 +29,7 @@ async def cancel_all(core: Core, scope: Scope, reason: str | None, timeout: floa
 
     It ends once none is live that was not asked, or after *timeout* seconds.
     """
+    timeout = check_timeout(timeout)
     waits: _Waits = {}
     asked: dict[int, Task] = {}
     arrivals = core.feed.subscribe(None, scope=scope, types=[EventType.REGISTERED, EventType.TRANSFERRED])

@@ -137,7 +137,7 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
         StorageCorrupt: the copy does not hold what the file should; it is removed.
     """
     for there in (target, *with_commits(target)):
-        if there.exists() or there.is_symlink():
+        if _is_taken(there):
             raise StorageError(f"{there} exists: give a backup a name of its own, or move that away")
     with made(target) as making:
         if not database.has_content(path):
@@ -147,6 +147,16 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
         report = verified(making, path).model_copy(update={"path": target})
         name(making, target)
     return report
+
+
+def _is_taken(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StorageError(f"{path} cannot be made: {error.strerror}: give a backup another name") from error
+    return True
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from .feed import Feed
 from .gathering import Gathering
 from .leftovers import Fates
 from .lifecycle import Task
-from .models import Scope, StepRecord, TaskFilter, TaskRecord, TaskState, Verdict, check_id, check_text
+from .models import Scope, StepRecord, TaskFilter, TaskRecord, TaskState, Verdict, check_id, check_text, check_timeout
 from .owners import Life, OwnerLock
 from .policies import Limits
 from .queries import OwnerRow
@@ -199,6 +199,7 @@ class Core:
         Raises:
             TimeoutError: *timeout* seconds passed before the end.
         """
+        timeout = check_timeout(timeout)
         began = time.monotonic()
         writer = self.writer
         reading = self.readings.begin(task_seq, handle_id, holder)
@@ -232,6 +233,7 @@ class Core:
         Raises:
             TimeoutError: it goes on.
         """
+        timeout = check_timeout(timeout)
         if timeout is None:
             return await self.end_of(task_seq)
         task = await self.task(task_seq)
@@ -287,6 +289,7 @@ class Core:
         self, task: Callable[[Transaction], Task], reason: str | None, timeout: float | None
     ) -> TaskRecord:
         """Request the cancel of the row a function of the transaction finds, and of all below it; wait for its stop."""
+        timeout = check_timeout(timeout)
         if reason is not None:
             check_text("reason", reason)
         writer, requester = self.to_request(), self.requester

@@ -22,6 +22,18 @@ def _again(kind: type[StoreError], args: tuple[object, ...]) -> StoreError:
     return error
 
 
+def shown(value: object) -> str:
+    """Return a caller's value as a message can have it: short, whatever it is, and whatever it raises when it is asked."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+_SHOWN = 200
+
+
 # --- one task -------------------------------------------------------------------------------------------------------
 
 

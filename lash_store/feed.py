@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from . import queries, retention_queries
 from .database import DRIVER_ERRORS, LAST_SEQ, Committed, Reader, Transaction
-from .errors import StoreClosed, StoreError
+from .errors import StoreClosed, StoreError, shown
 from .lifecycle import TERMINAL_EVENTS, Task
-from .models import EventType, Scope, TaskEvent
+from .models import EventType, Scope, TaskEvent, check_word
 from .retention_queries import Gap
 from .statements import names
 from .stirs import Stirs
@@ -281,7 +281,7 @@ class Feed:
         if after is None:
             after = self._newest()
         elif not isinstance(after, int) or not 0 <= after < 2**63:
-            raise ValueError(f"after is the seq of an event, 0 or None, not {after!r}")
+            raise ValueError(f"after is the seq of an event, 0 or None, not {shown(after)}")
         subscription = Subscription(self, after, scope, types, task_seq)
         self._subscriptions.add(subscription)
         return subscription
@@ -327,7 +327,7 @@ class Subscription(AsyncIterator[TaskEvent]):
         self._feed = feed
         self._cursor = cursor
         self._scope = None if scope is None else str(scope)
-        self._types = None if types is None else frozenset(EventType(kind) for kind in types)
+        self._types = None if types is None else frozenset(check_word("a type", EventType, kind) for kind in types)
         self._task_seq = task_seq
         self._chosen: dict[str, Any] = {}
         if task_seq is not None:

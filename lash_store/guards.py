@@ -101,7 +101,7 @@ def check_target(path: Path, *, writing: bool) -> bool:
     if stat.S_ISLNK(found.st_mode):
         raise StorageError(f"{path} is a symbolic link: open the file it names, {os.path.realpath(path)}")
     if not stat.S_ISREG(found.st_mode):
-        raise NotAStore(f"{path} is not a regular file")
+        raise NotAStore(f"{path} is not a regular file: give the path of a store, or of no file")
     if not writing:
         return True
     if found.st_nlink > 1:
@@ -185,7 +185,9 @@ def alone(path: Path, patience: float) -> Iterator[None]:
         try:
             descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"{lock} cannot be opened: {error.strerror}") from error
+            raise StorageError(
+                f"{lock} cannot be opened ({error.strerror}): see what is there, and move it away"
+            ) from error
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # whoever had it before removes it

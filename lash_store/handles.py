@@ -24,6 +24,7 @@ from .errors import (
     TaskError,
     TaskFailed,
     TaskNotFound,
+    shown,
 )
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import (
@@ -96,6 +97,8 @@ class TaskHandle:
             TaskPruned: it owned a task that is not in the file any more.
             HandleNotVisible: the session has no such handle, or not any more; an observer's goes with its task.
         """
+        if not hasattr(session, "scope"):
+            raise TypeError(f"from_json() is given the session that has the handle, not {type(session).__name__}")
         if isinstance(value, str):
             value = _parsed(value)
         if not isinstance(value, Mapping):
@@ -279,7 +282,7 @@ def reference(value: Reference) -> str:
     if isinstance(value, Mapping):
         name = value.get("id")
         if value.get("__handle__") != "task" or not isinstance(name, str) or not name.startswith("h-"):
-            raise InvalidId(f'{dict(value)!r} is no handle: its JSON is {{"__handle__": "task", "id": "h-…"}}')
+            raise InvalidId(f'{shown(dict(value))} is no handle: its JSON is {{"__handle__": "task", "id": "h-…"}}')
         return check_id("handle id", name)
     return check_id("task id", value)
 
@@ -287,10 +290,10 @@ def reference(value: Reference) -> str:
 def _parsed(text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise InvalidId(f"{text!r} begins as a handle's JSON does, and is none: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidId(f"{shown(text)} begins as a handle's JSON does, and is none: {error}") from error
     if not isinstance(value, dict):
-        raise InvalidId(f"{text!r} is no handle's JSON")
+        raise InvalidId(f"{shown(text)} is no handle's JSON")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import monitor_queries, session_queries
 from .claims import Claim, Shelf
 from .core import Core
+from .errors import shown
 from .models import Note, Scope, check_id
 from .monitor_models import MONITOR_PREFIX, MonitorUpdate
 
@@ -84,5 +85,5 @@ def _check_limit(limit: int | None, what: str) -> int | None:
         ValueError: not a number, or below 1.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit < 2**63):
-        raise ValueError(f"limit must be a number of {what}, at least 1, not {limit!r}")
+        raise ValueError(f"limit must be a number of {what}, at least 1, not {shown(limit)}")
     return limit

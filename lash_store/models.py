@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from unicodedata import category
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, field_validator, model_validator
 
-from .errors import InvalidId
+from .errors import InvalidId, shown
 
 __all__ = [
     "CancelPolicy",
@@ -48,6 +48,8 @@ __all__ = [
     "check_id",
     "check_seconds",
     "check_text",
+    "check_timeout",
+    "check_word",
 ]
 
 
@@ -242,7 +244,7 @@ def check_fraction(what: str, value: float | None) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"the fraction of {what} must be a number from 0 to 1, not {value!r}")
+        raise ValueError(f"the fraction of {what} must be a number from 0 to 1, not {shown(value)}")
     return float(value)
 
 
@@ -254,8 +256,40 @@ def check_seconds(what: str, value: float, *, at_least: float = 0.0) -> float:
         ValueError: not a finite number of seconds from *at_least* to a thousand years.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value <= _THOUSAND_YEARS:
-        raise ValueError(f"{what} must be a number of seconds, at least {at_least:g}, not {value!r}")
+        raise ValueError(f"{what} must be a number of seconds, at least {at_least:g}, not {shown(value)}")
     return float(value)
+
+
+W = TypeVar("W", bound=StrEnum)
+
+
+def check_word(what: str, words: type[W], given: object) -> W:
+    """
+    Return the word that is meant, as one of its enum.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if type(given) is words:
+        return given
+    try:
+        return words(given if isinstance(given, str) else "")
+    except ValueError:
+        raise ValueError(f"{what} is one of {', '.join(words)}, not {shown(given)}") from None
+
+
+def check_timeout(value: float | None) -> float | None:
+    """
+    Return how many seconds to wait, None for as long as it takes; less than none is none, and endless is a thousand years.
+
+    Raises:
+        ValueError: not a number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError(f"timeout must be a number of seconds or None, not {shown(value)}")
+    return float(min(max(value, 0), _THOUSAND_YEARS))
 
 
 _THOUSAND_YEARS = 1000 * 366 * 86_400.0
@@ -294,9 +328,11 @@ class Scope(_Record):
         Raises:
             InvalidId: no ``:`` in it, or a part that cannot be stored.
         """
+        if not isinstance(text, str):
+            raise InvalidId(f"a scope is text, not {type(text).__name__}: write runtime:session")
         runtime, colon, session_id = text.partition(":")
         if not colon:
-            raise InvalidId(f"scope {text!r} has no ':': write runtime:session")
+            raise InvalidId(f"scope {shown(text)} has no ':': write runtime:session")
         return cls(runtime, session_id)
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from typing import Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import LimitExceeded
+from .errors import LimitExceeded, shown
 
 __all__ = ["NO_RETRY", "Backoff", "Errors", "Limits", "RetryRule"]
 
@@ -99,9 +99,9 @@ class RetryRule:
             ValueError: a number of attempts below 1, or something that is no exception class.
         """
         if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or not 1 <= max_attempts < 2**31:
-            raise ValueError(f"max_attempts must be a number, at least 1, not {max_attempts!r}")
+            raise ValueError(f"max_attempts must be a number, at least 1, not {shown(max_attempts)}")
         if backoff is not None and not isinstance(backoff, Backoff):
-            raise ValueError(f"backoff must be a Backoff, not {backoff!r}")
+            raise ValueError(f"backoff must be a Backoff, not {shown(backoff)}")
         return cls(max_attempts, _classes("retry_on", on), _classes("no_retry_on", never_on), backoff or Backoff())
 
     def wants(self, error: BaseException) -> bool:
@@ -113,7 +113,7 @@ def _classes(what: str, given: Errors) -> tuple[type[BaseException], ...]:
     classes = (given,) if isinstance(given, type) else tuple(given) if isinstance(given, Iterable) else (given,)
     for one in classes:
         if not isinstance(one, type) or not issubclass(one, Exception):
-            raise ValueError(f"{what} names exception classes, not {one!r}")
+            raise ValueError(f"{what} names exception classes, not {shown(one)}")
     return classes
 
 

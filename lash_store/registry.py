@@ -15,9 +15,9 @@ from typing import Any
 import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import DuplicateFunction, FunctionError, InvalidArguments, ResultNotSerializable, UnknownFunction
+from .errors import DuplicateFunction, FunctionError, InvalidArguments, ResultNotSerializable, UnknownFunction, shown
 from .lifecycle import MONITOR, Task
-from .models import Recovery, check_id, check_seconds
+from .models import Recovery, check_id, check_seconds, check_word
 from .policies import Backoff, Errors, RetryRule
 
 __all__ = ["Function", "Registry", "from_json", "result_adapter", "to_json"]
@@ -284,7 +284,7 @@ def _version(given: str | None) -> str | None:
 
 def _accepted(given: Iterable[str | None]) -> frozenset[str | None]:
     if isinstance(given, str):
-        raise ValueError(f"accepts is a set of versions, not one: write {{{given!r}}}")
+        raise ValueError(f"accepts is a set of versions, not one: write {{{shown(given)}}}")
     return frozenset(map(_version, given))
 
 
@@ -327,7 +327,7 @@ class Registry:
             DuplicateFunction: another one has the name.
             FunctionError: it cannot be a task.
         """
-        recovery = Recovery(recovery)
+        recovery = check_word("recovery", Recovery, recovery)
         if recovery is Recovery.EXTERNAL:
             raise FunctionError(
                 "recovery 'external' is for work this store does not run: choose 'rerun' or 'owner_bound'"

@@ -23,7 +23,7 @@ from .callbacks import Callback
 from .commands import Flip, Progress, Settle
 from .core import Core
 from .database import Transaction
-from .errors import InvalidArguments, InvalidId
+from .errors import InvalidArguments, InvalidId, shown
 from .feed import Subscription
 from .handles import Reference, TaskHandle, new_handle_id, new_id, reference, references, refuse_observer
 from .inbox import Inbox, Updates, look_at_notes, look_at_updates
@@ -49,6 +49,8 @@ from .models import (
     check_fraction,
     check_id,
     check_text,
+    check_timeout,
+    check_word,
 )
 from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
 from .recovery import evidence_of_given_up
@@ -295,7 +297,9 @@ class SessionTasks:
             TaskError: the store does this work itself.
             ResultNotSerializable: the result is not JSON.
         """
-        command = spawning.ending(self._core.limits, reference(id), TaskState(state), result, failure)
+        command = spawning.ending(
+            self._core.limits, reference(id), check_word("state", TaskState, state), result, failure
+        )
         return await self._change(id, command, "complete()")
 
     async def set_live_state(self, id: Reference, state: TaskState) -> Transition:
@@ -306,10 +310,10 @@ class SessionTasks:
             ValueError: any other state.
             TaskError: the store does this work itself.
         """
-        state = TaskState(state)
+        state = check_word("state", TaskState, state)
         if state not in {TaskState.RUNNING, TaskState.WAITING}:
             raise ValueError(
-                f"task {reference(id)!r} may be 'running' or 'waiting', not {str(state)!r}: complete() ends it"
+                f"task {reference(id)!r} may be 'running' or 'waiting', not {shown(state)}: complete() ends it"
             )
         return await self._change(id, Flip(state), "set_live_state()")
 
@@ -425,8 +429,8 @@ class SessionTasks:
         """Return the session's live tasks by ``task_seq``; naming a terminal state includes it."""
         wanted = TaskFilter(
             scope=self._scope,
-            kinds=None if kinds is None else frozenset(map(TaskKind, kinds)),
-            states=None if states is None else frozenset(map(TaskState, states)),
+            kinds=None if kinds is None else frozenset(check_word("a kind", TaskKind, kind) for kind in kinds),
+            states=None if states is None else frozenset(check_word("a state", TaskState, state) for state in states),
             include_terminal=include_terminal,
             include_hidden=include_hidden,
             after_seq=after_seq,
@@ -604,6 +608,7 @@ class SessionTasks:
         Raises:
             SessionError, UnknownSession, SessionClosed, TransferConflict: no usable destination; nothing was changed.
         """
+        timeout = check_timeout(timeout)
         to, by = None if successor is None else self._sibling(successor), self._core.requester
         closed = await self._run(lambda tx: handover.close_session(tx, self._scope, to, by))
         cancelled = await cancelling.stopped(self._core, closed.cancelled, timeout)

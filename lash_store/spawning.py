@@ -7,7 +7,6 @@ import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from . import births, transitions
@@ -15,7 +14,7 @@ from .births import Born, NewTask
 from .commands import Settle
 from .core import Core
 from .database import Transaction, utc_text
-from .errors import InvalidArguments, InvalidId, SessionError
+from .errors import InvalidArguments, InvalidId, SessionError, shown
 from .failures import failure_text
 from .handles import TaskHandle, new_handle_id, new_id
 from .models import (
@@ -30,6 +29,7 @@ from .models import (
     check_id,
     check_seconds,
     check_text,
+    check_word,
 )
 from .policies import Limits
 from .registry import Registry, to_json
@@ -56,14 +56,14 @@ def body_columns(
         return {
             "label": getattr(fn, "__name__", "coroutine"),
             "recovery": Recovery.OWNER_BOUND,
-            "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.ABORT_LOCAL),
+            "cancel_policy": _policy(cancel_policy, CancelPolicy.ABORT_LOCAL),
         }
     function = registry.by_body(fn)  # type: ignore[arg-type]
     return {
         "label": function.name,
         "function": function.name,
         "recovery": function.recovery,
-        "cancel_policy": CancelPolicy(cancel_policy or CancelPolicy.COOPERATIVE),
+        "cancel_policy": _policy(cancel_policy, CancelPolicy.COOPERATIVE),
         "arguments": function.bind(args, kwargs),
         "max_attempts": function.max_attempts,
         "version": function.version,
@@ -161,18 +161,13 @@ def new_task(scope: Scope, owner_id: int, columns: dict[str, Any]) -> NewTask:
         raise SessionError(f"task {task_id!r} cannot work in its own session: child_session_id names another")
     if key is not None and check_id("idempotency key", key).startswith("child:"):
         raise InvalidId(f"idempotency key {key!r} begins with 'child:', as those of children do: choose another")
-    columns["kind"] = _word(task_id, "kind", TaskKind, columns["kind"])
-    columns["close_policy"] = _word(task_id, "close_policy", ClosePolicy, columns["close_policy"])
+    columns["kind"] = check_word(f"task {task_id!r}: kind", TaskKind, columns["kind"])
+    columns["close_policy"] = check_word(f"task {task_id!r}: close_policy", ClosePolicy, columns["close_policy"])
     return NewTask(scope=scope, id=task_id, label=label, owner_id=owner_id, handle_id=new_handle_id(), **columns)
 
 
-def _word(task_id: str, name: str, words: type[StrEnum], given: str) -> StrEnum:
-    if type(given) is words:
-        return given
-    try:
-        return words(given)
-    except ValueError:
-        raise ValueError(f"task {task_id!r}: {name} is one of {', '.join(words)}, not {given!r}") from None
+def _policy(given: CancelPolicy | None, otherwise: CancelPolicy) -> CancelPolicy:
+    return otherwise if given is None else check_word("cancel_policy", CancelPolicy, given)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -203,11 +198,11 @@ def ending(
         ResultNotSerializable, LimitExceeded: the result is not JSON, or too large.
     """
     if state not in {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED}:
-        raise ValueError(f"task {task_id!r} may end 'completed', 'failed' or 'cancelled', not {str(state)!r}")
+        raise ValueError(f"task {task_id!r} may end 'completed', 'failed' or 'cancelled', not {shown(state)}")
     if result is not None and state is not TaskState.COMPLETED:
-        raise ValueError(f"task {task_id!r}: a result belongs to 'completed', not to {str(state)!r}")
+        raise ValueError(f"task {task_id!r}: a result belongs to 'completed', not to {shown(state)}")
     if failure is not None and state is not TaskState.FAILED:
-        raise ValueError(f"task {task_id!r}: a failure belongs to 'failed', not to {str(state)!r}")
+        raise ValueError(f"task {task_id!r}: a failure belongs to 'failed', not to {shown(state)}")
     what = f"the result of task {task_id!r}"
     return Settle(
         state,

@@ -37,7 +37,7 @@ from .context import TaskContext
 from .copies import BackupReport
 from .core import Core
 from .database import Committed, Durability, Reader, Transaction
-from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession
+from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession, shown
 from .feed import Feed, Subscription
 from .findings import CheckReport
 from .handles import TaskHandle, owner_handle
@@ -57,6 +57,8 @@ from .models import (
     TaskState,
     check_id,
     check_text,
+    check_timeout,
+    check_word,
 )
 from .monitor_models import MonitorUpdate
 from .owners import OwnerLock, describe_process
@@ -118,19 +120,19 @@ class TaskStore:
         upgrade_backup: bool = True,
     ) -> None:
         if retention is not None and not isinstance(retention, Retention):
-            raise ValueError(f"retention must be Retention(…), not {retention!r}")
+            raise ValueError(f"retention must be Retention(…), not {shown(retention)}")
         if limits is not None and not isinstance(limits, Limits):
-            raise ValueError(f"limits must be Limits(…), not {limits!r}")
+            raise ValueError(f"limits must be Limits(…), not {shown(limits)}")
         if durability not in {"full", "normal"}:
-            raise ValueError(f"durability must be 'full' or 'normal', not {durability!r}")
+            raise ValueError(f"durability must be 'full' or 'normal', not {shown(durability)}")
         if upgrade not in {"auto", "refuse"}:
-            raise ValueError(f"upgrade must be 'auto' or 'refuse', not {upgrade!r}")
+            raise ValueError(f"upgrade must be 'auto' or 'refuse', not {shown(upgrade)}")
         if not isinstance(max_running, int) or max_running < 1:
-            raise ValueError(f"max_running must be a number of bodies, at least 1, not {max_running!r}")
+            raise ValueError(f"max_running must be a number of bodies, at least 1, not {shown(max_running)}")
         waits = {"cancel_grace": cancel_grace, "lock_timeout": lock_timeout, "callback_timeout": callback_timeout}
         for name, wait in waits.items():
             if not isinstance(wait, int | float) or not wait >= 0:
-                raise ValueError(f"{name} must be a number of seconds, at least 0, not {wait!r}")
+                raise ValueError(f"{name} must be a number of seconds, at least 0, not {shown(wait)}")
         self._path = guards.resolve(path)
         self._runtime: str | None = Scope(runtime, "-").runtime
         self._access: _Access = "own"
@@ -221,7 +223,7 @@ class TaskStore:
         def register(fn: F) -> F:
             self._registry.add(
                 fn,
-                recovery=Recovery(recovery),
+                recovery=check_word("recovery", Recovery, recovery),
                 name=name,
                 max_attempts=max_attempts,
                 retry_on=retry_on,
@@ -291,7 +293,7 @@ class TaskStore:
         if self._closing is None:
             if self._core is None:
                 return
-            self._close_timeout = None if timeout is None else float(timeout)
+            self._close_timeout = check_timeout(timeout)
             self._closing = asyncio.create_task(self._close(), name="lash_store close")
         await _whole(self._closing)
 
@@ -757,7 +759,7 @@ class TaskStore:
         writer, by = core.to_request(), core.requester
         check_text("reason", reason)
         if not isinstance(owner_id, int) or not 0 < owner_id < 2**63:
-            raise StoreError(f"an owner's id is a number, not {owner_id!r}: its row in 'owners' has it")
+            raise StoreError(f"an owner's id is a number, not {shown(owner_id)}: its row in 'owners' has it")
         if owner_id == core.owner_id:
             raise StoreError(f"owner {owner_id} is this store itself: close it")
         changed = await writer.run(lambda tx: give_up_owner(tx, owner_id, reason, by))

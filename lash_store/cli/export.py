@@ -113,7 +113,13 @@ def _private(output: str) -> IO[str]:
 
 
 def _opened(name: str, flags: int) -> int:
-    descriptor = os.open(name, flags, 0o600)
+    path = Path(name)
+    is_link = path.is_symlink()
+    if is_link and (path.is_file() or not path.exists()):
+        raise click.ClickException(
+            f"{name} is a symbolic link, which somebody may have put there: name the file it names"
+        )
+    descriptor = os.open(name, flags if is_link else flags | os.O_NOFOLLOW, 0o600)
     found = os.fstat(descriptor)
     # one of yesterday may be open to others; a pipe or a device is not ours to close
     if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():

@@ -205,6 +205,6 @@ def restore(ctx: click.Context, source: str, yes: bool, as_json: bool) -> None:
     if as_json:
         write_json(report.model_dump(mode="json"))
         return
-    click.echo(f"{safe(str(report.path))}: revision {report.revision}, {counted(report.tasks, 'task')}")
+    click.echo(f"{safe(str(report.path))}: revision {safe(report.revision)}, {counted(report.tasks, 'task')}")
     if report.kept is not None:
         click.echo(f"what was there is now {safe(str(report.kept))}")
