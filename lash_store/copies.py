@@ -136,9 +136,9 @@ def back_up(path: Path, target: Path, progress: Progress | None = None) -> Backu
         StorageBusy: another process is making it.
         StorageCorrupt: the copy does not hold what the file should; it is removed.
     """
-    for there in (target, *with_commits(target)):
-        if _is_taken(there):
-            raise StorageError(f"{there} exists: give a backup a name of its own, or move that away")
+    taken = [target] if _is_taken(target) else with_commits(target)
+    if taken:
+        raise StorageError(f"{taken[0]} exists: give a backup a name of its own, or move that away")
     with made(target) as making:
         if not database.has_content(path):
             raise StorageError(f"{path} is empty: check the path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -607,6 +608,17 @@ class TaskFilter(_Record):
     @classmethod
     def _read_scope(cls, value: object) -> object:
         return Scope.parse(value) if isinstance(value, str) else value
+
+    @field_validator("kinds", "states", mode="before")
+    @classmethod
+    def _are_words(cls, value: object) -> object:
+        # what is no text is refused before an enum asks it to tell of itself
+        if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+            value = [*value]
+            odd = [one for one in value if not isinstance(one, str)]
+            if odd:
+                raise ValueError(f"it has words, not {shown(odd[0])}")
+        return value
 
 
 class RecoveryReport(_Record):

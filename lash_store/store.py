@@ -585,11 +585,11 @@ class TaskStore:
         Raises:
             UnknownSession: the session the filter names is not in this file.
         """
-        return await self._open.list(filter or TaskFilter())
+        return await self._open.list(_wanted(filter))
 
     async def count(self, filter: TaskFilter | None = None) -> int:
         """Return how many tasks a filter wants; its ``limit`` does not count. See `list`."""
-        return await self._open.count(filter or TaskFilter())
+        return await self._open.count(_wanted(filter))
 
     async def steps(self, task_seq: int) -> Sequence[StepRecord]:
         """
@@ -779,6 +779,14 @@ async def _whole(task: asyncio.Task[None]) -> None:
         _ = task.cancelled() or task.exception()
         raise cancelled
     await task
+
+
+def _wanted(filter: TaskFilter | None) -> TaskFilter:
+    if filter is None:
+        return TaskFilter()
+    if not isinstance(filter, TaskFilter):
+        raise TypeError(f"give a TaskFilter(…), not {shown(filter)}")
+    return filter
 
 
 def _named(sessions: object) -> object:
