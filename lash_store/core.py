@@ -401,6 +401,9 @@ class Core:
     async def is_gone(self, owner_id: int) -> bool:
         """Say whether an owner has ended, or its lock is free."""
         rows = await self.reader.rows(queries.OWNER, {"owner_id": owner_id})
+        if not rows:
+            # somebody's hand took its row away, or gave the task a number that nobody has
+            return True
         owner = OwnerRow._make(rows[0])
         return owner.ended_at is not None or owners.life_of(self.path, owner) is Life.DEAD
 

@@ -17,7 +17,6 @@ from .database import Transaction
 from .errors import (
     HandleNotVisible,
     InvalidId,
-    StorageError,
     StoreClosed,
     TaskAbandoned,
     TaskCancelled,
@@ -41,7 +40,6 @@ from .models import (
     check_id,
 )
 from .registry import from_json, to_json
-from .session_queries import HandleRow
 from .transitions import Outcome
 
 if TYPE_CHECKING:
@@ -223,11 +221,8 @@ class TaskHandle:
 async def owner_handle(core: Core, task: Task) -> TaskHandle:
     """Read the handle a task was born with."""
     rows = await core.reader.rows(session_queries.OWNER_HANDLE, {"task_seq": task.task_seq})
-    if not rows:
-        raise StorageError(
-            f"task #{task.task_seq} has no handle: somebody took it out of the file, or it is damaged: see lash-store doctor"
-        )
-    return TaskHandle(core, task, HandleRow._make(rows[0]).handle_id)
+    row = session_queries.owner_handle_of(rows[0] if rows else None, task.task_seq)
+    return TaskHandle(core, task, row.handle_id)
 
 
 def refuse_observer(handle_id: str, role: str) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .database import Transaction
+from .errors import StorageError
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE, readable
@@ -259,8 +260,22 @@ def insert_handle(tx: Transaction, handle_id: str, scope: str, task_seq: int, ro
 
 
 def owner_handle(tx: Transaction, task_seq: int) -> HandleRow:
-    """Return the handle a task was born with."""
-    return HandleRow._make(tx.one(OWNER_HANDLE, {"task_seq": task_seq}) or ())
+    """
+    Return the handle a task was born with.
+
+    Raises:
+        StorageError: somebody's hand took it out of the file.
+    """
+    return owner_handle_of(tx.one(OWNER_HANDLE, {"task_seq": task_seq}), task_seq)
+
+
+def owner_handle_of(row: Sequence[Any] | None, task_seq: int) -> HandleRow:
+    """Read a row of `OWNER_HANDLE`, which every task has; see `owner_handle`."""
+    if row is None:
+        raise StorageError(
+            f"task #{task_seq} has no handle: somebody took it out of the file, or it is damaged: see lash-store doctor"
+        )
+    return HandleRow._make(row)
 
 
 def handle_by_id(tx: Transaction, handle_id: str) -> HandleRow | None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.values import ENTRIES, LEFT_OUT, ODD, Call, Stage, _parameters, calls, entry_names
+from tests.fuzz.values import ENTRIES, LEFT_OUT, Call, Stage, calls, entry_names
 
 SEED = int(os.environ.get("FUZZ_SEED") or random.randrange(10**6))
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 250)
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 50)
 
 
 @pytest.fixture

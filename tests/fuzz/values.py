@@ -1,4 +1,4 @@
-"""Odd values, and every public entry that takes one: what each call may come to, and that the file is as it was after an error."""
+"""Odd values, and every public entry that takes one: what each call may come to, and that an error leaves the file as it was."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "a dict in itself": _cyclic_dict,
     "empty list": list,
     "list of odd": lambda: ["", None, "\0", 5],
-    "naive time": lambda: datetime(2025, 1, 1),  # noqa: DTZ001, that is what it is for
-    "last time": lambda: datetime.max,  # noqa: DTZ901
-    "first time": lambda: datetime.min.replace(tzinfo=UTC),  # noqa: DTZ901
+    "naive time": lambda: datetime(2025, 1, 1),
+    "last time": lambda: datetime.max,
+    "first time": lambda: datetime.min.replace(tzinfo=UTC),
     "time": lambda: datetime(2035, 1, 1, tzinfo=UTC),
     "span": lambda: timedelta(days=-999_999_999),
     "longest span": lambda: timedelta.max,
