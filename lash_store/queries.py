@@ -173,7 +173,7 @@ def update_tasks(tx: Transaction, changes: Sequence[tuple[Task, Mapping[str, Any
     Change many rows that were *seen* in this transaction, and return them: as `update_task`, a statement a shape of change.
 
     Raises:
-        RuntimeError: one of them is no longer what was seen.
+        StorageError: one of them is no longer what was seen.
     """
     alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for seen, columns in changes:
@@ -182,7 +182,7 @@ def update_tasks(tx: Transaction, changes: Sequence[tuple[Task, Mapping[str, Any
         statement = _update_task(names_of)
         changed = tx.connection.executemany(statement.sql, map(statement.arrange, parameters)).rowcount
         if changed != len(parameters):
-            raise RuntimeError(f"{len(parameters) - changed} rows changed between two statements of one transaction")
+            raise not_as_read(f"{len(parameters) - changed} rows of tasks")
     return [with_columns(seen, columns) for seen, columns in changes]
 
 
@@ -478,6 +478,14 @@ def task_record(task: Task) -> TaskRecord:
     """
     with readable(f"the row of task #{task.task_seq}"):
         return _task_record(task)
+
+
+def not_as_read(what: str) -> StorageError:
+    """Say of rows that were read in this transaction that they cannot be found by what was read."""
+    return StorageError(
+        f"{what} cannot be changed, for it is not what was read of it: text in it that is not UTF-8, or a trigger of somebody "
+        "else's: see lash-store doctor; nothing was written"
+    )
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def transition(tx: Transaction, task: Task, command: Command, *, fresh: bool = T
     elif fresh:
         return Outcome(task, decision.verdict, decision.stale)
     if fresh:
-        raise RuntimeError(f"task {task.id!r} changed between two statements of one transaction")
+        raise queries.not_as_read(f"the row of task #{task.task_seq}")
     return transition(tx, as_it_is(tx, task), command, local=local)
 
 

@@ -74,16 +74,16 @@ def _file(file: Mapping[str, Any]) -> None:
 
 
 def _tasks(by_kind: Mapping[str, Mapping[str, int]]) -> None:
-    states = list(next(iter(by_kind.values()))) if by_kind else []
+    states = list(dict.fromkeys(state for counts in by_kind.values() for state in counts))
     if not states:
         _section("tasks", (("none yet", "fold"),), [])
         return
-    totals = {state: sum(counts[state] for counts in by_kind.values()) for state in states}
+    totals = {state: sum(counts.get(state, 0) for counts in by_kind.values()) for state in states}
     # columns of states that no task is in would only take room
     shown = [state for state in states if totals[state]]
     rows: list[Sequence[Cell]] = []
     for kind, counts in [*by_kind.items(), ("all", totals)] if len(by_kind) > 1 else by_kind.items():
-        cells = [_number(counts[state], state_style(state)) for state in shown]
+        cells = [_number(counts.get(state, 0), state_style(state)) for state in shown]
         rows.append(((kind, "bold"), *cells, (str(sum(counts.values())), "bold")))
     heads = [(state, "right") for state in shown]
     _section("tasks", (("kind", "fixed"), *heads, ("all", "right")), rows)

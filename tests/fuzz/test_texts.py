@@ -27,10 +27,37 @@ RULES = settings(
 
 ODD_TEXTS = [text for make in ODD.values() if isinstance(text := make(), str) and "\0" not in text and len(text) < 5000]
 WORDS = [
-    "#1", "#0", "#-1", "#9223372036854775808", "#" + "9" * 400, "desktop:s1", "index", "1h", "0s", "-5", "1e9", "nan", "99999999999w",
-    "2025-01-31", "9999-12-31T23:59:59+14:00", "0001-01-01T00:00:00+14:00", "{", "[]", '{"a":NaN}', "[" * 2000, "completed", "=", "a=b",
-    "\udcff\udcfe", "/nowhere/x", "--", "-", "*", "%", "'; DROP TABLE tasks; --",
-]  # fmt: skip
+    "#1",
+    "#0",
+    "#-1",
+    "#9223372036854775808",
+    "#" + "9" * 400,
+    "desktop:s1",
+    "index",
+    "1h",
+    "0s",
+    "-5",
+    "1e9",
+    "nan",
+    "99999999999w",
+    "2025-01-31",
+    "9999-12-31T23:59:59+14:00",
+    "0001-01-01T00:00:00+14:00",
+    "{",
+    "[]",
+    '{"a":NaN}',
+    "[" * 2000,
+    "completed",
+    "=",
+    "a=b",
+    "\udcff\udcfe",
+    "/nowhere/x",
+    "--",
+    "-",
+    "*",
+    "%",
+    "'; DROP TABLE tasks; --",
+]
 
 
 @pytest.fixture(scope="module")
