@@ -74,7 +74,9 @@ def test_without_a_terminal_it_tells_the_run_in_plain_lines(tmp_path: Path) -> N
     assert "demo:run-" in shown.stdout
 
 
-@pytest.mark.parametrize("db", ["missing/demo.db", "folder", "text.db"])
+@pytest.mark.parametrize(
+    "db", [*(pytest.param(db, marks=pytest.mark.slow) for db in ("missing/demo.db", "folder")), "text.db"]
+)
 def test_a_file_that_cannot_be_used_is_one_clean_error(tmp_path: Path, db: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.db").write_text("this is a letter, and no database at all" * 40)

@@ -59,6 +59,7 @@ def test_killed_after_a_step_and_run_again_it_comes_to_the_same_end(tmp_path: Pa
     assert "the sub-agent says ['which tests are slow? yes'" in said
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_comes_to_the_same_end(tmp_path: Path) -> None:
     for die_after in (1, 3, 5, 2):
         live(tmp_path, die_after=die_after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -89,14 +90,17 @@ async def repeat(path: Path) -> Handoff:
     return handoff
 
 
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 async def test_killed_before_any_statement_of_it_a_handoff_is_done_whole_or_not_at_all_and_a_replay_completes_it(
-    start: Callable[..., Worker], family: Callable[[str], Path]
+    start: Callable[..., Worker], family: Callable[[str], Path], step: int
 ) -> None:
     done: list[Any] = []
     found: list[bool] = []
     # the next ones work while what the last one left is looked at
     at_work: deque[tuple[Path, Worker]] = deque()
-    number = itertools.count(1)
+    first = random.randrange(1, step + 1)
+    print(f"every statement of number {first}, {first + step}, …")
+    number = itertools.count(first, step)
     while not done:
         while len(at_work) < AT_ONCE:
             path = family(f"{(at := next(number))}.db")
@@ -112,7 +116,7 @@ async def test_killed_before_any_statement_of_it_a_handoff_is_done_whole_or_not_
 
     print(f"{done[0][1]} statements; {found.count(False)} kills left nothing, {found.count(True)} all of it")
     assert found == sorted(found)
-    assert found.count(False) > 50
+    assert found.count(False) > 50 // step
 
 
 async def test_killed_after_the_commit_and_before_anybody_was_told_a_replay_tells_what_was_done(

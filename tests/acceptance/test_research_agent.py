@@ -38,7 +38,7 @@ def check(folder: Path, said: str) -> None:
     assert read(folder, "SELECT count(*) FROM inbox") == [(2,)]
 
 
-@pytest.mark.parametrize("die_after", [3, 6, 10])
+@pytest.mark.parametrize("die_after", [6, *(pytest.param(line, marks=pytest.mark.slow) for line in (3, 10))])
 def test_killed_after_a_line_and_run_again_it_comes_to_the_same_end(tmp_path: Path, die_after: int) -> None:
     run(tmp_path, "--yes", "--die-after", str(die_after), killed=True)
 
