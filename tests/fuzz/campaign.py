@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -161,6 +162,8 @@ def _in_a_process(
             for descriptor in (0, 1, 2):
                 os.dup2(null, descriptor)
             os.setsid()
+            # a crash is an answer here, and told by its signal
+            faulthandler.disable()
             for answer in run_case(case, here, seeds, ways, source):
                 say(writes, answer)
             status = 0

@@ -20,7 +20,7 @@ from tests.fuzz.trial import Trial
 
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("FUZZ_SEED") or random.randrange(10**6))
-FILES = int(os.environ.get("FUZZ_FILES") or 7)
+FILES = int(os.environ.get("FUZZ_FILES") or 4)
 
 
 def test_a_few_damaged_files_are_opened_or_refused(tmp_path: Path) -> None:
