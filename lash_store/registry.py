@@ -369,11 +369,11 @@ class Registry:
         Raises:
             UnknownFunction: it was not.
         """
-        function = self._by_body.get(body) if isinstance(body, Hashable) else None
+        function = self._by_body.get(body) if callable(body) and isinstance(body, Hashable) else None
         if function is None:
             name = getattr(body, "__name__", body)
             raise UnknownFunction(
-                f"function {name!r} is not registered with this store: decorate it with @store.task(recovery=…)"
+                f"function {shown(name)} is not registered with this store: decorate it with @store.task(recovery=…)"
             )
         return function
 
