@@ -257,6 +257,19 @@ SWEEPS: dict[str, tuple[Callable[[Wanted], Iterator[Point]], Callable[[], str | 
 """What runs each, and why it cannot here, if it cannot."""
 
 
+SOMETIMES: dict[str, set[str]] = {
+    "statements": {"success", "StorageError", "StorageFull", "StorageBusy", "CommitInDoubt"},
+    "cancels": {"cancelled"},
+    "calls": {"success", "StorageError", "StorageFull", "CommitInDoubt"},
+    "kills": {"killed"},
+    "syscalls": {"EIO", "ENOSPC", "EINTR", "SIGKILL"},
+}
+"""Answers that a sweep of all operations must have met, once it is long enough for that; else it is void."""
+
+_LONG = 300
+"""Points after which each of those was met, if nothing is wrong with the sweep itself."""
+
+
 # --- the tests ------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +356,9 @@ def _sweep(name: str, result: Result, arguments: argparse.Namespace) -> None:
         if time.monotonic() > told + 10:
             told = time.monotonic()
             print(f"{name}: {result.points} points, {told - began:.0f} s, {what[:80]}", file=sys.stderr, flush=True)
+    missing = SOMETIMES.get(name, set()) - answers.keys()
+    if missing and not arguments.operations and (arguments.all or result.points >= _LONG):
+        result.wrong.append(f"sweep {name}: never answered {', '.join(sorted(missing))}: it is void")
     if not result.points:
         result.wrong.append(f"sweep {name}: not one point was reached: it shows nothing")
     result.answers = dict(answers.most_common())

@@ -106,13 +106,16 @@ MATRIX: tuple[Row, ...] = (
     ),
     Row(
         "controls",
-        "a store that acknowledges what a commit lost, denies what took, or keeps the write lock",
-        "planted in the writer",
+        "a store that acknowledges what a commit lost, denies what took, or keeps the write lock; a part of an effect; something "
+        "acknowledged and lost",
+        "planted in the writer, or in what is asked",
         "The harness is red.",
         (
             f"{_STATEMENTS}::test_a_store_that_acknowledged_what_a_commit_lost_is_found_out",
             f"{_STATEMENTS}::test_an_error_that_tells_of_no_effect_which_took_is_found_out",
             f"{_STATEMENTS}::test_a_store_that_keeps_the_write_lock_is_found_out",
+            "tests/faults/test_cancels.py::test_a_part_of_an_effect_is_found_out",
+            "tests/faults/test_calls.py::test_an_acknowledged_operation_that_is_not_there_is_found_out",
         ),
     ),
     # --- cancelled callers

@@ -144,7 +144,7 @@ class Operation:
     *ask* is put to the file with plain `sqlite3` (or is a function of its path): *absent* before, *whole* once it took effect.
     One that only reads has none, and gives *answer*. *parts* are what it says in between, of one that is several; *failed* if a
     function of the program's own has failed in it. *lax* says why a success may come without its effect in the file.
-    *goes_on*: what was begun comes to its end whatever who waits for it is told. In a
+    *is_slow* are left out of the quick samples; *goes_on*: what was begun comes to its end whatever who waits for it is told. In a
     *body*, ``act`` is given the task's context. *alone*: the store is not opened beforehand.
     """
 
@@ -498,6 +498,7 @@ OPERATIONS: tuple[Operation, ...] = (
         absent=(0,),
         whole=(1,),
         alone=True,
+        is_slow=True,
     ),
     Operation(
         "TaskStore.prune",

@@ -18,7 +18,7 @@ from tests.faults import calls
 from tests.faults.operations import OPERATIONS, newborn
 from tests.power import vfs
 
-SECONDS = 2.0
+SECONDS = 1.2
 KILLS = 3
 SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
 
@@ -49,6 +49,21 @@ def test_a_sample_of_failing_calls_is_answered_as_it_is_and_recovered_from(
     assert [words for words in found if words[-1]] == [], f"FAULTS_SEED={SEED}"
     # how it is answered is another matter: an error that passes may be met by opening again
     assert Counter(words[3] for words in found), "nothing failed: this run shows nothing"
+
+
+async def test_an_acknowledged_operation_that_is_not_there_is_found_out(
+    start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """A control: killed before anything was written, and taken for acknowledged."""
+    newborn(tmp_path)
+    [one] = [one for one in OPERATIONS if one.name == "SessionTasks.spawn"]
+    worker = start(calls.kill_at, str(tmp_path), one.name, 1)
+    said = worker.join()
+    assert ["answered", None] not in said, said
+
+    wrong = await calls.judge_killed(one, tmp_path, is_answered=True)
+
+    assert wrong == ["acknowledged and lost: (0, 0, 0)"]
 
 
 async def test_a_process_killed_at_a_call_leaves_what_it_acknowledged(

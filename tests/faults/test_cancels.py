@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,14 @@ async def test_a_caller_cancelled_anywhere_leaves_the_whole_or_nothing(folder: P
 
     assert wrong == [], f"FAULTS_SEED={SEED}"
     assert answers["cancelled"], answers
+
+
+async def test_a_part_of_an_effect_is_found_out(folder: Path) -> None:
+    """A control: what the file says is neither of the two."""
+    here = Path(tempfile.mkdtemp(dir=folder))
+    [one] = [one for one in OPERATIONS if one.name == "SessionTasks.spawn"]
+    torn = replace(one, absent=(1, 0, 0), whole=(1, 1, 0))
+
+    found = await cancelled_at(torn, newborn(here), here, 1, False, check)
+
+    assert any(wrong.startswith("torn") for wrong in found.wrong), found

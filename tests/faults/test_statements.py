@@ -109,7 +109,7 @@ async def test_a_sample_of_all_points_is_whole_or_absent_and_leaves_nothing(born
     assert sum(answers.values()) > answers["success"], answers
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", ["IOERR", "FULL", "NOMEM"])
 @pytest.mark.parametrize(("mode", "answer"), [("before", "error"), ("after", "success")])
 async def test_a_commit_that_fails_is_told_as_it_is(
     born: Path, folder: Path, code: str, mode: str, answer: str
