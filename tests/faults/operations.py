@@ -144,8 +144,8 @@ class Operation:
     *ask* is put to the file with plain `sqlite3` (or is a function of its path): *absent* before, *whole* once it took effect.
     One that only reads has none, and gives *answer*. *parts* are what it says in between, of one that is several; *failed* if a
     function of the program's own has failed in it. *lax* says why a success may come without its effect in the file.
-    *is_slow* are left out of the quick samples; *goes_on*: what was begun comes to its end whatever who waits for it is told. In a
-    *body*, ``act`` is given the task's context. *alone*: the store is not opened beforehand.
+    *is_slow* are left out of the quick samples. *goes_on*: what was begun comes to its end, whatever who waits for it is told. In
+    a *body*, ``act`` is given the task's context. *alone*: the store is not opened beforehand.
     """
 
     name: str
