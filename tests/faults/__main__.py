@@ -370,7 +370,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults",
         description="Run the fault matrix: what goes wrong, where, and what must come of it (docs/faults.md).",
-        epilog="examples: python -m tests.faults --seconds 20;  python -m tests.faults --all --seed 1 (an hour or two);  "
+        epilog="examples: python -m tests.faults --seconds 20;  python -m tests.faults --all --seed 1 (some hours);  "
         "python -m tests.faults --only statement --operations SessionTasks.spawn --all --no-tests",
     )
     parser.add_argument("--only", action="append", metavar="ROW", help="a row by its name; may be given again")
