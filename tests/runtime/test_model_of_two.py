@@ -157,24 +157,30 @@ class ModelOfTwo(Model):
 
 
 class OneOfThem(Life):
-    """One store beside others; *looks* counts how often it has looked for what they commit."""
+    """One store beside others, which looks for what they commit when it is told to: *looks* counts how often it has."""
 
     def __init__(self, path: Path, *, knows: bool) -> None:
         self.looks = 0
+        self.enough = 0
+        self.stirred, self.has_looked = asyncio.Event(), asyncio.Event()
         super().__init__(path, knows=knows)
         assert self.store._core is not None
-        self.store._core.feed._stirs.next = self._count_looks  # type: ignore[method-assign]
+        self.store._core.feed._stirs.next = self._wait_to_be_told  # type: ignore[method-assign]
 
-    async def _count_looks(self) -> None:
+    async def _wait_to_be_told(self) -> None:
         # one look is over where the next would be waited for
         self.looks += 1
-        await asyncio.sleep(0.0002)
+        if self.looks >= self.enough:
+            self.has_looked.set()
+            await self.stirred.wait()
+            self.stirred.clear()
 
     async def _look_around(self) -> None:
         # the first may have begun before
-        enough = self.looks + 2
-        while self.looks < enough:
-            await asyncio.sleep(0.0001)
+        self.enough = self.looks + 2
+        self.has_looked.clear()
+        self.stirred.set()
+        await self.has_looked.wait()
         await self.store.session("s1")
 
     def look_around(self) -> None:
@@ -226,9 +232,17 @@ class SessionsOfTwo(Sessions):
             self.life = None
             super().teardown()
 
-    @rule(hand=st.sampled_from([*OWNERS, GUEST]))
-    def give_the_turn(self, hand: str) -> None:
-        self._give_turn(hand)
+    @rule()
+    def let_the_first_act(self) -> None:
+        self._give_turn(OWNERS[0])
+
+    @rule()
+    def let_the_second_act(self) -> None:
+        self._give_turn(OWNERS[1])
+
+    @rule()
+    def let_the_guest_act(self) -> None:
+        self._give_turn(GUEST)
 
     @rule()
     def restart(self) -> None:
