@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import io
 import json
-import logging
 import multiprocessing
 import sys
-import tempfile
 import time
-import traceback
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from tests.model.stories import Told, tell
+from tests.model.watched import SOMETIMES
 
 _HELP = """\
 Let Hypothesis make up what callers do to the sessions of a file, crashes included, and compare every row with a model after each.
@@ -33,48 +29,6 @@ A step is a rule that was followed. Each portion of some 2,000 steps has a seed 
 failure prints the shortest story Hypothesis finds, and the portion: --portion tells that one again.
 The exit code is 0 only if all went as the model says, and everything in the table of what must be seen sometimes was seen.
 """
-
-_STORIES, _LENGTH = 40, 50
-"""Stories in a portion, and steps in a story."""
-
-
-@dataclass
-class Told:
-    """What came of a portion."""
-
-    steps: Counter[str] = field(default_factory=Counter)
-    seen: Counter[str] = field(default_factory=Counter)
-    stories: int = 0
-    failure: str | None = None
-
-
-def tell(seed: int, portion: int, processes: int) -> Told:
-    """Tell the stories of one portion, in this process."""
-    import hypothesis
-    from hypothesis.stateful import run_state_machine_as_test
-
-    from tests.model.watched import MACHINES, SEEN
-    from tests.runtime.test_model import COMMON, STEPS
-
-    logging.disable(logging.CRITICAL)
-    memory = Path("/dev/shm")
-    tempfile.tempdir = str(memory) if memory.is_dir() else None
-    STEPS.clear()
-    SEEN.clear()
-    told = Told()
-    machine = hypothesis.seed(seed * 1_000_000 + portion)(MACHINES[processes])
-    how = hypothesis.settings(max_examples=_STORIES, stateful_step_count=_LENGTH, database=None, **COMMON)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            run_state_machine_as_test(machine, settings=how)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        told.failure = f"seed {seed}, portion {portion}:\n{printed.getvalue()}\n{traceback.format_exc()}"
-    told.stories = SEEN.pop("stories", 0)
-    told.steps, told.seen = Counter(STEPS), Counter(SEEN)
-    return told
 
 
 def _portions(given: argparse.Namespace) -> Iterator[Told]:
@@ -135,8 +89,6 @@ def main() -> int:
 
 
 def _show(given: argparse.Namespace, whole: Told, seconds: float) -> int:
-    from tests.model.watched import SOMETIMES
-
     steps = whole.steps.total()
     sometimes = {name: whole.seen[name] for name in SOMETIMES[given.processes]}
     never = [name for name, count in sometimes.items() if not count]
