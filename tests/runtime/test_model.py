@@ -661,6 +661,14 @@ class Sessions(RuleBasedStateMachine):
     @there_is(lambda self: self.model.state.bodies)
     @rule(which=_which, word=_words)
     def let_a_body_end(self, which: int, word: str) -> None:
+        self._let_end(which, word)
+
+    @there_is(lambda self: self.model.state.bodies)
+    @rule(which=_which)
+    def let_a_body_fail(self, which: int) -> None:
+        self._let_end(which, "raise")
+
+    def _let_end(self, which: int, word: str) -> None:
         bodies = sorted(self.model.state.bodies)
         seq = bodies[which % len(bodies)]
 
