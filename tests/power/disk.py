@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -36,6 +36,7 @@ class Record:
 
     def __init__(self, saved: Path) -> None:
         about = json.loads((saved / "record.json").read_text())
+        self.saved = saved
         self.kind: str = about["kind"]
         self.seed: int = about["seed"]
         self.path: str = about["path"]
@@ -46,9 +47,9 @@ class Record:
 
 
 class Write(NamedTuple):
-    """A change of a file that is not durable yet: *data* at *offset*, or None: cut, or grown, to *offset*."""
+    """A change of a file that is not durable yet, entry *at*: *data* at *offset*, or None: cut, or grown, to *offset*."""
 
-    index: int
+    at: int
     offset: int
     data: bytes | None
 
@@ -80,12 +81,12 @@ class Node:
 
     def sync(self, before: int) -> None:
         """Make durable what was noted before an index."""
-        covered = [write for write in self.pending if write.index < before]
+        covered = [write for write in self.pending if write.at < before]
         if covered:
             size = len(self.durable)
             apply(self.durable, covered)
             self.blocks = blocks_after(self.blocks, self.durable, touched(covered, size))
-            self.pending = [write for write in self.pending if write.index >= before]
+            self.pending = [write for write in self.pending if write.at >= before]
             self.commits = sum(commits(write.data) for write in self.pending)
             self.cuts = sum(write.data is None for write in self.pending)
 
@@ -145,7 +146,7 @@ def apply(content: bytearray, writes: Iterable[Write]) -> bytearray:
 
 
 class _Renamed(NamedTuple):
-    index: int
+    at: int
     folder: str
     names: dict[str, Node | None]
 
@@ -222,7 +223,7 @@ class Disk:
     def _sync_folder(self, folder: str, before: int) -> None:
         left = []
         for change in self._pending_names:
-            if change.folder == folder and change.index < before:
+            if change.folder == folder and change.at < before:
                 _rename(self._durable_names, change.names)
             else:
                 left.append(change)
@@ -237,7 +238,7 @@ class Disk:
 
     def since_names(self, index: int) -> int | None:
         """Return how many entries ago a name that is asked for was changed, if that is not durable yet."""
-        return index - self._ours[-1].index if self._ours else None
+        return index - self._ours[-1].at if self._ours else None
 
     def is_durable(self, path: str) -> bool:
         """Say whether a file, with all that was written to it, outlives any cut from here on."""
@@ -255,10 +256,21 @@ class Disk:
                 files[path] = left_of(chosen, rng.choice(("all", "nothing", *VARIANTS)), rng)
         return files
 
-    def left(self, how: str, rng: random.Random) -> State:
-        """Choose a state of the names that are asked for: *how* is "all", "nothing", or one of `VARIANTS`."""
+    def name_changes(self, most: int) -> Iterator[list[_Renamed]]:
+        """Give every part of what is pending of the names that are asked for; of the newest *most* changes, if there are more."""
+        older, newest = self._ours[:-most], self._ours[-most:]
+        for count in range(len(newest) + 1):
+            for kept in itertools.combinations(newest, count):
+                yield [*older, *kept]
+
+    def left(self, how: str, rng: random.Random, changes: list[_Renamed] | None = None) -> State:
+        """
+        Choose a state of the names that are asked for: *how* is "all", "nothing", or one of `VARIANTS`.
+
+        With *changes*, these are what came of the names.
+        """
         names = {path: self._durable_names[path] for path in self._paths if path in self._durable_names}
-        for change in self._changes_left(how, rng):
+        for change in self._changes_left(how, rng) if changes is None else changes:
             _rename(names, change.names)
         files: dict[str, Content] = {}
         chosen: dict[str, str] = {}
@@ -340,7 +352,7 @@ def cut(write: Write, rng: random.Random) -> list[Write]:
 
 def _fill_growth(content: bytearray, node: Node, writes: list[Write], rng: random.Random) -> None:
     """Put anything where a file grew and its data did not arrive: the size of a file may be durable before what is in it."""
-    there = {write.index for write in writes}
+    there = {write.at for write in writes}
     for index, offset, data in node.pending:
         if data is None or index in there or offset < len(node.durable):
             continue

@@ -34,6 +34,12 @@ EXCHANGES: Final = {
     "birth": "a file is made where somebody removed one, but not its journal",
 }
 
+_WORTH: Final = dict.fromkeys(("rename", "link", "unlink", "folder", "sync", "fsync"), 20)
+"""How many states a cut is worth beside others: what happens to names is little, and it decides."""
+
+_NAMES: Final = 5
+"""Pending changes of names of which every part is looked at."""
+
 _EMPTIED: Final = ("restore emptied", "restore again")
 """Those in which the only thing of worth is a ``-wal``, which must stay beside the file that it belongs to."""
 
@@ -204,19 +210,19 @@ class _Exchange:
         rng = random.Random(f"{seed} {self._record.seed}")
         disk = Disk(self._record, self._paths)
         entries = self._record.entries
-        each, owed, acknowledged = states / max(1, len(entries) - self._begins), 0.0, False
+        worth = [0 if index < self._begins else _WORTH.get(entry[0], 1) for index, entry in enumerate(entries)]
+        each, owed, acknowledged = states / sum(worth), 0.0, False
         for index, entry in enumerate(entries):
             disk.step(index)
             acknowledged = acknowledged or (entry[0] == "log" and entry[1][0] == "A")
-            if index < self._begins:
-                continue
-            owed += each
-            # what the end of a name, or a file, is worth: there are few, and it is they that decide
-            for _ in range(
-                int(owed) + (24 if entry[0] in ("rename", "link", "unlink", "folder", "sync", "fsync") else 0)
-            ):
-                how = rng.choice(("all", "nothing", *VARIANTS))
-                self._judge(disk.left(how, rng), index + 1, acknowledged=acknowledged)
+            if worth[index] > 1:
+                for changes in disk.name_changes(_NAMES):
+                    self._judge(disk.left("all", rng, changes), index + 1, acknowledged=acknowledged)
+            owed += each * worth[index]
+            for _ in range(int(owed)):
+                self._judge(
+                    disk.left(rng.choice(("all", "nothing", *VARIANTS)), rng), index + 1, acknowledged=acknowledged
+                )
             owed -= int(owed)
         self.report.distinct = len(self._seen)
         return self.report

@@ -96,7 +96,7 @@ def _hear(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     if not line:
-        raise RuntimeError(f"{process.args} ended, see what it wrote: exit code {process.wait(30)}")
+        raise RuntimeError(f"{process.args!r} ended, see what it wrote: exit code {process.wait(30)}")
     return line
 
 

@@ -213,10 +213,28 @@ class _Judge:
             owed -= int(owed)
             progress(self.report.states)
         self._hear()
+        self._look_at_the_end()
         self.report.distinct = len(self._seen) + 1
         self.report.sometimes = dict(self._met)
         self.report.seconds = time.monotonic() - began
         return self.report
+
+    def _look_at_the_end(self) -> None:
+        """
+        Make sure that the record, done in full, gives the files that are there: else it has not seen all that was written.
+
+        Raises:
+            RuntimeError: it does not.
+        """
+        state = self._disk.left("all", random.Random(0))
+        for path in self._paths:
+            content = state.files.get(path)
+            file = self._record.saved / "file" / os.path.relpath(path, self._record.folder)
+            there = file.read_bytes() if file.exists() else None
+            if there != (None if content is None else bytes(content.data)):
+                raise RuntimeError(
+                    f"the record of {path} does not give that file: something was written past the recorder"
+                )
 
     def _shares(self, states: int) -> tuple[float, float]:
         """Return how many states a cut is worth where nothing is pending, at most one, and one of weight 1 where something is."""
@@ -367,7 +385,7 @@ class _Judge:
             return
         if wal.commits:
             yield "commit pending"
-        if cut.life and wal.pending[0].index < self._life_began(cut):
+        if cut.life and wal.pending[0].at < self._life_began(cut):
             yield "killed tail"
         if any(write.offset == 0 and write.data is not None for write in wal.pending):
             yield "wal anew"

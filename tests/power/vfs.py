@@ -225,7 +225,7 @@ class _Layer:
         opened.pMethods = None
 
         def real() -> int:
-            return self._real_open(self._real_address, name, file, flags, out)
+            return int(self._real_open(self._real_address, name, file, flags, out))
 
         result = self._observed(Call("open", path, role, number, flags=flags), real)
         if opened.pMethods:
