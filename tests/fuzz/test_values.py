@@ -8,10 +8,12 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from lash_store import InvalidArguments, InvalidId, SessionError, TaskStore, UnknownSession
 from tests.fuzz.values import ENTRIES, LEFT_OUT, Call, Stage, calls, entry_names
 
 SEED = int(os.environ.get("FUZZ_SEED") or random.randrange(10**6))
@@ -57,3 +59,36 @@ def test_odd_values_leave_the_file_as_it_was_or_come_back(stage: tuple[asyncio.R
     # a run in which nothing was taken, or nothing refused, tells nothing
     assert outcomes["done"], outcomes
     assert outcomes["InvalidId"] + outcomes["ValueError"] + outcomes["TypeError"], outcomes
+
+
+ODD = ("x", float("nan"), object(), b"1", [], True)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
+async def test_a_close_with_an_odd_time_out_closes_nothing(tmp_path: Path, odd: Any) -> None:
+    store = TaskStore(tmp_path / "agent.db", runtime="desktop")
+    async with store:
+        session = await store.session("s1")
+        with pytest.raises(ValueError, match="timeout must be"):
+            await session.close(timeout=odd)
+        with pytest.raises(ValueError, match="timeout must be"):
+            await store.close(odd)
+        assert [one.closed_at for one in await store.sessions()] == [None]
+
+
+@pytest.mark.parametrize("odd", [7, b"x", object(), [], "", "nobody", "a:b", "s1"], ids=repr)
+async def test_a_close_with_an_odd_successor_closes_nothing(tmp_path: Path, odd: Any) -> None:
+    async with TaskStore(tmp_path / "agent.db", runtime="desktop") as store:
+        session = await store.session("s1")
+        with pytest.raises((InvalidId, UnknownSession, SessionError)):
+            await session.close(successor=odd)
+        assert [one.closed_at for one in await store.sessions()] == [None]
+
+
+@pytest.mark.parametrize("odd", [None, "true", {"id": "x", "command": ["true"]}, object(), 7], ids=repr)
+async def test_what_is_no_spec_starts_no_monitor(tmp_path: Path, odd: Any) -> None:
+    async with TaskStore(tmp_path / "agent.db", runtime="desktop") as store:
+        session = await store.session("s1")
+        with pytest.raises(InvalidArguments, match="MonitorSpec"):
+            await session.start_monitor(odd)
+        assert await store.list() == []

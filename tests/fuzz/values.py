@@ -224,12 +224,12 @@ MODELS: Mapping[str, Any] = {
 
 LEFT_OUT: Mapping[str, str] = {
     "store.open": "takes no value",
-    "store.close": "ends the store of the stage; what it takes is tried in a test of its own",
+    "store.close": "ends the store of the stage; `test_values.py` gives it odd time-outs",
     "store.connect": "is tried as `TaskStore`, whose path and options these are",
     "store.open_readonly": "is tried as `TaskStore`",
     "store.restore": "puts files in the place of others; tests/fuzz/test_paths.py gives it paths",
-    "session.close": "ends the session of the stage; what it takes is tried in a test of its own",
-    "session.start_monitor": "takes a `MonitorSpec` alone, which is tried; another value starts no process, which a test shows",
+    "session.close": "ends the session of the stage; `test_values.py` gives it odd time-outs and successors",
+    "session.start_monitor": "takes a `MonitorSpec` alone, which is tried; `test_values.py` gives it what is none",
 }
 
 _WAITS = {
