@@ -25,6 +25,7 @@ from .lifecycle import JSON_COLUMNS, TERMINAL_EVENTS, fold
 from .mending import MENDERS, own_files, stale_locks, wrong_definitions
 from .models import EventType, TaskState
 from .schema import TRIGGERS, VIEWS, metadata
+from .strangers import meddlers
 from .vitality import at_work
 
 __all__ = ["CheckReport", "Finding", "Severity", "check"]
@@ -167,7 +168,18 @@ def _schema(connection: sqlite3.Connection) -> Iterator[Finding]:
             can_repair=True,
         )
     triggers = connection.execute("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
-    foreign = [name for name, table in triggers if table in {*metadata.tables, *VIEWS} and name not in TRIGGERS]
+    meddling = meddlers(connection)
+    if meddling:
+        yield fault(
+            "meddling_trigger",
+            f"triggers that change what the store writes, and are not the store's: {few(meddling)}",
+            "see what they do, with lash-store schema, and drop them: DROP TRIGGER name; no store opens the file before",
+        )
+    foreign = [
+        name
+        for name, table in triggers
+        if table in {*metadata.tables, *VIEWS} and name not in TRIGGERS and name not in meddling
+    ]
     if foreign:
         # a program may have its own
         yield info(

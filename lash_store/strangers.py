@@ -14,7 +14,7 @@ from pathlib import Path
 from .errors import StorageError
 from .schema import TRIGGERS, metadata
 
-__all__ = ["refuse_meddlers"]
+__all__ = ["meddlers", "refuse_meddlers"]
 
 _ON_OURS = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type = 'trigger'"
 _WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
@@ -28,19 +28,29 @@ def refuse_meddlers(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         StorageError: one that is not the store's own writes its tables, keeps rows out of them, or may never end.
     """
+    found = meddlers(connection)
+    if found:
+        raise StorageError(
+            f"{path} has triggers that change what the store writes ({', '.join(found)}), which are not its own: "
+            "see what they do, with lash-store schema, then DROP TRIGGER; nothing was changed"
+        )
+
+
+def meddlers(connection: sqlite3.Connection) -> list[str]:
+    """Return the triggers of others that write the store's tables, keep rows out of them, or may never end."""
     there = connection.execute(_ON_OURS).fetchall()
     strangers = {name: sql for name, table, sql in there if not _is_ours(name, sql)}
     if not any(table.lower() in metadata.tables for name, table, _ in there if name in strangers):
-        return
-    meddlers = {name for name, sql in strangers.items() if _LEAVES_OUT.search(sql)}
+        return []
+    found = {name for name, sql in strangers.items() if _LEAVES_OUT.search(sql)}
 
     def look(action: int, one: str | None, two: str | None, database: str | None, source: str | None) -> int:
         if action == sqlite3.SQLITE_RECURSIVE:
             # the source is then what goes in circles, inside one of them: ours do not, nor do the statements below
-            meddlers.update(strangers)
+            found.update(strangers)
         elif source in strangers and action in _WRITES and (one or "").lower() in metadata.tables:
             # the innermost trigger: one on a program's table, set off by one on ours, counts too
-            meddlers.add(source)
+            found.add(source)
         return sqlite3.SQLITE_OK
 
     connection.set_authorizer(look)
@@ -57,11 +67,7 @@ def refuse_meddlers(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(f"EXPLAIN {sql}").fetchall()
     finally:
         connection.set_authorizer(None)
-    if meddlers:
-        raise StorageError(
-            f"{path} has triggers that change what the store writes ({', '.join(sorted(meddlers))}), which are not its own: "
-            "see what they do, with lash-store schema, then DROP TRIGGER; nothing was changed"
-        )
+    return sorted(found)
 
 
 def _is_ours(name: str, sql: str) -> bool:

@@ -338,9 +338,11 @@ def test_a_table_that_is_missing_is_an_error(db: Path) -> None:
 
 
 def test_somebody_elses_trigger_is_named_and_dropping_it_helps(db: Path) -> None:
-    create = "CREATE TRIGGER mine AFTER INSERT ON tasks BEGIN DELETE FROM events; END"
     with closing(sqlite3.connect(db)) as connection:
-        connection.execute(create)
+        connection.execute("CREATE TABLE my_log (task_seq INTEGER)")
+        connection.execute(
+            "CREATE TRIGGER mine AFTER INSERT ON tasks BEGIN INSERT INTO my_log VALUES (NEW.task_seq); END"
+        )
 
     finding = only(db, "foreign_trigger")
 
@@ -349,6 +351,18 @@ def test_somebody_elses_trigger_is_named_and_dropping_it_helps(db: Path) -> None
     assert "CREATE TRIGGER mine" in run("schema", db=db).stdout
     with closing(sqlite3.connect(db)) as connection:
         connection.execute("DROP TRIGGER mine")
+    assert look(db)["findings"] == []
+
+
+def test_a_trigger_that_changes_what_the_store_writes_is_an_error(db: Path) -> None:
+    with closing(sqlite3.connect(db)) as connection:
+        connection.execute("CREATE TRIGGER bad AFTER INSERT ON tasks BEGIN DELETE FROM events; END")
+
+    finding = only(db, "meddling_trigger")
+
+    assert ("bad" in finding["message"], finding["severity"], finding["can_repair"]) == (True, "error", False)
+    with closing(sqlite3.connect(db)) as connection:
+        connection.execute("DROP TRIGGER bad")
     assert look(db)["findings"] == []
 
 

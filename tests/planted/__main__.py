@@ -64,7 +64,18 @@ def judge(folder: Path, harnesses: dict[str, str], *, until_red: bool) -> Iterat
     """Run harnesses against a copy; yield each with whether it passed, and the last it said."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     for name, where in harnesses.items():
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *where.split()]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            *where.split(),
+        ]
         try:
             done = subprocess.run(
                 command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
