@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sqlite3
 import sys
 import time
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.record is not None:
         kind = json.loads((asked.record / "record.json").read_text())["kind"]
         jobs, needed = [Job(kind, seed, asked.states, asked.record)], ()
+    # what is written into memory goes with whoever ends this, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with scratch() as folder:
         run = Run(
             jobs,

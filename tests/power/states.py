@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -455,6 +456,8 @@ def main() -> int:
     # which is judged with what stands here
     from . import exchanges
 
+    # what is written into memory goes with whoever ends this, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as closing_at_end:
         reopener: Reopener | None = None
         for line in sys.stdin:
