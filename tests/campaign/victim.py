@@ -31,6 +31,8 @@ from lash_store import (
     TaskContext,
     TaskHandle,
     TaskKind,
+    TaskNotFound,
+    TaskPruned,
     TaskRecord,
     TaskState,
     TaskStore,
@@ -314,6 +316,12 @@ def _bodies(life: Life) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (reluctant, again),
         (parent, again),
     ]
+
+
+async def _within(seconds: float, call: Awaitable[Any]) -> Any:
+    # `asyncio.wait_for` swallows a cancellation that comes together with the answer
+    async with asyncio.timeout(seconds):
+        return await call
 
 
 def _always(answer: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
@@ -628,7 +636,7 @@ class Operations:
                     # at its time-out an outcome is handed out even if the note of that is still to be stored
                     await self._do("result_within", args, handle.result(timeout), lambda _: {"task_seq": seq})
                 else:
-                    call = asyncio.wait_for(handle.result(), timeout + 0.2)
+                    call = _within(timeout + 0.2, handle.result())
                     await self._do("result", args, call, lambda _: {"task_seq": seq})
 
     async def look(self) -> None:
@@ -644,7 +652,9 @@ class Operations:
             await self._do("list", {}, reader.list(), lambda found: {"tasks": [_told(one) for one in found][:8]})
             await reader.count()
             for task in found[:1]:
-                await reader.get(task.scope, task.id) if task.mode != "hidden" else None
+                # another process may have pruned it meanwhile
+                with contextlib.suppress(TaskNotFound, TaskPruned):
+                    await reader.get(task.scope, task.id) if task.mode != "hidden" else None
 
     async def observe(self) -> None:
         session, other = await self._session(), await self._session()

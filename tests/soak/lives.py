@@ -16,7 +16,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any
 from lash_store import (
     Recovery,
     SessionTasks,
-    StoreClosed,
     StoreError,
     TaskContext,
     TaskHandle,
@@ -49,6 +48,9 @@ _SLEEPERS = 3
 
 _THREADS = 4
 """Threads of the loop's executor, all started at once: they are not to be taken for a leak."""
+
+_ENDS = 20.0
+"""Seconds in which what was cancelled must have ended."""
 
 _FILE = "agent.db"
 
@@ -454,13 +456,22 @@ async def _fill_executor(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _ended(*tasks: asyncio.Task[Any]) -> Any:
-    """End tasks with the block, and wait for them."""
+async def _ended(*tasks: asyncio.Task[Any]) -> AsyncIterator[None]:
+    """End tasks with the block, and wait for them; one that does not end when it is cancelled is a bug, and is named."""
     try:
         yield
     finally:
         for one in tasks:
             one.cancel()
-        for one in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(one, Exception) and not isinstance(one, StoreClosed | StoreError | AssertionError):
-                raise one
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=_ENDS)
+            assert not left, f"were cancelled, and did not end in {_ENDS} s: {[*map(_where, left)]}"
+        for one in tasks:
+            error = None if one.cancelled() else one.exception()
+            if error is not None and not isinstance(error, StoreError | AssertionError):
+                raise error
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    frames = [f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" for frame in task.get_stack()]
+    return f"{task.get_name()} at {', '.join(frames)}"

@@ -165,13 +165,13 @@ class Soak:
                 self._measure()
         self._paused_at = time.monotonic()
         if not self.found.broken:
-            self._come_to_rest()
+            self._come_to_rest(until)
         self._began += time.monotonic() - self._paused_at
         self._paused_at = None
         if self._tell is not None:
             self._tell(self.found, self._now())
 
-    def _come_to_rest(self) -> None:
+    def _come_to_rest(self, now: float) -> None:
         for who in [*self._shorts]:
             self._end(who, in_order=False)
         self._rested = None
@@ -179,7 +179,7 @@ class Soak:
         if not self._wait_until(lambda: self._rested is not None, "the long-lived process has not come to rest"):
             return
         assert self._rested is not None
-        now, rested = self._now(), self._rested
+        rested = self._rested
         for name in ("descriptors", "descriptors of the file", "threads", "tasks", "objects", "traced", "children"):
             value = rested[name] / _MIB if name == "traced" else rested[name]
             self.found.add(f"{name} at rest", now, value)
