@@ -55,6 +55,15 @@ def test_a_sound_file_and_its_log_break_nothing(sound: tuple[Path, list[Entry]])
     assert {"spawn", "save", "transfer", "handoff", "inbox", "close", "cancel", "signal"} <= answered
 
 
+def test_a_follower_that_is_told_of_what_was_pruned_is_told_nothing_twice(sound: tuple[Path, list[Entry]]) -> None:
+    path, entries = sound
+    last = max(entry[3] for entry in entries if entry[0] == "F")
+
+    # its number is that of the last event that was told
+    assert check(path, [*entries, ["F", "p1", 0, last, None, "pruned"]]) == []
+    assert check(path, [*entries, ["F", "p1", 0, last - 1, None, "pruned"]]) != []
+
+
 # --- what is broken, and which query must say so ----------------------------------------------------------------------
 
 Break = str | Callable[[list[Entry]], list[Entry]]

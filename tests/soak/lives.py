@@ -153,7 +153,7 @@ class _Long(_Life):
         self._turn = 0
         self._kept: list[Any] = []
         self._orders: asyncio.Queue[str] = asyncio.Queue()
-        self._first: tracemalloc.Snapshot | None = None
+        self._first: dict[str, tuple[int, int]] | None = None
         self._types: Counter[str] = Counter()
         self._first_held: dict[str, Counter[str]] = {}
         super().__init__(report, path, long.plan)
@@ -389,17 +389,18 @@ class _Long(_Life):
 
     def _grown(self, objects: list[Any]) -> dict[str, Any]:
         """Say which types, and which lines, have grown most since the third rest, and what is held more than after it."""
-        if self._turn < 3:
+        if self._turn < 3 or self._turn % 3:
+            # to look at all takes a while
             return {}
         held = self._held()
         types = Counter(type(one).__name__ for one in objects)
-        traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
+        lines = {_place(one): (one.size, one.count) for one in tracemalloc.take_snapshot().statistics("lineno")}
         if self._first is None:
-            self._first, self._types, self._first_held = traces, types, held
+            self._first, self._types, self._first_held = lines, types, held
             return {}
-        lines = traces.compare_to(self._first, "lineno")[:6]
         most = (types - self._types).most_common(6)
-        told = [[_place(line), line.size_diff // 1024, line.count_diff] for line in lines if line.size_diff > 2048]
+        grown = [(size - self._first.get(place, (0, 0))[0], count, place) for place, (size, count) in lines.items()]
+        told = [[place, size // 1024, count] for size, count, place in sorted(grown, reverse=True)[:6] if size > 2048]
         more = [[kind, name, n] for kind, of in held.items() for name, n in (of - self._first_held[kind]).items()]
         return {"types": most, "lines": told, "held": more[:12]}
 
@@ -423,7 +424,7 @@ class _Long(_Life):
                         self._kept.append(None)
 
 
-def _place(line: tracemalloc.StatisticDiff) -> str:
+def _place(line: tracemalloc.Statistic) -> str:
     frame = line.traceback[0]
     return f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
 
