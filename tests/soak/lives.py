@@ -151,6 +151,7 @@ class _Long(_Life):
     def __init__(self, report: Report, path: str, long: LongPlan) -> None:
         self._long = long
         self._turn = 0
+        self._is_resting = True
         self._kept: list[Any] = []
         self._orders: asyncio.Queue[str] = asyncio.Queue()
         self._first: dict[str, tuple[int, int]] | None = None
@@ -171,7 +172,9 @@ class _Long(_Life):
             async with _ended(leaking):
                 while await self._orders.get() == "go":
                     self._turn += 1
+                    self._is_resting = False
                     await self._work_until_told(store)
+                    self._is_resting = True
                     self._say("M", self._plan.who, "rest", await self._rest(store))
         loop.remove_reader(self._long.commands.fileno())
         self._say("N", self._plan.who, "closed")
@@ -409,7 +412,8 @@ class _Long(_Life):
     async def _leak(self) -> None:
         while True:
             await asyncio.sleep(self._long.leak_every)
-            for leak in self._long.leak:
+            # at rest, what is counted is waited for until it does not change
+            for leak in () if self._is_resting else self._long.leak:
                 match leak:
                     case "descriptor":
                         self._kept.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))

@@ -123,7 +123,7 @@ def test_every_leak_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
     print(f"seed {seed}: python -m tests.soak --hours 0.01 --leak --seed {seed}")
     (tmp_path / "run").mkdir()
     soak = Soak(
-        tmp_path / "run", seed=seed, seconds=2.5, rest=0.5, leak=LEAKS, leak_every=0.04, life=(0.3, 1.0), sample=0.03
+        tmp_path / "run", seed=seed, seconds=2.0, rest=0.45, leak=LEAKS, leak_every=0.04, life=(0.3, 1.0), sample=0.03
     )
     found = soak.run()
 
