@@ -267,7 +267,7 @@ async def _noted(stage: Stage) -> None:
 
 
 def _spec(line: str, **how: Any) -> MonitorSpec:
-    return MonitorSpec(id="m", command=[sys.executable, "-I", "-S", "-c", line], **how)
+    return MonitorSpec(id="m", command=(sys.executable, "-I", "-S", "-c", line), **how)
 
 
 async def _monitored(stage: Stage) -> None:

@@ -7,7 +7,7 @@ import os
 import resource
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ async def want_descriptors_at_work(report: Report, path: str) -> None:
             async with session.inbox():
                 pass
 
-        asked = {
+        asked: dict[str, Callable[[], Awaitable[Any]]] = {
             "spawn": lambda: session.spawn(echo, "x", id="x"),
             "result": lambda: task.result(),
             "list": lambda: session.list(),

@@ -145,7 +145,7 @@ class Struck(Protocol):
 
 
 class _Cursor(sqlite3.Cursor):
-    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *parameters: Any) -> Any:
         connection = self.connection
         assert isinstance(connection, Faulty)
         plain = super().execute
@@ -159,19 +159,19 @@ class Faulty(sqlite3.Connection):
 
     fault: Fault
 
-    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         plain = super().execute
         found = self.fault.run(self, sql, lambda: plain(sql, *parameters), lambda cursor: cursor.fetchall())
         assert isinstance(found, sqlite3.Cursor)
         return found
 
-    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:  # type: ignore[override]
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
         plain = super().executemany
         found = self.fault.run(self, sql, lambda: plain(sql, parameters), lambda cursor: cursor)
         assert isinstance(found, sqlite3.Cursor)
         return found
 
-    def executescript(self, sql: str) -> sqlite3.Cursor:  # type: ignore[override]
+    def executescript(self, sql: str) -> sqlite3.Cursor:
         plain = super().executescript
         found = self.fault.run(self, sql, lambda: plain(sql), lambda cursor: cursor)
         assert isinstance(found, sqlite3.Cursor)
@@ -193,9 +193,10 @@ def faulty(fault: Fault) -> Iterator[None]:
             connection.fault = fault
             fault.connections.append(connection)
             return connection
-        return plain(*arguments, **options)
+        made: sqlite3.Connection = plain(*arguments, **options)
+        return made
 
-    sqlite3.connect = connect
+    sqlite3.connect = connect  # type: ignore[assignment]
     try:
         yield
     finally:

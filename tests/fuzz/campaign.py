@@ -194,7 +194,8 @@ def _answer(way: str, wrong: str) -> dict[str, Any]:
 
 def _listen(descriptor: int) -> tuple[list[dict[str, Any]], str, bool]:
     """Return the answers, the way that was begun and not ended, and whether the time for it was over."""
-    buffer, answers, begun = b"", [], ""
+    buffer, begun = b"", ""
+    answers: list[dict[str, Any]] = []
     deadline = time.monotonic() + SECONDS
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))

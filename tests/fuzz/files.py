@@ -152,7 +152,7 @@ def _text_bits(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
 
     def change(content: bytearray) -> str:
         word = chance.choice([b"completed", b"running", b"desktop:", b'{"', b"20", b"rerun", b"managed", b"o-", b"h-"])
-        places = []
+        places: list[int] = []
         at = content.find(word)
         while at >= 0 and len(places) < 5000:
             places.append(at)
@@ -563,7 +563,7 @@ def _rows_wrong(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str
 @_kind
 def _text_everywhere(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
     """Put what a terminal would obey, or nobody can decode, behind every text of one table."""
-    added: str | bytes = chance.choice(
+    added: str | bytes = chance.choice(  # type: ignore[assignment]
         ["\x1b[2J\x1b]52;c;eA==\x07", "\u202e\u2028\n\r", "\x9b31m\x7f\x85", b"\xff\xc3", b"\0"]
     )
 

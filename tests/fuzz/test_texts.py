@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from lash_store import InvalidId, Scope, TaskStore
+from lash_store import InvalidId, Scope, TaskKind, TaskStore
 from lash_store.cli import _COMMANDS, cli
 from lash_store.cli.options import span_in
 from lash_store.handles import new_handle_id, reference
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     async def make() -> None:
         async with TaskStore(path, runtime="desktop") as store:
             session = await store.session("s1")
-            await session.register("index", "other")
+            await session.register("index", TaskKind.OTHER)
 
     asyncio.run(make())
     return path

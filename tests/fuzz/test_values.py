@@ -61,7 +61,7 @@ def test_odd_values_leave_the_file_as_it_was_or_come_back(stage: tuple[asyncio.R
     assert outcomes["InvalidId"] + outcomes["ValueError"] + outcomes["TypeError"], outcomes
 
 
-ODD = ("x", float("nan"), object(), b"1", [], True)
+ODD: tuple[Any, ...] = ("x", float("nan"), object(), b"1", [], True)
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)

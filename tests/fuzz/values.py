@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError, model_serializer
 
 from lash_store import (
     Backoff,
+    CancelPolicy,
     Failure,
     Limits,
     MonitorSpec,
@@ -357,7 +358,7 @@ class Stage:
                 await self.session.register(name, TaskKind.OTHER)
         self.handle = await self.session.handle("browser")
         with contextlib.suppress(StoreError):
-            await self.session.spawn(self._puppet, id="puppet", cancel_policy="abort_local")
+            await self.session.spawn(self._puppet, id="puppet", cancel_policy=CancelPolicy.ABORT_LOCAL)
 
     async def __aexit__(self, *_: object) -> None:
         await self.reader.close()
@@ -370,7 +371,8 @@ class Stage:
 
     def _made(self, call: Call) -> tuple[list[Any], dict[str, Any]]:
         given = {name: ODD[value]() for name, value in call.odd}
-        positional, named = [], {}
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
         for one in _parameters(call.entry):
             if one.kind is inspect.Parameter.VAR_POSITIONAL:
                 positional += [given[one.name]] if one.name in given else []

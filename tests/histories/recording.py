@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Recorder:
         self.fault = fault
         self.counts: Counter[str] = Counter()
 
-    def record(self, first: int, tasks: int) -> Iterator[list[History]]:
+    def record(self, first: int, tasks: int) -> Generator[list[History], None, None]:
         """Yield the histories of tasks in batches; the next batch goes on while one is looked at."""
         while tasks > 0:
             here = min(tasks, TASKS_A_FILE)

@@ -96,7 +96,7 @@ def _ways(history: History, node: _Node) -> Iterator[_Node]:
     calls, progress, file = history.calls, node.progress, node.file
     waiting = sorted((call.told, place) for place, call in enumerate(calls) if call.told and progress[place] != DONE)
     # nothing that was asked later comes before the first answer
-    until = waiting[0][0] if waiting else None
+    until = waiting[0][0] if waiting else 0
     ways: list[_Node] = []
     for _, place in waiting:
         if calls[place].asked > until:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lash_store import (
+    CancelPolicy,
     Recovery,
     SessionTasks,
     StoreError,
@@ -262,7 +263,7 @@ class _Long(_Life):
         while True:
             name = self._name()
             args = {"scope": str(session.scope), "id": name, "key": None}
-            call = session.spawn(self.functions["sleeper"], id=name, cancel_policy="abort_local")
+            call = session.spawn(self.functions["sleeper"], id=name, cancel_policy=CancelPolicy.ABORT_LOCAL)
             handle: TaskHandle | None = await self._do("spawn", args, call, lambda h: {"task_seq": h.task_seq})
             assert handle is not None
             await handle.wait()

@@ -222,7 +222,8 @@ class Soak:
         self._number += 1
         who = f"p{self._number}"
         lasts = chance.uniform(*self._life)
-        closes, kill_at = None, time.monotonic() + lasts
+        closes: float | None = None
+        kill_at: float | None = time.monotonic() + lasts
         match chance.random():
             case share if share < 0.3:
                 closes, kill_at = lasts, None
