@@ -7,8 +7,10 @@ without the campaign's faults and points: the package runs as it is.
 
 from __future__ import annotations
 
+import _sqlite3
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import re
@@ -344,7 +346,9 @@ class _Long(_Life):
         gc.collect()
         traced, _ = tracemalloc.get_traced_memory()
         objects = gc.get_objects()
-        return {**found, "objects": len(objects), "traced": traced, "children": _children(), **self._grown(objects)}
+        count = len(objects)
+        grown = self._grown(objects)
+        return {**found, "objects": count, "traced": traced, "children": _children(), **_allocated(), **grown}
 
     async def _empty(self, store: TaskStore, name: str) -> None:
         """Read what is to be read in a session: what nobody has read is not pruned."""
@@ -445,6 +449,26 @@ def _descriptors() -> Counter[str]:
         # the listing itself holds one
         with contextlib.suppress(FileNotFoundError):
             found[_kind(one.readlink().name)] += 1
+    return found
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = tuple((f"field{n}", ctypes.c_size_t) for n in range(10))
+
+
+def _allocated() -> dict[str, int]:
+    """Return how many bytes the C library has given out, all told, and to SQLite; where these can be asked."""
+    found = {}
+    with contextlib.suppress(AttributeError):
+        ask = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used
+        ask.restype = ctypes.c_int64
+        found["SQLite"] = int(ask())
+    with contextlib.suppress(AttributeError):
+        ask = ctypes.CDLL(None).mallinfo2
+        ask.restype = _Mallinfo
+        told = ask()
+        # in its own areas, and in those that were mapped for one block each
+        found["allocated"] = int(told.field7 + told.field4)
     return found
 
 

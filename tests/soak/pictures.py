@@ -17,7 +17,12 @@ PICTURES: Mapping[str, tuple[str, str, bool, tuple[tuple[str, str, str], ...]]] 
         "Memory of the long-lived process",
         "MiB",
         False,
-        (("resident", "memory", "p50"), ("traced, at rest", "traced at rest", "p50")),
+        (
+            ("resident", "memory", "p50"),
+            ("allocated by C, at rest", "allocated at rest", "p50"),
+            ("by SQLite, at rest", "SQLite at rest", "p50"),
+            ("by Python since it began", "traced at rest", "p50"),
+        ),
     ),
     "held": (
         "What the long-lived process holds",

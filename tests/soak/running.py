@@ -180,9 +180,10 @@ class Soak:
             return
         assert self._rested is not None
         rested = self._rested
-        for name in ("descriptors", "descriptors of the file", "threads", "tasks", "objects", "traced", "children"):
-            value = rested[name] / _MIB if name == "traced" else rested[name]
-            self.found.add(f"{name} at rest", now, value)
+        for name in ("descriptors", "descriptors of the file", "threads", "tasks", "objects", "children"):
+            self.found.add(f"{name} at rest", now, rested[name])
+        for name in {"traced", "allocated", "SQLite"} & rested.keys():
+            self.found.add(f"{name} at rest", now, rested[name] / _MIB)
         # one whose asker was cancelled was made all the same
         self._remove_backups("long")
         self.found.add("side files at rest", now, len(self._side_files()))
