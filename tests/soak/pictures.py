@@ -7,9 +7,12 @@ from pathlib import Path
 
 from benchmarks.curves import draw
 from benchmarks.measuring import Curve, Found, Picture
-from tests.soak.flat import HOW, WINDOWS, Samples
+from tests.soak.flat import HOW, Samples
 
 __all__ = ["PICTURES", "write"]
+
+_POINTS = 20
+"""Points of a curve."""
 
 # file: title, unit, whether logarithmic, and the curves: name, samples, what stands for a window
 PICTURES: Mapping[str, tuple[str, str, bool, tuple[tuple[str, str, str], ...]]] = {
@@ -106,8 +109,8 @@ def _points(samples: Samples, length: float, how: str, curve: str, found: Found)
     """Yield a point a window, and put into *found* what stands for it."""
     values: dict[int, list[float]] = {}
     for at, value in samples:
-        values.setdefault(min(WINDOWS - 1, int(at / length * WINDOWS)), []).append(value)
+        values.setdefault(min(_POINTS - 1, int(at / length * _POINTS)), []).append(value)
     for n, of_window in sorted(values.items()):
         way = f"{curve} {n}"
         found[way] = [{curve: HOW[how](of_window)}]
-        yield round((n + 0.5) * length / WINDOWS / 60, 2), way, curve
+        yield round((n + 0.5) * length / _POINTS / 60, 2), way, curve
