@@ -14,6 +14,7 @@ import ctypes
 import gc
 import os
 import re
+import sys
 import threading
 import time
 import tracemalloc
@@ -166,6 +167,7 @@ class _Long(_Life):
         tracemalloc.start(1)
         loop = asyncio.get_running_loop()
         await _fill_executor(loop)
+        _fill_names()
         loop.add_reader(self._long.commands.fileno(), self._hear)
         store = self._store()
         async with store:
@@ -476,6 +478,12 @@ def _children() -> int:
     """Return how many processes this one has begun and not let go of, the dead among them."""
     me = os.getpid()
     return sum(len((thread / "children").read_text().split()) for thread in Path(f"/proc/{me}/task").iterdir())
+
+
+def _fill_names() -> None:
+    """Have the interpreter's table of names grow now: the parts of paths go there, and one day it takes 2 MiB more at once."""
+    names = [sys.intern(f"name {n}") for n in range(200_000)]
+    del names
 
 
 async def _fill_executor(loop: asyncio.AbstractEventLoop) -> None:

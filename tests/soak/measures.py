@@ -57,8 +57,7 @@ MEASURES: tuple[Measure, ...] = (
     _base("tasks at rest", "tasks at rest"),
     _base("children at rest", "children at rest"),
     _rest_trend("objects at rest", "objects at rest", "", 0.03, 2_000),
-    # one table of the interpreter's (that of names, `sys.intern`) takes 2 MiB more at once when it is full, and there it stays
-    _rest_trend("traced memory at rest", "traced at rest", "MiB", 0.03, 2.5),
+    _rest_trend("traced memory at rest", "traced at rest", "MiB", 0.03, 1),
     # of all that C has given out, without what it keeps for later; and SQLite's part: its caches fill up to 2 MiB a connection
     _rest_trend("allocated memory at rest", "allocated at rest", "MiB", 0.05, 6),
     _rest_trend("memory of SQLite at rest", "SQLite at rest", "MiB", 0.1, 4),
