@@ -76,7 +76,11 @@ async def test_a_close_with_an_odd_time_out_closes_nothing(tmp_path: Path, odd: 
         assert [one.closed_at for one in await store.sessions()] == [None]
 
 
-@pytest.mark.parametrize("odd", [7, b"x", object(), [], "", "nobody", "a:b", "s1"], ids=repr)
+@pytest.mark.parametrize(
+    "odd",
+    [7, b"x", object(), [], "", "nobody", "a:b", "s1"],
+    ids=lambda odd: type(odd).__name__ if type(odd) is object else repr(odd),
+)
 async def test_a_close_with_an_odd_successor_closes_nothing(tmp_path: Path, odd: Any) -> None:
     async with TaskStore(tmp_path / "agent.db", runtime="desktop") as store:
         session = await store.session("s1")
@@ -85,7 +89,11 @@ async def test_a_close_with_an_odd_successor_closes_nothing(tmp_path: Path, odd:
         assert [one.closed_at for one in await store.sessions()] == [None]
 
 
-@pytest.mark.parametrize("odd", [None, "true", {"id": "x", "command": ["true"]}, object(), 7], ids=repr)
+@pytest.mark.parametrize(
+    "odd",
+    [None, "true", {"id": "x", "command": ["true"]}, object(), 7],
+    ids=lambda odd: type(odd).__name__ if type(odd) is object else repr(odd),
+)
 async def test_what_is_no_spec_starts_no_monitor(tmp_path: Path, odd: Any) -> None:
     async with TaskStore(tmp_path / "agent.db", runtime="desktop") as store:
         session = await store.session("s1")
