@@ -10,6 +10,7 @@ Nothing here knows of the event loop; nothing but here begins a transaction of t
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -111,7 +112,7 @@ class Committer:
         self.patience = patience
         self._checkpointer: sqlite3.Connection | None = None
         self._careful = 0
-        self._unchecked_pages = 0.0
+        self._unchecked_pages = _pages_of(self._wal_name)
         self._wal: guards.FileIdentity | None = None
         self._foreign_version = self._guarded_version = data_version(self._raw)
         self.foreign_seen = False
@@ -484,6 +485,14 @@ class Committer:
             self._unchecked_pages = 0.0
         finally:
             self._let_go()
+
+
+def _pages_of(wal: str) -> float:
+    """Return how many pages may lie in a ``-wal``: what owners that were killed have left counts, or it would grow with each."""
+    try:
+        return os.stat(wal).st_size / _PAGE  # noqa: PTH116
+    except OSError:
+        return 0.0
 
 
 def _named(error: Exception, path: Path) -> Exception:

@@ -974,6 +974,26 @@ async def test_the_wal_stays_bounded_over_many_commits(path: Path, monkeypatch: 
     assert biggest < 100 * 8 * 4_200
 
 
+async def test_what_killed_owners_left_in_the_wal_counts_for_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 100)
+    # one that is idle keeps the last of the others from emptying it
+    async with opened(path):
+        with closing(sqlite3.connect(path, isolation_level=None)) as killed:
+            killed.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+            killed.execute("CREATE TABLE much (bytes)")
+            killed.execute("INSERT INTO much VALUES (zeroblob(1000000))")
+        before = path.stat().st_size
+
+        async with opened(path) as harness:
+            await harness.writer.run(note("a"))
+            await harness.writer.run(note("b"))
+            checkpointed = path.stat().st_size
+
+    assert checkpointed >= before + 1_000_000
+
+
 async def test_a_checkpoint_that_cannot_be_taken_costs_nobody_an_answer(
     path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
