@@ -17,6 +17,7 @@ from .schema import TRIGGERS, metadata
 __all__ = ["meddlers", "refuse_meddlers"]
 
 _ON_OURS = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type = 'trigger'"
+_COLUMNS = """SELECT '"' || replace(name, '"', '""') || '"' FROM pragma_table_info(?)"""
 _WRITES = frozenset({sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE})
 _LEAVES_OUT = re.compile(r"\bRAISE\b[^;]*\bIGNORE\b", re.IGNORECASE)
 
@@ -55,14 +56,16 @@ def meddlers(connection: sqlite3.Connection) -> list[str]:
 
     connection.set_authorizer(look)
     try:
-        for table in metadata.sorted_tables:
-            columns = ", ".join(f'"{column.name}" = "{column.name}"' for column in table.columns)
-            values = ", ".join("NULL" for _ in table.columns)
+        for name in metadata.tables:
+            # as they are in this file, which may be of an older revision
+            columns = [column for (column,) in connection.execute(_COLUMNS, [name]).fetchall()]
             for sql in (
-                f"INSERT INTO {table.name} VALUES ({values})",
-                f"UPDATE {table.name} SET {columns}",
-                f"DELETE FROM {table.name}",
+                f"INSERT INTO {name} DEFAULT VALUES",
+                f"UPDATE {name} SET {', '.join(f'{column} = {column}' for column in columns)}",
+                f"DELETE FROM {name}",
             ):
+                if not columns:
+                    continue
                 # compiled, with all it would set off, and not run
                 connection.execute(f"EXPLAIN {sql}").fetchall()
     finally:

@@ -21,7 +21,9 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 50)
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[tuple[asyncio.Runner, Stage]]:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[asyncio.Runner, Stage]]:
+    # odd paths are names in the folder they are given in
+    monkeypatch.chdir(tmp_path)
     with asyncio.Runner() as runner:
         made = Stage(tmp_path)
         runner.run(made.__aenter__())

@@ -7,7 +7,6 @@ import contextlib
 import decimal
 import enum
 import inspect
-import os
 import sqlite3
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -320,8 +319,6 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "agent.db"
-        # odd paths are names in the folder they are given in
-        os.chdir(folder)
         self.kept = 0
 
     async def __aenter__(self) -> Stage:

@@ -1069,7 +1069,7 @@ RETENTION_CHANGES = {
 }
 
 # what is asked for is all there is: every note of a session, every session whose notes are being read or that has an id
-WHOLE_LISTS = {"ALL_NOTES", "_CLAIMS", "_RELEASE_CLAIMS", "SCOPES_OF_ID"}
+WHOLE_LISTS = {"ALL_NOTES", "TOKENS_IN_USE", "_CLAIMS", "_RELEASE_CLAIMS", "SCOPES_OF_ID"}
 
 # a range of numbers; once a prune, what each session keeps
 RANGES = {"_CANDIDATES", "LAST_KEPT", "_NOTES_LEFT", "_HAS_NOTES_LEFT"}
