@@ -86,7 +86,8 @@ class Generation:
     """
     One file, from its birth (or from an older revision) until so many *kills*.
 
-    *old* is a file of an older revision to begin with; *fault* is planted in every process, for a control.
+    *old* is a file of an older revision to begin with; *fault* is planted in every process, for a control; *zombies* is the share
+    of owners that are stopped, and go on once their work was given to another.
     """
 
     def __init__(
@@ -98,12 +99,14 @@ class Generation:
         old: Path | None = None,
         fault: str | None = None,
         most: int = 4,
+        zombies: float = 0.06,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self._chance = random.Random(seed)
         self._wanted = kills
         self._fault = fault
+        self._zombies = zombies
         self._options = options or {}
         self._path = folder / "agent.db"
         self._log = folder / "log.jsonl"
@@ -205,7 +208,8 @@ class Generation:
         )
         process.start()
         life = _Life(plan, process, time.monotonic())
-        if plan.point is None and plan.closes is None and role != "last" and chance.random() < 0.2:
+        dies_at_random = plan.point is None and plan.closes is None and not plan.is_steady and role != "last"
+        if dies_at_random and chance.random() < 0.2:
             life.kill_at = life.born + chance.uniform(0.0, 0.08)
         self._lives[who] = life
         return who
@@ -218,6 +222,8 @@ class Generation:
         chance = self._chance
         if role == "last":
             return {}
+        if role == "owner" and not self._is_old and chance.random() < self._zombies:
+            return {"is_steady": True}
         if self._is_old and chance.random() < 0.6:
             return {"point": "inside a migration", "passing": chance.randrange(1, POINTS["inside a migration"] + 1)}
         if chance.random() < 0.05:
@@ -259,9 +265,8 @@ class Generation:
             life.kill_at = now + (chance.uniform(0.0, 0.35) if life.plan.point is None else 0.8)
         else:
             life.kill_at = now + life.plan.closes + 5.0
-        is_owner = life.plan.role == "owner"
-        if is_owner and life.plan.closes is None and life.plan.gives_up is None and chance.random() < 0.06:
-            life.stop_at, life.kill_at = now + chance.uniform(0.0, 0.25), None
+        if life.plan.is_steady:
+            life.stop_at, life.kill_at = now + chance.uniform(0.05, 0.3), None
 
     def _stop(self, who: str, life: _Life) -> None:
         self._write("P", who)
@@ -271,7 +276,9 @@ class Generation:
         life.stop_at = None
         self.verdict.sometimes["an owner was stopped"] += 1
         if life.owner is not None:
-            life.rescuer = self._start(role="owner", gives_up=life.owner, point=None, passing=0, closes=None)
+            life.rescuer = self._start(
+                role="owner", gives_up=life.owner, point=None, passing=0, closes=None, is_steady=False
+            )
             life.kill_at = None
             self._lives[life.rescuer].kill_at = None
             life.opened = time.monotonic()

@@ -36,6 +36,17 @@ def test_a_file_that_is_killed_while_it_is_upgraded_is_of_one_revision(tmp_path:
     assert verdict.judged >= 2
 
 
+def test_what_a_zombie_writes_changes_nothing(tmp_path: Path) -> None:
+    seed = str(secrets.randbits(32))
+    print(f"seed {seed}")
+    place = tmp_path / "zombies"
+    place.mkdir()
+    verdict = Generation(place, seed=seed, kills=10, zombies=0.7).run()
+    assert verdict.broken == []
+    assert verdict.sometimes["a zombie woke after its work was taken over"] > 0
+    assert verdict.counts["stale write refused"] > 0
+
+
 def test_the_campaign_finds_processes_that_acknowledge_before_they_commit(tmp_path: Path) -> None:
     verdict = run(seed="4", kills=60, folder=tmp_path, fault="acknowledges early")
     assert {promise for promise, _ in verdict.broken} & {"P1", "P4"}, verdict.broken

@@ -59,7 +59,8 @@ class Plan:
     What one life is to do.
 
     *role*: ``owner`` runs bodies, ``requester`` only asks, ``last`` recovers, ends what is live, and says so. *point*, *passing*:
-    where it kills itself; *closes* after so many seconds in order, if it lives so long; *gives_up* is an owner that is stuck.
+    where it kills itself; *closes* after so many seconds in order, if it lives so long; *gives_up* is an owner that is stuck. A
+    *steady* one has bodies that are still at it when it is stopped and goes on.
     """
 
     who: str
@@ -69,6 +70,7 @@ class Plan:
     passing: int = 0
     closes: float | None = None
     gives_up: int | None = None
+    is_steady: bool = False
     has_effects: bool = False
     fault: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -133,6 +135,8 @@ class Life:
                     "abandon_owner", {"owner": plan.gives_up}, store.abandon_owner(plan.gives_up, "it is stuck")
                 )
                 await self._do("recover", {}, store.recover())
+            if plan.is_steady:
+                await self._begin_long_work(store)
             workers = self._begin(store)
             try:
                 done, _ = await asyncio.wait(workers, timeout=plan.closes, return_when=asyncio.FIRST_EXCEPTION)
@@ -149,6 +153,15 @@ class Life:
         """Begin what is done until the end."""
         workers = [asyncio.create_task(self._work(store), name=f"worker {n}") for n in range(3)]
         return [*workers, asyncio.create_task(self._follow(store), name="follower")]
+
+    async def _begin_long_work(self, store: TaskStore) -> None:
+        """Have some bodies that write again and again for a while."""
+        session = await self._do("session", {"scope": f"{RUNTIME}:s1"}, store.session("s1", reopen=True))
+        for _ in range(3):
+            name = self._name()
+            args = {"scope": f"{RUNTIME}:s1", "id": name, "key": None}
+            call = session.spawn(self.functions["work"], 200, 0.01, id=name)
+            await self._do("spawn", args, call, _held)
 
     async def _settle(self, store: TaskStore) -> None:
         """Say what the healthy store finds: a recovery, and nothing that goes on."""

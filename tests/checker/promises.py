@@ -330,6 +330,13 @@ PROMISES: tuple[Promise, ...] = (
                 "FROM f.steps AS s WHERE json_type(s.value) = 'object' AND "
                 "json_extract(s.value, '$.attempt') <> s.attempt"
             ),
+            "stale save": (
+                "SELECT s.task_seq, s.kind, s.name, 'is of attempt ' || s.attempt || ', its last event of', e.attempt "
+                "FROM f.steps AS s JOIN f.events AS e ON e.seq = (SELECT max(l.seq) FROM f.events AS l "
+                "WHERE l.task_seq = s.task_seq AND l.type = 'saved' "
+                "AND coalesce(json_extract(l.data, '$.step_kind'), 'checkpoint') = s.kind "
+                "AND coalesce(json_extract(l.data, '$.step'), '') = s.name) WHERE s.state = 'done' AND e.attempt <> s.attempt"
+            ),
             "stale result": (
                 "SELECT t.task_seq, t.id, 'of attempt ' || t.attempt || ' has what another wrote:', t.result "
                 "FROM f.tasks AS t WHERE json_type(t.result) = 'object' AND "

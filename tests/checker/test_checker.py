@@ -151,6 +151,7 @@ BREAKS: dict[tuple[str, str], Break] = {
         "stale progress",
     ): "UPDATE events SET data = json_set(data, '$.progress', 'attempt 7 half') WHERE type = 'progress'",
     ("P9", "stale step"): "UPDATE steps SET attempt = 2",
+    ("P9", "stale save"): "UPDATE events SET attempt = 2 WHERE type = 'saved'",
     ("P9", "stale result"): "UPDATE tasks SET result = '{\"attempt\":2}' WHERE id = 'done'",
     ("P10", "claimed"): "UPDATE events SET data = json_set(data, '$.owner_id', 9) WHERE type = 'started'",
     ("P11", "left"): "UPDATE tasks SET owner_id = 9 WHERE id = 'waiting'",
