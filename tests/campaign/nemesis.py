@@ -458,23 +458,25 @@ class Generation:
         self._has_effects = True
 
     def _recover_and_judge(self) -> None:
-        """Let one healthy store take over, judge again, and see that another finds nothing to do."""
+        """Let one healthy store take over, and judge; then let one end what is live, and another find nothing to do."""
         dumps = []
-        for _ in range(2):
+        for waits_for in (["Q"], ["N", "settled"], ["N", "settled"]):
             who = self._start(role="last")
             deadline = time.monotonic() + 60
-            while ["Q"] not in self._said.get(who, []):
+            while waits_for not in self._said.get(who, []):
                 self._listen(0.05)
                 if self._lives[who].process.exitcode is not None or time.monotonic() > deadline:
                     self._break("last", f"a healthy store does not come to rest: {self._said.get(who)}")
                     return
+            # said before, as of every kill
+            self._write("K", who, "the last")
             os.kill(self._lives[who].process.pid, signal.SIGKILL)
             self._lives[who].process.join(20)
             del self._lives[who]
             self._drain()
             dumps.append(_dump(self._path))
-        self._judge("after recovery")
-        if dumps[0] != dumps[1]:
+            self._judge("after recovery")
+        if dumps[1] != dumps[2]:
             self._break("P11", "a second healthy store changed what the first had left")
 
 

@@ -164,13 +164,14 @@ class Life:
             await self._do("spawn", args, call, _held)
 
     async def _settle(self, store: TaskStore) -> None:
-        """Say what the healthy store finds: a recovery, and nothing that goes on."""
+        """Recover what all others left, and say so; then end what is live, and say so."""
         await store.recover()
+        self._say("Q", self._plan.who)
         for task in await store.list():
             session = await store.session(task.scope.session_id)
             with contextlib.suppress(StoreError):
                 await session.cancel(task.id, "the campaign ends", timeout=10)
-        self._say("Q", self._plan.who)
+        self._say("N", self._plan.who, "settled")
         await asyncio.Event().wait()
 
     def _operations(self, store: TaskStore) -> Operations:

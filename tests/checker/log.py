@@ -19,7 +19,7 @@ kill and all have one order.
 ``["P", who]``, ``["C", who]``, ``["K", who]``
     A process is about to be stopped, to go on, to be killed.
 ``["Q", who]``
-    The store of *who* is the only one open, its recovery is done, and nothing goes on in it.
+    The store of *who*, opened last, is the only one that is open, and its recovery is done.
 """
 
 from __future__ import annotations

@@ -363,13 +363,13 @@ PROMISES: tuple[Promise, ...] = (
         {
             "left": (
                 "SELECT t.task_seq, t.id, t.state, 'of owner ' || t.owner_id FROM f.tasks AS t "
-                "WHERE (SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM asked WHERE op <> 'quiet'), 0) "
+                "WHERE (SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM opened), 0) "
                 "AND t.completed_at IS NULL AND t.owner_id IS NOT NULL AND t.owner_id NOT IN "
                 "(SELECT o.owner_id FROM opened AS o WHERE o.who = (SELECT q.who FROM quiet AS q ORDER BY q.n DESC LIMIT 1))"
             ),
             "owners": (
                 "SELECT w.owner_id, w.pid, 'has not ended' FROM f.owners AS w "
-                "WHERE (SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM asked WHERE op <> 'quiet'), 0) "
+                "WHERE (SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM opened), 0) "
                 "AND w.ended_at IS NULL AND w.owner_id NOT IN "
                 "(SELECT o.owner_id FROM opened AS o WHERE o.who = (SELECT q.who FROM quiet AS q ORDER BY q.n DESC LIMIT 1))"
             ),
