@@ -139,10 +139,14 @@ class Generation:
                 if sum(self.verdict.kills.values()) >= until:
                     self._all_die()
                     self._judge("raw")
+                    if not self.verdict.broken and self._one_opens("recovered"):
+                        self._judge("recovered")
                     until = sum(self.verdict.kills.values()) + self._next_stop()
             self._all_die()
             if not self.verdict.broken:
                 self._judge("raw")
+            if not self.verdict.broken and self._one_opens("recovered"):
+                self._judge("recovered")
             if not self.verdict.broken:
                 self._recover_and_judge()
         finally:
@@ -391,7 +395,7 @@ class Generation:
             case "B":
                 self.verdict.bodies += 1
             case "Q":
-                said.append(["Q"])
+                said.append(["N", "recovered"])
             case "died":
                 # the name is not in it: whose end it is, its exit code tells
                 self._break("died", " ".join(map(str, words[1:])))
@@ -458,26 +462,32 @@ class Generation:
         self._has_effects = True
 
     def _recover_and_judge(self) -> None:
-        """Let one healthy store take over, and judge; then let one end what is live, and another find nothing to do."""
+        """Let one healthy store end what is live, and another find nothing to do."""
         dumps = []
-        for waits_for in (["Q"], ["N", "settled"], ["N", "settled"]):
-            who = self._start(role="last")
-            deadline = time.monotonic() + 60
-            while waits_for not in self._said.get(who, []):
-                self._listen(0.05)
-                if self._lives[who].process.exitcode is not None or time.monotonic() > deadline:
-                    self._break("last", f"a healthy store does not come to rest: {self._said.get(who)}")
-                    return
-            # said before, as of every kill
-            self._write("K", who, "the last")
-            os.kill(self._lives[who].process.pid, signal.SIGKILL)
-            self._lives[who].process.join(20)
-            del self._lives[who]
-            self._drain()
+        for _ in range(2):
+            if not self._one_opens("settled"):
+                return
             dumps.append(_dump(self._path))
             self._judge("after recovery")
-        if dumps[1] != dumps[2]:
+        if dumps[0] != dumps[1]:
             self._break("P11", "a second healthy store changed what the first had left")
+
+    def _one_opens(self, until: str) -> bool:
+        """Let one healthy store open the file while nobody else is alive, until it says that it is so far; then it dies, too."""
+        who = self._start(role="last")
+        deadline = time.monotonic() + 60
+        while ["N", until] not in self._said.get(who, []):
+            self._listen(0.05)
+            if self._lives[who].process.exitcode is not None or time.monotonic() > deadline:
+                self._break("last", f"a healthy store does not come to be {until}: {self._said.get(who)}")
+                return False
+        # said before it is done, as of every kill
+        self._write("K", who, "the last")
+        os.kill(self._lives[who].process.pid, signal.SIGKILL)
+        self._lives[who].process.join(20)
+        del self._lives[who]
+        self._drain()
+        return True
 
 
 def _dump(path: Path) -> dict[str, list[Any]]:
