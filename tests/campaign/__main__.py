@@ -88,7 +88,11 @@ def run(
         here = a_file if hours is not None else min(a_file, kills - killed)
         # one file in four begins at an older revision
         old = _OLD[number // 4 % len(_OLD)] if number % 4 == 1 else None
-        total.add(Generation(place, seed=f"{seed}/{number}", kills=here, old=old, fault=fault).run())
+        try:
+            total.add(Generation(place, seed=f"{seed}/{number}", kills=here, old=old, fault=fault).run())
+        except KeyboardInterrupt:
+            # what was seen until then is told
+            break
         if say is not None:
             say(total, time.monotonic() - began)
         if only is not None:

@@ -196,6 +196,29 @@ async def test_a_units_error_undoes_its_own_work_and_no_others(path: Path, watch
     assert watch.count("COMMIT") == 1
 
 
+async def test_of_several_units_that_fail_in_one_batch_no_row_is_left(path: Path) -> None:
+    def fails(name: str) -> Callable[[Transaction], None]:
+        def unit(tx: Transaction) -> None:
+            # a row, not an event: those are written once all units have run
+            tx.one(
+                "INSERT INTO sessions (scope, runtime, session_id, opened_at) VALUES (?, 'desktop', ?, '')",
+                [f"desktop:{name}", name],
+            )
+            raise LookupError(name)
+
+        return unit
+
+    async with opened(path) as harness:
+        # the first is known to fail when the others are run again; the second fails in the midst of that
+        units = [note("a"), fails("x"), note("b"), fails("y"), note("c")]
+        results = await outcomes(*map(harness.writer.submit, units))
+
+    assert results == ["a", LookupError, "b", LookupError, "c"]
+    assert notes(path) == harness.told == ["a", "b", "c"]
+    with closing(open_sqlite(path, "read")) as connection:
+        assert connection.execute("SELECT scope FROM sessions").fetchall() == []
+
+
 async def test_a_constraint_fails_its_own_unit_alone(path: Path) -> None:
     def breaks(tx: Transaction) -> None:
         note("undone")(tx)
