@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+import pytest
+
 from tests.campaign.__main__ import run
-from tests.campaign.nemesis import Generation
+from tests.campaign.nemesis import Generation, Verdict
 from tests.campaign.points import POINTS
 
 DATA = Path(__file__).parent.parent / "data"
@@ -21,8 +23,8 @@ def test_no_kill_loses_or_doubles_anything(tmp_path: Path) -> None:
     assert sum(verdict.kills.values()) >= 40
     assert verdict.acknowledged.total() > 100
     assert verdict.judged >= 2
-    # some at random moments, some at named points
-    assert verdict.kills["at a random moment"] > 0
+    # some from outside, some at named points
+    assert set(verdict.kills) - set(POINTS)
     assert set(verdict.kills) & set(POINTS)
 
 
@@ -39,12 +41,16 @@ def test_a_file_that_is_killed_while_it_is_upgraded_is_of_one_revision(tmp_path:
 def test_what_a_zombie_writes_changes_nothing(tmp_path: Path) -> None:
     seed = str(secrets.randbits(32))
     print(f"seed {seed}")
-    place = tmp_path / "zombies"
-    place.mkdir()
-    verdict = Generation(place, seed=seed, kills=10, zombies=0.7).run()
-    assert verdict.broken == []
-    assert verdict.sometimes["a zombie woke after its work was taken over"] > 0
-    assert verdict.counts["stale write refused"] > 0
+    verdict = Verdict()
+    for number in range(8):
+        place = tmp_path / f"zombies-{number}"
+        place.mkdir()
+        verdict.add(Generation(place, seed=f"{seed}/{number}", kills=8, zombies=0.7).run())
+        assert verdict.broken == []
+        if verdict.sometimes["a zombie woke after its work was taken over"] and verdict.counts["stale write refused"]:
+            break
+    else:
+        pytest.fail(f"no zombie wrote anything: {verdict.sometimes}")
 
 
 def test_the_campaign_finds_processes_that_acknowledge_before_they_commit(tmp_path: Path) -> None:

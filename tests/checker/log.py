@@ -44,6 +44,7 @@ CREATE TABLE opened (n INTEGER PRIMARY KEY, who, owner_id INTEGER);
 CREATE TABLE fed (n INTEGER PRIMARY KEY, who, feed, seq INTEGER, task_seq INTEGER, type TEXT);
 CREATE TABLE killed (n INTEGER PRIMARY KEY, who);
 CREATE TABLE quiet (n INTEGER PRIMARY KEY, who);
+CREATE TABLE heard (who PRIMARY KEY, n INTEGER);
 CREATE TABLE told (n INTEGER, asked_at INTEGER, op TEXT, task_seq INTEGER, state TEXT, digest TEXT);
 CREATE INDEX asked_by ON asked (who, call);
 CREATE INDEX answered_by ON answered (who, call);
@@ -92,9 +93,12 @@ class Log:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Add entries, which happened after those that are there."""
+        heard: dict[Any, int] = {}
         self.connection.execute("BEGIN")
         for kind, *words in entries:
             self._length += 1
+            if kind != "K" and words:
+                heard[str(words[0])] = self._length
             into = _INTO.get(kind)
             if into is None:
                 continue
@@ -106,6 +110,7 @@ class Log:
                 self._asked[words[0], words[1]] = self._length, words[2]
             elif kind == "A":
                 self._add_told(words[0], words[1], words[2])
+        self.connection.executemany("INSERT OR REPLACE INTO heard VALUES (?, ?)", heard.items())
         self.connection.execute("COMMIT")
 
     def _add_told(self, who: Any, call: Any, result: dict[str, Any]) -> None:

@@ -42,6 +42,11 @@ def _or_pruned(condition: str) -> str:
     return f"{_PRUNED} OR {condition}"
 
 
+# since a store had recovered alone, nobody else has said anything: who has not even begun has opened nothing
+_QUIET = (
+    "(SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM heard "
+    "WHERE who <> (SELECT q.who FROM quiet AS q ORDER BY q.n DESC LIMIT 1)), 0)"
+)
 _CREATED = "spawn spawn_hidden register start_monitor spawn_child"
 
 PROMISES: tuple[Promise, ...] = (
@@ -363,13 +368,13 @@ PROMISES: tuple[Promise, ...] = (
         {
             "left": (
                 "SELECT t.task_seq, t.id, t.state, 'of owner ' || t.owner_id FROM f.tasks AS t "
-                "WHERE (SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM opened), 0) "
+                f"WHERE {_QUIET} "
                 "AND t.completed_at IS NULL AND t.owner_id IS NOT NULL AND t.owner_id NOT IN "
                 "(SELECT o.owner_id FROM opened AS o WHERE o.who = (SELECT q.who FROM quiet AS q ORDER BY q.n DESC LIMIT 1))"
             ),
             "owners": (
                 "SELECT w.owner_id, w.pid, 'has not ended' FROM f.owners AS w "
-                "WHERE (SELECT max(n) FROM quiet) > coalesce((SELECT max(n) FROM opened), 0) "
+                f"WHERE {_QUIET} "
                 "AND w.ended_at IS NULL AND w.owner_id NOT IN "
                 "(SELECT o.owner_id FROM opened AS o WHERE o.who = (SELECT q.who FROM quiet AS q ORDER BY q.n DESC LIMIT 1))"
             ),
