@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -72,7 +73,9 @@ async def test_a_process_killed_at_a_call_leaves_what_it_acknowledged(
     print(f"FAULTS_SEED={SEED}")
     born, chance, killed = newborn(tmp_path), random.Random(SEED), 0
     changing = [one for one in OPERATIONS if one.ask is not None and not one.alone and not one.is_slow]
-    for number in range(KILLS):
+    for number in itertools.count():
+        if number >= KILLS and killed:
+            break
         folder = tmp_path / str(number)
         folder.mkdir()
         shutil.copy(born, folder / "newborn.db")
@@ -85,4 +88,3 @@ async def test_a_process_killed_at_a_call_leaves_what_it_acknowledged(
         wrong = await calls.judge_killed(one, folder, ["answered", None] in said)
 
         assert wrong == [], f"FAULTS_SEED={SEED} {one.name} at={at}"
-    assert killed, "every process was done before it was killed: this run shows nothing"

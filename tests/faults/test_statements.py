@@ -93,7 +93,8 @@ async def test_a_sample_of_all_points_is_whole_or_absent_and_leaves_nothing(born
     print(f"FAULTS_SEED={SEED}")
     chance = random.Random(SEED)
     until, answers, wrong = time.monotonic() + SECONDS, Counter[str](), list[str]()
-    while time.monotonic() < until:
+    # on a busy machine, for as long as it takes to see what it is for
+    while time.monotonic() < until or not 0 < answers["success"] < answers.total():
         one = chance.choice([one for one in OPERATIONS if not one.is_slow])
         here = Path(tempfile.mkdtemp(dir=folder))
         count = len(await statements_of(one, born, here))
