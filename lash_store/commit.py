@@ -10,7 +10,6 @@ Nothing here knows of the event loop; nothing but here begins a transaction of t
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -490,7 +489,7 @@ class Committer:
 def _pages_of(wal: str) -> float:
     """Return how many pages may lie in a ``-wal``: what owners that were killed have left counts, or it would grow with each."""
     try:
-        return os.stat(wal).st_size / _PAGE  # noqa: PTH116
+        return Path(wal).stat().st_size / _PAGE
     except OSError:
         return 0.0
 

@@ -178,7 +178,7 @@ def made(target: Path) -> Iterator[Path]:
         database.raise_translated(error, target)
     finally:
         # once it has its name, somebody else may be filling the next one
-        if _is_named(making, descriptor):
+        if guards.is_named(making, descriptor):
             _remove(making)
         os.close(descriptor)
 
@@ -192,7 +192,7 @@ def _claimed(making: Path) -> int:
             raise StorageError(f"{making} cannot be created: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_named(making, descriptor):
+            if guards.is_named(making, descriptor):
                 for side in database.side_files(making):
                     side.unlink(missing_ok=True)
                 os.ftruncate(descriptor, 0)
@@ -211,21 +211,9 @@ def _claimed(making: Path) -> int:
 def is_locked(path: Path) -> bool:
     """Say whether somebody holds the lock of a file: one that is being filled, or that says that an owner lives."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return guards.is_held(path)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _is_named(making: Path, descriptor: int) -> bool:
-    held = os.fstat(descriptor)
-    return guards.identify(making) == (held.st_dev, held.st_ino)
 
 
 def _remove(making: Path) -> None:

@@ -61,6 +61,30 @@ def identify(path: Path | str) -> FileIdentity | None:
     return FileIdentity(found.st_dev, found.st_ino)
 
 
+def is_named(path: Path, descriptor: int) -> bool:
+    """Say whether a path names the file that a descriptor is of."""
+    held = os.fstat(descriptor)
+    return identify(path) == (held.st_dev, held.st_ino)
+
+
+def is_held(path: Path) -> bool:
+    """
+    Say whether somebody holds the lock of a side file.
+
+    Raises:
+        OSError: it is not there, or cannot be opened.
+    """
+    # shared: two askers with exclusive locks would call a dead owner alive
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def check_same(path: Path | str, identity: FileIdentity) -> None:
     """
     Make sure *path* still names the file that was opened: SQLite in WAL mode does not notice.
@@ -191,7 +215,7 @@ def alone(path: Path, patience: float) -> Iterator[None]:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # whoever had it before removes it
-            if identify(lock) == FileIdentity(os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino):
+            if is_named(lock, descriptor):
                 break
         os.close(descriptor)
         if time.monotonic() > deadline:

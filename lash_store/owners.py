@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import processes
 from .errors import StorageError
-from .guards import FileIdentity, identify, make_side_folder, side_folder
+from .guards import is_held, is_named, make_side_folder, side_folder
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
 __all__ = ["Life", "OwnerLock", "describe_process", "left_behind", "life_of", "open_owners", "pids_beside"]
@@ -131,7 +131,7 @@ def _create_locked(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # who sweeps may have come first
-            if identify(made) == _identity(descriptor):
+            if is_named(made, descriptor):
                 made.rename(path)
                 return descriptor
         except BlockingIOError:
@@ -143,23 +143,6 @@ def _create_locked(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _identity(descriptor: int) -> FileIdentity:
-    held = os.fstat(descriptor)
-    return FileIdentity(held.st_dev, held.st_ino)
-
-
-def _is_held(path: Path) -> bool:
-    # shared: two askers with exclusive locks would call a dead owner alive
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def life_of(path: Path, owner: OwnerRow) -> Life:
@@ -174,7 +157,7 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
     if ours is not None:
         return Life.DEAD if ours.is_orphaned else Life.ALIVE
     try:
-        return Life.ALIVE if _is_held(_side_file(path, owner.token)) else Life.DEAD
+        return Life.ALIVE if is_held(_side_file(path, owner.token)) else Life.DEAD
     except FileNotFoundError:
         return Life.UNREACHABLE if _process_lives(owner) else Life.DEAD
 
@@ -209,7 +192,7 @@ def left_behind(path: Path, known: Collection[str]) -> list[str]:
     # what cannot be looked at now is there the next time
     with contextlib.suppress(OSError):
         for side in side_folder(path).glob("o-*"):
-            if side.suffix in {_LOCK, _MAKING} and side.stem not in known and not _is_held(side):
+            if side.suffix in {_LOCK, _MAKING} and side.stem not in known and not is_held(side):
                 found.add(side.stem)
     return sorted(found)
 

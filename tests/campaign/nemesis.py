@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.acceptance import processes
 from tests.campaign.points import POINTS
-from tests.campaign.victim import RUNTIME, Plan, live
+from tests.campaign.victim import Plan, live
 
 __all__ = ["Generation", "Verdict"]
 
@@ -513,6 +513,3 @@ def _end(process: Any) -> None:
     with contextlib.suppress(ProcessLookupError, ValueError):
         os.kill(process.pid, signal.SIGKILL)
         process.join(10)
-
-
-assert RUNTIME

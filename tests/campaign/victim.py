@@ -748,6 +748,7 @@ class Operations:
             _, _, successor = await self._destination(session)
         args = {"scope": str(session.scope)}
         await self._do("close", args, session.close(successor=successor, timeout=0.1))
+        # long enough for others to meet it closed
         await asyncio.sleep(0.002)
         await self._open(session.scope.session_id, reopen=True)
 

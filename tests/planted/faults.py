@@ -75,7 +75,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a live owner is taken for a dead one",
-        (Edit("lash_store/owners.py", "        return True\n    finally:\n", "        return False\n    finally:\n"),),
+        (Edit("lash_store/guards.py", "        return True\n    finally:\n", "        return False\n    finally:\n"),),
     ),
     Fault(
         "cancelled is written at once, while the body runs on",
