@@ -173,7 +173,7 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell
             # a library that lays it out would take the missing cells away from all columns, and the folding ones altogether
             print_blocks([header for header, _ in columns], [[cell or None for cell in row] for row in rows])
             return
-        for first in range(0, len(rows), _BLOCK):
+        for first in range(0, len(rows) or 1, _BLOCK):
             made = _table(*columns)
             for row in rows[first : first + _BLOCK]:
                 made.add_row(*map(cell_text, row))
@@ -212,7 +212,8 @@ def print_blocks(headers: Sequence[str], rows: Iterable[Sequence[Cell | None]]) 
 def _least_width(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> int:
     """Return how many cells a table needs in which what does not fold stays whole."""
     least = 2 * (len(columns) - 1)
-    for (header, behaviour), cells in zip(columns, zip(*rows, strict=True), strict=True):
+    for place, (header, behaviour) in enumerate(columns):
+        cells = (row[place] for row in rows)
         widest = _widest([header, *(safe(cell if isinstance(cell, str) else cell[0]) for cell in cells)])
         least += min(widest, _LEAST_FOLDED) if behaviour == "fold" else widest
     return least

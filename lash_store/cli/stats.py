@@ -49,9 +49,13 @@ def stats(ctx: click.Context, as_json: bool) -> None:
     _monitors(found["monitors"])
 
 
-def _section(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]], left: int = 0) -> None:
+def _title(title: str) -> None:
     put("")
     put(text(title, "bold"))
+
+
+def _section(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]], left: int = 0) -> None:
+    _title(title)
     print_table(columns, rows)
     if left > 0:
         put(text(f"… {left} more: --json has all", "dim"))
@@ -76,7 +80,8 @@ def _file(file: Mapping[str, Any]) -> None:
 def _tasks(by_kind: Mapping[str, Mapping[str, int]]) -> None:
     states = list(dict.fromkeys(state for counts in by_kind.values() for state in counts))
     if not states:
-        _section("tasks", (("none yet", "fold"),), [])
+        _title("tasks")
+        put(text("none yet", "dim"))
         return
     totals = {state: sum(counts.get(state, 0) for counts in by_kind.values()) for state in states}
     # columns of states that no task is in would only take room

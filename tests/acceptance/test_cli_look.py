@@ -199,6 +199,16 @@ def test_what_is_not_there_is_said_in_one_line(db: Path, empty: Path) -> None:
     assert "none yet" in run("stats", db=empty).stdout
 
 
+@pytest.mark.parametrize("columns", ["", "8", "60", "200"])
+def test_a_file_without_a_task_is_told_in_any_width(empty: Path, columns: str) -> None:
+    for look in LOOKS:
+        done = run(*look, db=empty, COLUMNS=columns)
+        assert "Traceback" not in done.stderr, look
+        if look[0] == "stats":
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "--json" in look or "none yet" in done.stdout
+
+
 def test_what_cannot_be_meant_is_one_line_and_exit_code_1(db: Path) -> None:
     for arguments, part in (
         (["notes", "desktop:s9"], "desktop:s9"),
