@@ -433,6 +433,25 @@ def test_a_damaged_file_is_what_a_restore_is_for(stopped: Path, backup: Path, wh
     check_file(stopped)
 
 
+@pytest.mark.parametrize("target", ["folder", "file", "nothing"])
+def test_a_link_where_sqlite_has_its_index_goes_and_what_it_names_stays(
+    stopped: Path, backup: Path, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("not ours")
+    index = Path(f"{stopped}-shm")
+    index.unlink(missing_ok=True)
+    index.symlink_to(tmp_path / target)
+
+    restoring.restore(backup, stopped)
+
+    assert ids(stopped) == ["before"]
+    check_file(stopped)
+    assert (tmp_path / "file").read_text() == "not ours"
+    assert [*(tmp_path / "folder").iterdir()] == []
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_a_file_that_is_empty_or_not_there_is_made(stopped: Path, backup: Path, tmp_path: Path) -> None:
     damage(stopped, "empty")
     assert restoring.restore(backup, stopped).kept == Path(f"{stopped}-replaced")
