@@ -357,12 +357,20 @@ def _size(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
 
 
 def _files(path: Path) -> Iterator[Finding]:
-    open_to_others = []
+    links, open_to_others = [], []
     for one in own_files(path):
         with suppress(FileNotFoundError):
-            found = one.stat()
-            if found.st_mode & 0o077:
+            found = one.lstat()
+            if stat.S_ISLNK(found.st_mode):
+                links.append(one.name)
+            elif found.st_mode & 0o077:
                 open_to_others.append((one.name, found))
+    if links:
+        yield warning(
+            "links",
+            f"where SQLite has files of its own, there is a link: {few(links)}",
+            "close the file, see what the link names, and remove it: a store may not be able to open the file",
+        )
     if open_to_others:
         told = few(f"{name} (mode {stat.S_IMODE(found.st_mode):04o})" for name, found in open_to_others)
         yield warning(

@@ -105,7 +105,13 @@ def translate(error: BaseException, path: Path) -> StoreError:
         return error
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
         return StorageMoved(f"{path} was moved or removed while it was open: put it back and open the store again")
-    kind, advice = _NAMED.get(primary_code(error) or 0, (StorageError, "SQLite refused"))
+    code = primary_code(error) or 0
+    kind, advice = _NAMED.get(code, (StorageError, "SQLite refused"))
+    links = [one.name for one in side_files(path) if one.is_symlink()]
+    if code == sqlite3.SQLITE_CANTOPEN and links:
+        advice = (
+            f"where SQLite has a file of its own, there is a link: see what it names, and remove {', '.join(links)}"
+        )
     return kind(f"{path}: {advice} ({error})")
 
 
@@ -392,7 +398,8 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
 
     Raises:
         NotAStore: it is some other application's file.
-        StorageCorrupt: something else stands where a table of the store should: a view can be one whose reading never ends.
+        StorageCorrupt: its revision cannot be one, or something else stands where a table of the store should: a view can be
+            one whose reading never ends.
     """
     found = connection.execute("PRAGMA application_id").fetchone()[0]
     schema = connection.execute("SELECT name, type = 'table' AND rootpage > 0 FROM sqlite_schema").fetchall()
@@ -408,8 +415,16 @@ def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
     if VERSION_TABLE not in names:
         return None
     row = connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
-    return None if row is None else str(row[0])
+    revision = None if row is None else str(row[0])
+    if revision is not None and len(revision) > _LONGEST_REVISION:
+        raise StorageCorrupt(
+            f"{path} names a revision of {len(revision)} characters, which none has: restore a backup; nothing was changed"
+        )
+    return revision
 
+
+_LONGEST_REVISION = 32
+"""Characters for which Alembic makes room."""
 
 _FEW = 5
 
@@ -492,15 +507,15 @@ def has_content(path: Path) -> bool:
     Raises:
         StorageCorrupt: it does not, beside a ``-wal`` that has: somebody took a database away from its last commits.
     """
-    if path.exists() and path.stat().st_size > 0:
-        return True
+    size = path.stat().st_size if path.exists() else 0
     wal = Path(f"{path}-wal")
-    if wal.exists() and wal.stat().st_size > 0:
+    # SQLite takes a single byte for none, and removes the -wal of a file without any
+    if size <= 1 and wal.exists() and wal.stat().st_size > 0:
         raise StorageCorrupt(
             f"{path} is missing or empty beside {wal.name}, which has commits: put it back, or restore a backup; "
             "nothing was changed"
         )
-    return False
+    return size > 0
 
 
 def keep_wal(path: Path) -> None:

@@ -75,7 +75,7 @@ def is_held(path: Path) -> bool:
         OSError: it is not there, or cannot be opened.
     """
     # shared: two askers with exclusive locks would call a dead owner alive
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -154,10 +154,10 @@ def create_private(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Take the group's and others' permissions from *path*; its ``-wal`` and ``-shm`` inherit them."""
-    mode = stat.S_IMODE(os.lstat(path).st_mode)
-    if mode & 0o077:
-        path.chmod(mode & 0o700)
+    """Take the group's and others' permissions from *path*, unless it is a link; its ``-wal`` and ``-shm`` inherit them."""
+    found = path.lstat()
+    if found.st_mode & 0o077 and not stat.S_ISLNK(found.st_mode):
+        path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -158,8 +159,10 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
         return Life.DEAD if ours.is_orphaned else Life.ALIVE
     try:
         return Life.ALIVE if is_held(_side_file(path, owner.token)) else Life.DEAD
-    except FileNotFoundError:
-        return Life.UNREACHABLE if _process_lives(owner) else Life.DEAD
+    except OSError as error:
+        # what cannot be looked at now has not died of that
+        is_gone = error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+        return Life.UNREACHABLE if not is_gone or _process_lives(owner) else Life.DEAD
 
 
 def open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:

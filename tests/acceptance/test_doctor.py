@@ -447,11 +447,13 @@ def test_random_damage_never_ends_in_a_traceback(made: Path, tmp_path: Path) -> 
         path.unlink()
 
 
-def test_an_empty_file_beside_commits_is_looked_at_without_losing_them(db: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"\0"], ids=["no byte", "one byte"])
+def test_an_empty_file_beside_commits_is_looked_at_without_losing_them(db: Path, content: bytes) -> None:
     commits = Path(f"{db}-wal")
     # a -wal that says no more than that it has commits: SQLite removes any beside an empty file, even to read it
     commits.write_bytes(db.read_bytes())
-    db.write_bytes(b"")
+    # SQLite takes one of a single byte for empty, too
+    db.write_bytes(content)
     before = commits.read_bytes()
 
     for options in ([], ["--json"], ["--repair"]):
@@ -575,6 +577,26 @@ def test_permissions_are_taken_away(db: Path) -> None:
 
     assert look(db)["findings"] == []
     assert {one.stat().st_mode & 0o077 for one in db.parent.iterdir() if one.is_file()} == {0}
+
+
+def test_a_link_beside_the_file_is_named_and_what_it_names_stays_as_it_is(db: Path, tmp_path: Path) -> None:
+    # a copy can be read without the file that the link hides
+    by_hand(db, "PRAGMA journal_mode = delete")
+    stranger = tmp_path / "stranger"
+    stranger.touch()
+    stranger.chmod(0o644)
+    Path(f"{db}-shm").symlink_to(stranger)
+    found = {one["code"]: one["message"] for one in look(db)["findings"]}
+    assert [*found] == ["not_wal", "links"]
+    assert found["links"] == "where SQLite has files of its own, there is a link: agent.db-shm"
+
+    look(db, "--repair")
+
+    for command in ("upgrade", "doctor", "list"):
+        assert "see what it names, and remove agent.db-shm" in run(command, db=db).stderr
+    assert (stranger.stat().st_mode & 0o777, stranger.read_bytes()) == (0o644, b"")
+    Path(f"{db}-shm").unlink()
+    assert look(db)["findings"] == []
 
 
 def test_lock_files_that_nobody_holds_are_removed_and_others_are_not(db: Path) -> None:

@@ -208,6 +208,17 @@ def test_a_newer_file_says_what_to_do(tmp_path: Path) -> None:
         probe(path)
 
 
+def test_a_revision_that_none_can_be_is_damage_and_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    from_the_future(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE lash_store_version SET version_num = ?", ("[" * 200_000,))
+
+    with pytest.raises(StorageCorrupt, match=r"names a revision of 200000 characters") as caught:
+        probe(path)
+    assert len(str(caught.value)) < 500 + len(str(path))
+
+
 def test_a_store_a_crash_left_is_read_without_a_change(tmp_path: Path) -> None:
     path, made = tmp_path / "agent.db", tmp_path / "made.db"
     migrate.prepare(made)

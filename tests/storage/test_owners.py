@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import signal
@@ -259,6 +260,44 @@ async def test_keeping_what_is_there_changes_nothing(lock: OwnerLock) -> None:
 
 def test_an_owner_without_its_file_whose_process_lives_is_not_dead(db: Path) -> None:
     assert life_of(db, owner("o-gone", **describe_process())) is Life.UNREACHABLE
+
+
+def _folder_is_a_file(db: Path) -> None:
+    guards.side_folder(db).rmdir()
+    guards.side_folder(db).write_text("not ours")
+
+
+def _folder_is_a_link_to_a_file(db: Path) -> None:
+    guards.side_folder(db).rmdir()
+    guards.side_folder(db).symlink_to(db)
+
+
+def _file_is_a_link(db: Path) -> None:
+    (guards.side_folder(db) / "o-gone.lock").symlink_to(db)
+
+
+@pytest.mark.parametrize("put", [_folder_is_a_file, _folder_is_a_link_to_a_file, _file_is_a_link])
+def test_with_something_else_in_the_place_of_its_file_an_owner_lives_as_long_as_its_process(
+    db: Path, put: Callable[[Path], None]
+) -> None:
+    guards.make_side_folder(db)
+    put(db)
+    assert life_of(db, owner("o-gone", **describe_process())) is Life.UNREACHABLE
+    assert life_of(db, owner("o-gone", **{**describe_process(), "process_start": "12345"})) is Life.DEAD
+
+
+def test_an_owner_whose_file_cannot_be_looked_at_is_not_dead(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("lash_store.owners.is_held", refuse)
+    # it may be a process that cannot be seen from here
+    assert life_of(db, owner("o-gone", **{**describe_process(), "host": "another host"})) is Life.UNREACHABLE
+
+
+def test_a_pipe_in_the_place_of_a_lock_makes_nobody_wait(db: Path) -> None:
+    os.mkfifo(guards.make_side_folder(db) / "o-gone.lock", 0o600)
+    assert life_of(db, owner("o-gone", **describe_process())) is Life.DEAD
 
 
 def test_a_pid_that_was_given_again_is_not_the_owner(db: Path) -> None:
