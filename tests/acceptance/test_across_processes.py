@@ -66,6 +66,7 @@ def read_at(path: Path, handle: TaskHandle) -> str | None:
 # --- awaiting and following -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_the_result_of_another_processs_body_reaches_everybody_and_is_read_by_who_may_write(
     store: TaskStore, session: SessionTasks, path: Path
 ) -> None:

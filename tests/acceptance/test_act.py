@@ -339,6 +339,7 @@ async def test_what_may_not_be_run_again_is_abandoned_with_the_reason(owner: Bod
     assert evidence.reason == HOSTILE
 
 
+@pytest.mark.long
 def test_all_work_of_an_owner_that_is_stopped_is_given_up_and_it_writes_nothing_any_more(
     start: Callable[..., Worker], path: Path
 ) -> None:

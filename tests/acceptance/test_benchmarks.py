@@ -41,6 +41,7 @@ def test_every_case_can_be_loaded_and_is_listed_with_its_goals(tmp_path: Path) -
             assert f"goal: {goal.text} " in done.stdout
 
 
+@pytest.mark.long
 def test_a_run_in_small_writes_figures_a_page_and_pictures(tmp_path: Path) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
     work.mkdir()
@@ -72,6 +73,7 @@ def test_a_word_that_is_no_case_is_refused(tmp_path: Path) -> None:
     assert "there is no case livecycle: one of lifecycle" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_keeps_what_was_measured_and_leaves_nothing_running(
     tmp_path: Path, sign: signal.Signals

@@ -92,6 +92,7 @@ def ids(output: str) -> list[str]:
 # --- start-up --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"], ["demo", "--help"], ["--version"], []])
 def test_help_and_usage_errors_import_neither_sqlalchemy_nor_alembic_nor_pydantic(arguments: list[str]) -> None:
     program = (
@@ -109,6 +110,7 @@ def test_every_command_teaches_with_examples(command: str) -> None:
     assert f"Examples:\n    lash-store {command}" in done.stdout
 
 
+@pytest.mark.long
 def test_the_console_script_is_the_same_program(db: Path) -> None:
     script = Path(sys.executable).with_name("lash-store")
     done = subprocess.run([script, "--db", db, "list", "--json"], capture_output=True, text=True, check=True)
@@ -240,6 +242,7 @@ def test_filters_of_events_narrow_together(db: Path) -> None:
     }
 
 
+@pytest.mark.long
 async def test_following_events_go_on_with_what_another_process_commits(tmp_path: Path) -> None:
     store = TaskStore(tmp_path / "agent.db", runtime="desktop")
 
@@ -260,6 +263,7 @@ async def test_following_events_go_on_with_what_another_process_commits(tmp_path
     assert follower.returncode == 0
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_following_without_a_word(db: Path) -> None:
     command = [sys.executable, "-m", "lash_store.cli", "events", "--db", str(db), "--follow"]
     follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -321,6 +325,7 @@ def test_wrong_usage_is_exit_code_2(db: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_reader_that_goes_away_is_met_in_silence(db: Path) -> None:
     for option in ([], ["--json"]):
         command = [sys.executable, "-m", "lash_store.cli", "events", "--db", str(db), *option]
@@ -357,6 +362,7 @@ def test_escape_sequences_in_data_never_reach_the_terminal_raw(db: Path, argumen
     assert "\\x1b" in done.stdout + done.stderr or "\\u001b" in done.stdout or "\\u202e" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("columns", "arguments"),
     [(40, ["list", "--all"]), (80, ["list", "--all"]), (80, ["show", "bad"]), (120, ["events"]), (80, ["events"])],
@@ -385,6 +391,7 @@ def test_json_is_ascii_and_says_the_data_as_it_is(db: Path) -> None:
     assert json.loads(output)["progress"] == HOSTILE
 
 
+@pytest.mark.long
 def test_text_the_outputs_encoding_cannot_say_is_escaped(db: Path) -> None:
     done = run_process("--db", db, "events", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr

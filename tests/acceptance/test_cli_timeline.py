@@ -479,6 +479,7 @@ def test_values_that_somebodys_hand_made_unreadable_do_not_stop_the_picture(edit
     assert "no events of it are in the file" in drawn("--all", db=edited)
 
 
+@pytest.mark.long
 def test_five_thousand_tasks_are_drawn_at_once(tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
 

@@ -314,6 +314,7 @@ def test_json_is_one_line_a_frame(db: Path) -> None:
     assert frame["states"] == counted(db, "scope = 'desktop:s1'")
 
 
+@pytest.mark.long
 def test_json_lines_go_on_until_the_reader_goes_away(db: Path) -> None:
     command = [sys.executable, "-m", "lash_store.cli", "top", "--json", "--interval", "0.1", "--db", db]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -376,6 +377,7 @@ MANY = frame_of(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "height"), [(40, 10), (110, 30), (20, 5), (200, 60), (1, 1), (10, 2)])
 def test_the_selected_task_is_in_sight_below_its_session_and_nothing_is_too_wide(width: int, height: int) -> None:
     first = 0
@@ -574,6 +576,7 @@ def test_a_key_cancels_a_task_of_a_live_owner_and_the_terminal_is_given_back(
         assert terminal.output.rstrip().endswith((LEFT + b"\x1b[?25h", LEFT))
 
 
+@pytest.mark.long
 def test_ctrl_z_and_sigterm_and_ctrl_c_give_the_terminal_back(db: Path) -> None:
     with on_terminal(db) as terminal:
         before = terminal.attributes

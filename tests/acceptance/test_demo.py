@@ -53,6 +53,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     assert registered == [(8,)]
 
 
+@pytest.mark.long
 def test_a_second_run_on_the_file_has_a_session_of_its_own(tmp_path: Path) -> None:
     db = tmp_path / "it's a demo.db"
     first, second = (demo(tmp_path, "--tasks", "1", "--kills", "0", "--json", "--db", db) for _ in range(2))
@@ -74,6 +75,7 @@ def test_without_a_terminal_it_tells_the_run_in_plain_lines(tmp_path: Path) -> N
     assert "demo:run-" in shown.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "db", [*(pytest.param(db, marks=pytest.mark.slow) for db in ("missing/demo.db", "folder")), "text.db"]
 )
@@ -86,6 +88,7 @@ def test_a_file_that_cannot_be_used_is_one_clean_error(tmp_path: Path, db: str) 
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_worker_ends_with_its_parent(tmp_path: Path, end: signal.Signals) -> None:
     parent = subprocess.Popen(

@@ -280,6 +280,7 @@ def test_hostile_names_reach_no_terminal(db: Path) -> None:
 # --- schema ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "statements",
     [
@@ -373,6 +374,7 @@ def _page_of(path: Path, name: str) -> int:
     return int(rows(path, "SELECT rootpage FROM sqlite_schema WHERE name = ?", name)[0]["rootpage"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["tasks", "events", "tasks_live", "owners", "sessions", "end", "schema"])
 def test_damaged_pages_are_found_and_a_backup_mends_them(db: Path, tmp_path: Path, where: str) -> None:
     backup = copies.back_up(db, tmp_path / "backup.db").path
@@ -813,6 +815,7 @@ def test_a_file_that_is_locked_is_not_called_damaged(db: Path, monkeypatch: pyte
         assert "another process holds the write lock" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("revision", ["0002", "0003", "0004"])
 def test_what_a_downgrade_lost_is_known_and_not_taken_for_damage(tmp_path: Path, revision: str) -> None:
     old = Path(shutil.copy(Path(__file__).parents[1] / "data" / f"{revision}.db", tmp_path / "agent.db"))

@@ -46,6 +46,7 @@ def ends(folder: Path) -> list[tuple[str, str, str]]:
     return [(session, task, state) for session, task, state in rows]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("die_after", [None, 7])
 def test_killed_after_a_step_and_run_again_it_comes_to_the_same_end(tmp_path: Path, die_after: int | None) -> None:
     if die_after is not None:
@@ -69,6 +70,7 @@ def test_killed_again_and_again_it_comes_to_the_same_end(tmp_path: Path) -> None
     assert ends(tmp_path) == ENDS
 
 
+@pytest.mark.long
 def test_the_session_that_watches_a_test_run_is_woken_by_the_failure_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(EXAMPLES / "watch_tests.py"), "--dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)

@@ -336,6 +336,7 @@ def _with_many(path: Path, count: int, size: int = 50) -> None:
 PROGRAM = "import sys; from lash_store.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "each"), [(20_000, 1_000), pytest.param(100_000, 200, marks=pytest.mark.slow)])
 def test_many_rows_stream_in_bounded_memory(db: Path, number: int, each: int) -> None:
     _with_many(db, number, each)

@@ -61,6 +61,7 @@ async def ask(path: Path, task_id: str, timeout: float | None) -> TaskRecord:
 # --- asking another process -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_cancel_from_another_process_calls_the_callback_in_its_owner(
     start: Callable[..., Worker], path: Path
 ) -> None:
@@ -216,6 +217,7 @@ async def test_who_waits_through_connect_hears_of_a_callback_that_died_with_its_
     assert happened(path, "job", "cancel_requested") == CUT_OFF
 
 
+@pytest.mark.long
 async def test_a_callback_is_called_at_most_once_wherever_its_process_is_killed(
     start: Callable[..., Worker], path: Path
 ) -> None:

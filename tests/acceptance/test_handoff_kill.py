@@ -90,6 +90,7 @@ async def repeat(path: Path) -> Handoff:
     return handoff
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 async def test_killed_before_any_statement_of_it_a_handoff_is_done_whole_or_not_at_all_and_a_replay_completes_it(
     start: Callable[..., Worker], family: Callable[[str], Path], step: int

@@ -186,6 +186,7 @@ def test_prune_shows_how_far_it_is_on_a_terminal_only(db: Path) -> None:
     assert "pruning" not in shown.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "status", "part"),
     [
@@ -424,6 +425,7 @@ def _large(path: Path, megabytes: int) -> None:
             connection.execute("INSERT INTO filler VALUES (randomblob(1000000))")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [10, pytest.param(150, marks=pytest.mark.slow)])
 def test_a_restore_that_is_killed_at_any_time_leaves_the_one_file_or_the_other(
     start: Callable[..., Worker], db: Path, tmp_path: Path, kills: int
@@ -487,6 +489,7 @@ def _clean(file: Path) -> None:
             one.unlink()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["whole", "damaged"])
 def test_a_restore_that_dies_before_any_touch_of_a_file_is_done_by_the_next_one(
     start: Callable[..., Worker], db: Path, tmp_path: Path, state: str

@@ -213,6 +213,7 @@ BECAME: dict[str, set[str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("places", [UNKNOWN, GATED, AT_WORK], ids=["unknown", "gated", "at work"])
 async def test_an_owner_killed_while_its_monitor_starts_or_runs_leaves_nothing_unknown_and_the_row_is_recovered(
     start: Start, fresh: Path, tmp_path: Path, places: list[str]
@@ -231,6 +232,7 @@ async def test_an_owner_killed_while_its_monitor_starts_or_runs_leaves_nothing_u
     await each(one, places, [False, True])
 
 
+@pytest.mark.long
 async def test_an_owner_killed_when_its_monitor_has_ended_has_stored_that_or_it_is_recovered(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -268,6 +270,7 @@ CANCELS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "asked", [one if one == "running" else pytest.param(one, marks=pytest.mark.slow) for one in CANCELS]
 )
@@ -290,6 +293,7 @@ async def test_an_owner_killed_after_a_cancel_was_requested_leaves_a_monitor_tha
     await each(one, CANCELS[asked], [False, True])
 
 
+@pytest.mark.long
 async def test_an_owner_killed_while_a_monitor_whose_time_is_up_is_ended_leaves_one_that_is_recovered(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +337,7 @@ RESTART = ["launched", "recorded", "opened"]
 """What comes after it, if it is started again."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rerun", "cancels"),
     [
@@ -529,6 +534,7 @@ async def _recover_forged(file: Path, path: Path, name: str, forged: Any, innoce
     return row
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rerun", [False, True], ids=["abandoned", "rerun"])
 async def test_what_is_not_provably_what_was_recorded_is_not_signalled(
     killed: Callable[[bool], Any], tmp_path: Path, innocent: Innocent, other: Innocent, rerun: bool
@@ -669,6 +675,7 @@ async def test_a_member_that_proves_it_proves_it_for_the_whole_group(start: Star
 # --- other processes ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cancels", [False, True], ids=["running", "cancelled"])
 @pytest.mark.parametrize("rerun", [False, True], ids=["abandoned", "rerun"])
 async def test_a_live_peer_notices_the_death_by_itself_and_ends_what_was_left(
@@ -699,6 +706,7 @@ async def test_a_live_peer_notices_the_death_by_itself_and_ends_what_was_left(
     check_file(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stubborn", [False, True], ids=["obedient", "stubborn"])
 @pytest.mark.parametrize("rerun", [False, True], ids=["owner_bound", "rerun"])
 async def test_who_connects_cancels_a_monitor_of_a_dead_owner_once_all_of_it_is_gone(
@@ -724,6 +732,7 @@ async def test_who_connects_cancels_a_monitor_of_a_dead_owner_once_all_of_it_is_
     check_file(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["SIGTERM sent", "SIGKILL sent", "gone"])
 async def test_who_is_killed_while_it_cancels_a_monitor_of_a_dead_owner_leaves_the_request(
     start: Start, fresh: Path, tmp_path: Path, place: str
@@ -796,6 +805,7 @@ async def test_a_cancel_that_comes_while_a_peer_ends_what_was_left_is_not_follow
     check_file(path)
 
 
+@pytest.mark.long
 async def test_of_stores_that_recover_the_same_stubborn_monitor_at_once_one_starts_it_again(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -838,6 +848,7 @@ async def _stuck(start: Start, path: Path, *, rerun: bool) -> tuple[Worker, Stor
     return worker, Story(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rerun", [False, True], ids=["owner_bound", "rerun"])
 async def test_what_ran_for_work_that_was_given_up_is_ended_by_the_next_store_if_who_gave_it_up_was_killed(
     start: Start, fresh: Path, tmp_path: Path, rerun: bool
@@ -858,6 +869,7 @@ async def test_what_ran_for_work_that_was_given_up_is_ended_by_the_next_store_if
     check_file(path)
 
 
+@pytest.mark.long
 async def test_what_was_given_up_is_not_cancelled_before_what_ran_for_it_is_gone(
     start: Start, fresh: Path, tmp_path: Path
 ) -> None:
@@ -956,6 +968,7 @@ def _held(path: Path) -> dict[str, Counter[Any]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cycles", [60, pytest.param(200, marks=pytest.mark.slow)])
 async def test_many_starts_and_stops_leave_nothing_in_the_process(fresh: Path, tmp_path: Path, cycles: int) -> None:
     path = copy(fresh, tmp_path / "agent.db")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker
 from tests.runtime.support import check_file, rows
@@ -16,6 +18,7 @@ from tests.runtime.support import check_file, rows
 TASKS, KILLS = 400, 8
 
 
+@pytest.mark.long
 def test_a_prune_that_is_killed_leaves_each_task_whole_or_its_tombstone(
     start: Callable[..., Worker], path: Path, tmp_path: Path
 ) -> None:

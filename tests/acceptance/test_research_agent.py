@@ -38,6 +38,7 @@ def check(folder: Path, said: str) -> None:
     assert read(folder, "SELECT count(*) FROM inbox") == [(2,)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("die_after", [6, *(pytest.param(line, marks=pytest.mark.slow) for line in (3, 10))])
 def test_killed_after_a_line_and_run_again_it_comes_to_the_same_end(tmp_path: Path, die_after: int) -> None:
     run(tmp_path, "--yes", "--die-after", str(die_after), killed=True)
@@ -45,6 +46,7 @@ def test_killed_after_a_line_and_run_again_it_comes_to_the_same_end(tmp_path: Pa
     check(tmp_path, run(tmp_path, "--yes"))
 
 
+@pytest.mark.long
 def test_a_human_may_answer_from_another_process_while_nothing_runs(tmp_path: Path) -> None:
     run(tmp_path, "--die-after", "7", killed=True)
     answered = [run(tmp_path, "--answer", "yes") for _ in range(2)]
@@ -53,6 +55,7 @@ def test_a_human_may_answer_from_another_process_while_nothing_runs(tmp_path: Pa
     check(tmp_path, run(tmp_path))
 
 
+@pytest.mark.long
 def test_the_web_is_busy_and_no_page_is_fetched_again_once_it_came(tmp_path: Path) -> None:
     run(tmp_path, "--yes", "--die-after", "9", killed=True)
     before = (tmp_path / "web.log").read_text()

@@ -112,6 +112,7 @@ def test_upgrade_goes_only_as_far_as_it_is_told_and_tells_programs(old: Path) ->
     assert not list(old.parent.glob("*backup*"))
 
 
+@pytest.mark.long
 async def test_the_command_a_refusal_names_is_the_one_to_run(tmp_path: Path) -> None:
     folder = tmp_path / "o'hara & co"
     folder.mkdir()
@@ -330,6 +331,7 @@ def test_current_says_where_a_file_is_and_what_to_do(old: Path) -> None:
 # --- on a terminal ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_on_a_terminal_something_moves_while_it_is_done(old: Path) -> None:
     parent, child = pty.openpty()
     command = [sys.executable, "-m", "lash_store.cli", "upgrade", "--db", str(old)]

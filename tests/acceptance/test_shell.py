@@ -158,6 +158,7 @@ async def test_a_shell_that_comes_and_goes_does_not_take_the_wal_away(writing: T
     assert await shell("-readonly", str(path), "SELECT state FROM tasks WHERE id = 'after'") == "completed\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "statement",
     [

@@ -131,6 +131,7 @@ def stories(tmp_path: Path) -> Iterator[Callable[..., dict[str, Story]]]:
             check_file(story.path)
 
 
+@pytest.mark.long
 def test_killed_anywhere_in_ten_steps_the_next_process_takes_again_only_the_step_in_flight(
     start: Callable[..., Worker], stories: Callable[..., dict[str, Story]]
 ) -> None:

@@ -108,8 +108,9 @@ def campaign(start: Callable[..., Worker], path: Path, kills: int, seed: int) ->
     print(f"seed {seed}")
     chance = random.Random(seed)
     books, began = Books(path), time.monotonic()
-    inside = stored = 0
-    for life in range(kills):
+    life = inside = stored = 0
+    # on a busy machine a process gets to less in the same time, and fewer kills fall into a step
+    while life < kills or (inside <= kills // 10 and life < 4 * kills):
         worker = start(programs.keep_books, str(path), life, chance.randrange(2**32))
         # one kill in ten falls into the opening and the recovery, the others into the work
         if life % 10 == 5:
@@ -127,6 +128,7 @@ def campaign(start: Callable[..., Worker], path: Path, kills: int, seed: int) ->
         hit = cut_off(said)
         inside += bool(hit)
         stored += bool(hit & books.taken.keys())
+        life += 1
     last = start(programs.close_books, str(path))
     last.wait_for("closed")
     books.audit(last.join())
@@ -134,16 +136,16 @@ def campaign(start: Callable[..., Worker], path: Path, kills: int, seed: int) ->
     ways = books.check_the_end()
     [row] = rows(path, "SELECT max(attempt) AS most FROM tasks")
     print(
-        f"{kills} kills in {time.monotonic() - began:.1f} s: {len(books.taken)} steps taken, {len(books.seen)} of them told; "
+        f"{life} kills in {time.monotonic() - began:.1f} s: {len(books.taken)} steps taken, {len(books.seen)} of them told; "
         f"{inside} kills between the call of a step's function and its answer, {stored} of those behind a COMMIT; "
         f"at most {row['most']} attempts; tasks: {ways}"
     )
-    # a busy machine gets to less in the same time
     assert len(books.taken) > kills // 2
     assert row["most"] > 1
     assert inside > kills // 10
 
 
+@pytest.mark.long
 def test_what_a_step_writes_into_the_file_is_there_exactly_once_over_25_kills(
     start: Callable[..., Worker], path: Path
 ) -> None:

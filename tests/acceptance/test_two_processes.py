@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance import programs
 from tests.acceptance.processes import Worker
 from tests.runtime.support import event_count, event_types, rows
@@ -62,6 +64,7 @@ def test_the_work_of_a_killed_process_runs_again_in_the_second_in_under_a_second
     second.kill()
 
 
+@pytest.mark.long
 def test_nothing_is_taken_from_a_stopped_process_and_it_goes_on_where_it_was(
     start: Callable[..., Worker], path: Path
 ) -> None:

@@ -273,6 +273,7 @@ async def test_a_signal_of_another_process_wakes_the_body_that_waits_for_it(
 # --- children -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_parent_that_is_killed_anywhere_has_the_same_children_in_the_next_attempt(
     start: Callable[..., Worker], tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.long
 def test_the_wheel_has_the_migrations_and_the_marker_of_its_types(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
 
@@ -110,12 +111,14 @@ def away(site: Path, folder: Path, program: str, *arguments: Path) -> subprocess
     )
 
 
+@pytest.mark.long
 def test_a_store_is_made_from_the_wheel_away_from_the_repository(site: Path, tmp_path: Path) -> None:
     done = away(site, tmp_path, _USE, tmp_path / "agent.db")
 
     assert done.stdout == "done\n", done.stderr
 
 
+@pytest.mark.long
 def test_the_oldest_file_is_upgraded_taken_down_and_looked_into_with_the_wheel_alone(
     site: Path, tmp_path: Path
 ) -> None:

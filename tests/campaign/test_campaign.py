@@ -28,6 +28,7 @@ def test_no_kill_loses_or_doubles_anything(tmp_path: Path) -> None:
     assert set(verdict.kills) & set(POINTS)
 
 
+@pytest.mark.long
 def test_a_file_that_is_killed_while_it_is_upgraded_is_of_one_revision(tmp_path: Path) -> None:
     seed = str(secrets.randbits(32))
     print(f"seed {seed}")

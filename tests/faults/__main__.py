@@ -277,7 +277,18 @@ def _run_tests(nodes: tuple[str, ...], of: dict[str, list[Result]], environment:
     """Run tests in one process, and tell each row what came of its own."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *nodes]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *nodes,
+        ]
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
         )

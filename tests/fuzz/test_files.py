@@ -102,6 +102,7 @@ SINS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("seen", "sin"), SINS.items(), ids=SINS.keys())
 def test_a_way_that_sins_is_seen(seen: str, sin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, here = tmp_path / "source", tmp_path / "here"

@@ -39,6 +39,7 @@ def test_every_public_method_is_tried_or_left_out_for_a_reason() -> None:
     assert all(reason for reason in LEFT_OUT.values())
 
 
+@pytest.mark.long
 def test_odd_values_leave_the_file_as_it_was_or_come_back(stage: tuple[asyncio.Runner, Stage]) -> None:
     runner, made = stage
     outcomes: Counter[str] = Counter()

@@ -72,6 +72,8 @@ def judge(folder: Path, harnesses: dict[str, str], *, until_red: bool) -> Iterat
             "pytest",
             "-q",
             "-x",
+            "-m",
+            "not slow",
             "-p",
             "no:cacheprovider",
             "-p",

@@ -570,6 +570,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 async def test_a_folder_that_may_not_be_written_is_refused() -> None:
     nobody = 65534 if os.geteuid() == 0 else 0

@@ -324,6 +324,7 @@ ERRORS: list[BaseException] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 async def test_what_a_callback_raises_is_kept_and_the_cancel_goes_on(

@@ -723,6 +723,7 @@ async def test_stopped_in_any_phase_of_its_start_it_is_cancelled_and_gone(
     assert not ran(held, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("timeout", [0.0, 10.0])
 async def test_a_store_that_closes_in_any_phase_of_its_start_leaves_nothing(

@@ -682,6 +682,7 @@ def goes(task: dict[str, Any], tasks: list[dict[str, Any]], limits: dict[str, An
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "given",
     [

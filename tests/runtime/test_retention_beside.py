@@ -451,6 +451,7 @@ print(check(folder / "agent.db").is_sound)
 """
 
 
+@pytest.mark.long
 async def test_a_full_disk_does_not_stop_the_store_that_prunes_or_hands_out_a_result(tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()

@@ -630,6 +630,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 async def test_the_claim_of_a_dead_reader_is_given_again(session: SessionTasks, fed: Fed, path: Path) -> None:
     await fed.say("one")
     with subprocess.Popen([sys.executable, "-c", READER, str(path)], stdout=subprocess.PIPE, text=True) as reader:

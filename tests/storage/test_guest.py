@@ -493,6 +493,7 @@ async def test_what_is_not_its_own_is_refused_and_nothing_of_the_function_is_sto
     assert contents(file) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("statements", GOING_ON.values(), ids=GOING_ON.keys())
 async def test_a_function_that_goes_on_after_a_refusal_has_changed_its_own_alone(
     file: Path, statements: tuple[str, ...]

@@ -101,6 +101,7 @@ def test_a_new_file_has_the_schema_the_code_names(path: Path, expected: dict[tup
     assert objects(path) == expected
 
 
+@pytest.mark.long
 def test_alembic_from_the_repository_makes_the_same_schema(
     tmp_path: Path, expected: dict[tuple[str, str], str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_alembic_finds_the_file_by_its_url(tmp_path: Path, expected: dict[tuple[
     assert objects(made) == expected
 
 
+@pytest.mark.long
 def test_a_file_alembic_made_is_born_like_any_other(tmp_path: Path) -> None:
     made = tmp_path / "by-alembic.db"
 

@@ -264,6 +264,7 @@ def test_a_file_damaged_before_is_not_upgraded_and_says_so(oldest: Path, stateme
     assert not backups(oldest)
 
 
+@pytest.mark.long
 def test_what_is_killed_in_an_upgrade_leaves_no_copy_that_the_next_one_keeps(oldest: Path, spawn: Any) -> None:
     before = contents(oldest)
     for beginning in ("ALTER TABLE", "CREATE VIEW"):
@@ -297,6 +298,7 @@ def added(path: Path) -> dict[tuple[str, str], str]:
     return {key: sql for key, sql in objects(path).items() if key[1].startswith("my")}
 
 
+@pytest.mark.long
 def test_what_programs_added_to_a_file_goes_up_and_down_with_it(old: Path) -> None:
     revision = str(migrate.current(old))
     change(old, *ADDED)
@@ -319,6 +321,7 @@ NEEDS_WHAT_GOES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NEEDS_WHAT_GOES)
 def test_a_downgrade_that_would_break_what_a_program_added_names_it_and_changes_nothing(
     newest: Path, name: str
@@ -367,6 +370,7 @@ def gone(before: dict[str, Any], after: dict[str, Any], shape: revisions.Shape) 
     return {loss for loss in found if loss.rows}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", KNOWN[:-1])
 def test_a_downgrade_from_head_loses_what_was_said_and_nothing_else(newest: Path, newborn: Path, target: str) -> None:
     before, said = contents(newest), rehearsal.losses(newest, target)
@@ -418,6 +422,7 @@ def test_the_printed_statements_do_in_the_shell_what_an_upgrade_does(old: Path) 
     assert migrate.current(by_hand) == schema.HEAD
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [revisions.BASE, *KNOWN[:-1]])
 def test_the_printed_statements_do_in_the_shell_what_a_downgrade_does(newest: Path, target: str) -> None:
     by_hand = Path(shutil.copy(newest, newest.with_name("by-hand.db")))

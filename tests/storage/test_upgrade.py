@@ -1097,6 +1097,7 @@ OPENS = """
 """
 
 
+@pytest.mark.long
 def test_several_processes_may_open_the_same_old_file_at_once(old: Path, spawn: Any) -> None:
     processes = [spawn(OPENS, old) for _ in range(4)]
     for process in processes:
@@ -1141,6 +1142,7 @@ DIES_IN_THE_MIDDLE = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("revision", "beginning", "when"),
     [
@@ -1172,6 +1174,7 @@ def test_a_process_killed_in_the_middle_of_an_upgrade_leaves_the_old_file_row_by
     check_file(old)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("revision", "beginning"),
     [

@@ -111,6 +111,7 @@ OPENS = """
 """
 
 
+@pytest.mark.long
 def test_of_two_processes_that_open_it_at_once_one_upgrades_it_and_both_go_on(path: Path, spawn: Any) -> None:
     before = contents(path)
     processes = [spawn(OPENS, path) for _ in range(2)]
@@ -154,6 +155,7 @@ def kill_while_upgrading(path: Path, spawn: Any, after: float) -> str:
     return str(migrate.current(path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(600)])], ids=["a few", "many"]
 )

@@ -102,6 +102,7 @@ def _cut(whole: bytes, cuts: list[int]) -> list[bytes]:
     return [whole[begin:end] for begin, end in pairwise(edges)]
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(cut_up(b"a\n\0\xc3\xa9\xe2\xff"))
 def test_any_bytes_read_in_any_chunks_give_the_same_lines_texts_and_numbers(given: tuple[bytes, list[bytes]]) -> None:
@@ -418,6 +419,7 @@ def test_the_oldest_that_wait_give_way_to_a_monitor_that_writes_on() -> None:
     assert texts(last) == [str(number) for number in range(32, 41)]
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.1, 150), st.lists(st.floats(0.001, 3), min_size=1, max_size=40))
 def test_no_more_lines_come_through_than_a_burst_and_the_rate_allow(rate: float, pauses: list[float]) -> None:

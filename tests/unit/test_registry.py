@@ -352,6 +352,7 @@ def test_an_annotated_float_that_is_not_a_number_is_refused() -> None:
         add(of_float).bind((math.nan,), {})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", ["value += [value, value]", "value.append({'up': value, 'root': value})"])
 def test_a_value_that_holds_itself_twice_is_refused_at_once(shape: str) -> None:
     # in a process of its own with bounds: a look at every path through the value would never end
