@@ -181,6 +181,12 @@ class Feed:
         for subscription in self._subscriptions:
             subscription.offer(events)
 
+    def fail_waiters(self, task_seq: int, error: StoreError) -> None:
+        """Tell whoever waits for the end of a task that it has come, and cannot be stored."""
+        for waiter in self._waiters.get(task_seq, ()):
+            if not waiter.done():
+                waiter.set_exception(error)
+
     def _wake_waiters(self, task_seq: int, task: Task | None) -> None:
         for waiter in self._waiters.get(task_seq, ()):
             if not waiter.done():

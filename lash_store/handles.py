@@ -121,6 +121,7 @@ class TaskHandle:
             TaskFailed, TaskCancelled, TaskAbandoned: how else it ended.
             TimeoutError: *timeout* seconds passed; the task goes on.
             StoreClosed: the store closed meanwhile; the task's row tells the rest.
+            StorageCorrupt: it ended, and that cannot be stored, for the file is damaged; the store goes on trying.
         """
         if self._is_read:
             task = await self._core.end_within(self.task_seq, timeout)
@@ -140,6 +141,7 @@ class TaskHandle:
 
         Raises:
             StoreClosed: the store closed meanwhile.
+            StorageCorrupt: it ended, and that cannot be stored, for the file is damaged; the store goes on trying.
         """
         try:
             return queries.task_record(await self._core.end_within(self.task_seq, timeout))

@@ -14,7 +14,7 @@ from . import leftovers, lifecycle, monitor_queries, owners, queries, session_qu
 from .collector import Pause
 from .commands import ConfirmCancel, Release, Start
 from .database import Committed, Reader, Transaction, utc_text
-from .errors import StoreError
+from .errors import StorageError, StoreError
 from .leftovers import Fates
 from .lifecycle import Task
 from .models import (
@@ -350,15 +350,22 @@ class Recoverer:
         return None
 
     async def _sweep(self) -> None:
-        """Remove the side files of the dead: of owners that have ended, and of who never had a row, or has none any more."""
+        """
+        Remove the side files of the dead: of owners that have ended, and of who never had a row, or has none any more.
+
+        A file that is damaged where that is written has all the same been recovered, and may be worked on.
+        """
 
         def left_behind(tx: Transaction) -> list[str]:
             known = {token for (token,) in tx.all(session_queries.TOKENS_IN_USE, {})}
             return owners.left_behind(self._path, known)
 
-        # what needs no change needs no lock
-        if await self._reader.look(left_behind):
-            await self._writer.run(lambda tx: owners.sweep(self._path, left_behind(tx)))
+        try:
+            # what needs no change needs no lock
+            if await self._reader.look(left_behind):
+                await self._writer.run(lambda tx: owners.sweep(self._path, left_behind(tx)))
+        except StorageError:
+            log.warning("side_files_not_swept", exc_info=True)
 
     # --- deadlines of what nobody has ---
 

@@ -25,6 +25,7 @@ from .database import Committed, may_pass, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
+    StorageCorrupt,
     StorageMoved,
     StoreClosed,
     StoreError,
@@ -73,6 +74,7 @@ class Runner:
         limits: Limits,
         readings: Readings,
         make_context: Callable[[Body], Any],
+        on_damage: Callable[[int, StoreError], None],
     ) -> None:
         self._writer = writer
         self._readings = readings
@@ -81,6 +83,7 @@ class Runner:
         self._limits = limits
         self._owner_id = owner_id
         self._make_context = make_context
+        self._on_damage = on_damage
         self.slots = Slots(max_running, self._schedule)
         self.alarms = Alarms()
         self._queued: OrderedDict[int, tuple[Task, bool]] = OrderedDict()
@@ -410,6 +413,9 @@ class Runner:
             self._store(body, Fail(body.fence, failure_of(error)), pause)
         else:
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
+            if isinstance(error, StorageCorrupt):
+                # a repair may still make it go; whoever waits for that must know that there is something to do
+                self._on_damage(body.task_seq, error)
             longer = min(PAUSES[1], pause * 2)
             asyncio.get_running_loop().call_later(pause, self._store, body, command, longer)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -498,6 +499,40 @@ async def test_a_damaged_file_is_refused_and_left_as_it_was(tmp_path: Path, dama
         await _made(path, access).open()
 
     assert fingerprint(tmp_path) == before
+
+
+def _put(path: Path, at: int, content: bytes) -> None:
+    # in a process of its own: to close a file drops all locks of a process on it, and with them those of its store
+    program = f"import sys; file = open({str(path)!r}, 'r+b'); file.seek({at}); file.write(sys.stdin.buffer.read())"
+    subprocess.run([sys.executable, "-S", "-c", program], input=content, check=True)
+
+
+async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quiet: Path) -> None:
+    with closing(sqlite3.connect(quiet)) as connection:
+        # the ends of all tasks are in it, and no other event is
+        [(page, size)] = connection.execute(
+            "SELECT rootpage, page_size FROM sqlite_schema, pragma_page_size WHERE name = 'events_one_end'"
+        )
+    sound = quiet.read_bytes()[(page - 1) * size : page * size]
+    _put(quiet, (page - 1) * size, bytes(size))
+    store = TaskStore(quiet, runtime=RUNTIME)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def quick(task: TaskContext) -> int:
+        return 1
+
+    await store.open()
+    session = await store.session("s1")
+    handle = await session.spawn(quick, id="quick")
+    for wait in (handle.result, handle.result, handle.wait):
+        with pytest.raises(StorageCorrupt, match=r"damaged.*restore a backup"):
+            await wait(timeout=5)
+    with pytest.raises(StorageCorrupt, match=r"damaged.*restore a backup"):
+        await asyncio.wait_for(handle.result(), 5)
+    _put(quiet, (page - 1) * size, sound)
+
+    assert await handle.result(timeout=5) == 1
+    await store.close()
 
 
 @pytest.mark.parametrize("access", ["own", "read", "request"])

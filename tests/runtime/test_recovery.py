@@ -352,6 +352,23 @@ async def test_the_side_file_of_a_reader_stays_as_long_as_its_claim(new: Callabl
         assert not Path(f"{path}-owners", "o-reader.lock").exists()
 
 
+async def test_what_tells_of_side_files_may_be_damaged_and_work_is_recovered_all_the_same(
+    leave: Callable[..., Worker], new: Callable[..., TaskStore], path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave(["count", "a", {}, [10_000]])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA ignore_check_constraints=ON")
+        db.execute("UPDATE sessions SET inbox_claim = '{'")
+
+    store = new()
+    ran: list[Any] = []
+    registered(store, ran)
+    async with store:
+        assert store.recovered is not None
+        assert [task.id for task in store.recovered.reattached] == ["a"]
+        assert [one.message for one in caplog.records if one.name == "lash_store.recovery"] == ["side_files_not_swept"]
+
+
 def _claim(path: Path, token: str) -> None:
     """Leave a claim of the notes of every session, whose lock is free."""
     claim = json.dumps({"token": token, **owners.describe_process()})
