@@ -382,17 +382,18 @@ class Subscription(AsyncIterator[TaskEvent]):
         The range begins at the cursor: what is pruned of it later was told, too.
         """
         self._told = gap.last_event
-        return TaskEvent(
-            seq=self._cursor,
-            task_seq=None,
-            scope=Scope.parse(gap.scope),
-            from_scope=None,
-            task_id=None,
-            attempt=None,
-            type=EventType.PRUNED,
-            at=datetime.fromisoformat(gap.pruned_at),
-            data={"first_seq": self._cursor + 1, "last_seq": gap.last_event},
-        )
+        with queries.readable(f"the tombstone behind event {self._cursor}"):
+            return TaskEvent(
+                seq=self._cursor,
+                task_seq=None,
+                scope=Scope.parse(gap.scope),
+                from_scope=None,
+                task_id=None,
+                attempt=None,
+                type=EventType.PRUNED,
+                at=datetime.fromisoformat(gap.pruned_at),
+                data={"first_seq": self._cursor + 1, "last_seq": gap.last_event},
+            )
 
     async def one(self) -> None:
         """Wait for one event, or for the end of the iteration."""

@@ -265,6 +265,12 @@ _OUTCOME = {
 }
 
 
+class _Unreadable(NamedTuple):
+    """A text that should be JSON, and is not."""
+
+    text: str | None
+
+
 def _already_ended(task: Task, command: Command) -> Refused:
     if isinstance(command, RequestCancel | ConfirmCancel):
         return _UNCHANGED if task.state == TaskState.CANCELLED else _SUPERSEDED
@@ -276,8 +282,15 @@ def _already_ended(task: Task, command: Command) -> Refused:
 
 
 def _plain(text: str | None) -> Any:
-    """Return what JSON text says, whatever the order of its keys and wherever an exception was raised."""
-    said = None if text is None else json.loads(text)
+    """
+    Return what JSON text says, whatever the order of its keys and wherever an exception was raised.
+
+    What somebody's hand made unreadable says itself, and nothing else does.
+    """
+    try:
+        said = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return _Unreadable(text)
     return {**said, "traceback": None} if isinstance(said, dict) and "traceback" in said else said
 
 

@@ -241,8 +241,15 @@ def stale(task: Task, attempt: int) -> StaleAttempt:
 
 
 def plain(text: str) -> str:
-    """Write JSON text with its keys in order, so that what is the same reads the same: to Python 1, 1.0 and True are equal."""
-    return json.dumps(json.loads(text), sort_keys=True)
+    """
+    Write JSON text with its keys in order, so that what is the same reads the same: to Python 1, 1.0 and True are equal.
+
+    What somebody's hand made unreadable is left as it is.
+    """
+    try:
+        return json.dumps(json.loads(text), sort_keys=True)
+    except (ValueError, RecursionError):
+        return text
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell
     ``fold`` folds long cells on a terminal, ``right`` and ``fixed`` never fold; a row that is too wide for it all the same is a
     block of lines. Elsewhere a row is a line, and nothing stands at the end of it.
     """
+    columns = [(safe(header), behaviour) for header, behaviour in columns]
     if (room := console().width) < _UNBOUNDED:
         if _least_width(columns, rows) > room:
             # a library that lays it out would take the missing cells away from all columns, and the folding ones altogether

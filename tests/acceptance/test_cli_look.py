@@ -387,6 +387,22 @@ def test_a_state_that_no_version_knows_is_shown_as_it_is(db: Path, tmp_path: Pat
         assert (done.returncode, "odd" in done.stdout) == (0, True), look
 
 
+@pytest.mark.parametrize("columns", ["", "60", "200"])
+def test_a_state_that_a_terminal_would_obey_is_escaped_at_the_head_of_a_column_too(
+    db: Path, tmp_path: Path, columns: str
+) -> None:
+    path = tmp_path / "edited.db"
+    with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("PRAGMA ignore_check_constraints = 1")
+        target.execute("UPDATE tasks SET state = ? WHERE completed_at IS NULL", ["odd\x1b[31m\0"])
+    source.close()
+    target.close()
+    for look in LOOKS:
+        assert_harmless(run(*look, db=path, COLUMNS=columns).stdout)
+    assert r"odd\x1b" in run("stats", db=path, COLUMNS=columns).stdout
+
+
 def test_a_number_that_no_reader_of_json_knows_is_the_text_it_is(db: Path, tmp_path: Path) -> None:
     path = tmp_path / "edited.db"
     with sqlite3.connect(db) as source, sqlite3.connect(path) as target:

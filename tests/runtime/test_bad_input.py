@@ -20,6 +20,7 @@ import pytest
 from lash_store import (
     DuplicateFunction,
     FunctionError,
+    IdempotencyConflict,
     InvalidArguments,
     InvalidId,
     NotAStore,
@@ -35,6 +36,7 @@ from lash_store import (
     TaskContext,
     TaskExists,
     TaskFailed,
+    TaskKind,
     TaskNotFound,
     TaskState,
     TaskStore,
@@ -505,6 +507,39 @@ def _put(path: Path, at: int, content: bytes) -> None:
     # in a process of its own: to close a file drops all locks of a process on it, and with them those of its store
     program = f"import sys; file = open({str(path)!r}, 'r+b'); file.seek({at}); file.write(sys.stdin.buffer.read())"
     subprocess.run([sys.executable, "-S", "-c", program], input=content, check=True)
+
+
+async def test_rows_that_a_hand_made_unreadable_are_named_and_compared_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    store = TaskStore(path, runtime=RUNTIME)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext, number: int) -> int:
+        return number
+
+    async with store:
+        session = await store.session("s1")
+        await (await session.spawn(work, 1, id="gone")).result(timeout=5)
+        await store.prune(older_than=0.0)
+        keyed = await session.spawn(work, 1, id="keyed", idempotency_key="k")
+        await keyed.result(timeout=5)
+        await session.register("job", TaskKind.OTHER)
+        await session.complete("job", "completed", result={"a": 1})
+        with closing(sqlite3.connect(path)) as hand, hand:
+            hand.execute("PRAGMA ignore_check_constraints = 1")
+            hand.execute("DROP TRIGGER tasks_terminal_is_final")
+            hand.execute("UPDATE tasks SET result = '{', arguments = '{'")
+            hand.execute("UPDATE tombstones SET pruned_at = 'yesterday'")
+
+        with pytest.raises(StorageError, match=r"the row of task #3 cannot be read .*see lash-store doctor"):
+            await session.complete("job", "completed", result={"a": 1})
+        with pytest.raises(IdempotencyConflict):
+            await session.spawn(work, 1, id="keyed", idempotency_key="k")
+        events = aiter(store.events(after=0))
+        with pytest.raises(StorageError, match=r"the tombstone behind event 0 cannot be read .*see lash-store doctor"):
+            await anext(events)
+        # what was kept is told all the same
+        assert [(await anext(events)).task_id for _ in range(2)] == [None, "keyed"]
 
 
 async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quiet: Path) -> None:
