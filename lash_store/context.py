@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Concatenate, Generic, ParamSpec, cast, overload
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter
 from typing_extensions import TypeVar
 
 from . import births, queries, spawning, transitions
@@ -82,13 +82,11 @@ class TaskContext(Generic[State]):
         return Steps(self._body, self._core, pause_until=self._waits.until, give_back=self._waits.give_back)
 
     def _state(self, text: str) -> Any:
-        if self._adapter is None:
-            return json.loads(text)
         try:
-            return self._adapter.validate_json(text)
-        except ValidationError as error:
+            return json.loads(text) if self._adapter is None else self._adapter.validate_json(text)
+        except (ValueError, RecursionError) as error:
             raise InvalidArguments(
-                f"the checkpoint of task {self.id!r} does not fit the type its function gives it: {error}"
+                f"the checkpoint of task {self.id!r} cannot be read, or does not fit the type its function gives it: {error}"
             ) from error
 
     @property

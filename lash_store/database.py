@@ -99,6 +99,11 @@ def may_pass(error: StoreError) -> bool:
     return isinstance(error, StorageError) and code not in {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT}
 
 
+def is_damage(error: StoreError) -> bool:
+    """Say whether it is the file that takes no more until somebody mends it: damaged, or with a counter at its end."""
+    return isinstance(error, StorageCorrupt) or isinstance(error.__cause__, OverflowError)
+
+
 def translate(error: BaseException, path: Path) -> StoreError:
     """Name a driver error in this package's words; raise the answer ``from`` the error."""
     if isinstance(error, StoreError):

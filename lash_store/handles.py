@@ -121,7 +121,8 @@ class TaskHandle:
             TaskFailed, TaskCancelled, TaskAbandoned: how else it ended.
             TimeoutError: *timeout* seconds passed; the task goes on.
             StoreClosed: the store closed meanwhile; the task's row tells the rest.
-            StorageCorrupt: it ended, and that cannot be stored, for the file is damaged; the store goes on trying.
+            StorageError: it ended, and that cannot be stored, for the file is damaged (`StorageCorrupt`) or a counter in it at
+                its end; the store goes on trying.
         """
         if self._is_read:
             task = await self._core.end_within(self.task_seq, timeout)
@@ -130,7 +131,8 @@ class TaskHandle:
         error = outcome_error(task)
         if error is not None:
             raise error
-        value: JsonValue = from_json(task.result or "null")
+        with queries.readable(f"the result of task #{self.task_seq}"):
+            value: JsonValue = from_json(task.result or "null")
         return value
 
     async def wait(self, timeout: float | None = None) -> TaskRecord:
@@ -141,7 +143,8 @@ class TaskHandle:
 
         Raises:
             StoreClosed: the store closed meanwhile.
-            StorageCorrupt: it ended, and that cannot be stored, for the file is damaged; the store goes on trying.
+            StorageError: it ended, and that cannot be stored, for the file is damaged (`StorageCorrupt`) or a counter in it at
+                its end; the store goes on trying.
         """
         try:
             return queries.task_record(await self._core.end_within(self.task_seq, timeout))
@@ -242,6 +245,11 @@ def refuse_observer(handle_id: str, role: str) -> None:
 
 def outcome_error(task: Task) -> TaskError | None:
     """Return what awaiting a finished task raises, if it did not complete."""
+    with queries.readable(f"the outcome of task #{task.task_seq}"):
+        return _outcome_error(task)
+
+
+def _outcome_error(task: Task) -> TaskError | None:
     match task.state:
         case TaskState.FAILED:
             failure = Failure.model_validate_json(task.failure or "{}")

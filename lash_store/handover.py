@@ -399,13 +399,18 @@ def _is_another(tx: Transaction, before: HandoffRow, references: Sequence[str]) 
     """Whether work is to be handed over that the session has now: come back, or another task of the same id."""
     source = Scope.parse(before.source)
     named = [seen.task for seen in (look_up(tx, source, one) for one in references) if seen is not None]
-    kept = [queries.task_by_seq(tx, task_seq) for task_seq, _, _ in json.loads(before.kept)]
+    kept = [queries.task_by_seq(tx, task_seq) for task_seq, _, _ in _kept(before)]
     return any(task is not None and not task.is_terminal and task.scope == before.source for task in (*named, *kept))
+
+
+def _kept(before: HandoffRow) -> list[tuple[int, str | None, str]]:
+    with queries.readable(f"handoff {before.handoff_id!r}"):
+        return [(task_seq, task_id, handle_id) for task_seq, task_id, handle_id in json.loads(before.kept)]
 
 
 def _keeps_the_same(before: HandoffRow, references: Sequence[str]) -> bool:
     by_name: dict[str, int] = {}
-    for task_seq, task_id, handle_id in json.loads(before.kept):
+    for task_seq, task_id, handle_id in _kept(before):
         by_name[handle_id] = task_seq
         if task_id is not None:
             by_name[task_id] = task_seq

@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from .errors import ResultNotSerializable, StepFailed, TaskAbandoned, TaskCancelled, TaskError, TaskFailed
 from .models import Evidence, Failure
+from .queries import readable
 from .registry import from_json, result_adapter
 
 __all__ = ["as_before", "digest", "to_raise_again", "typed"]
@@ -63,7 +64,8 @@ def typed(fn: Callable[..., Any], text: str, name: str) -> Any:
     """
     adapter = _adapter(fn)
     if adapter is None:
-        return from_json(text)
+        with readable(f"step {name!r}"):
+            return from_json(text)
     try:
         return adapter.validate_json(text)
     except Exception as error:

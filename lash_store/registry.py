@@ -215,7 +215,7 @@ class Function:
             InvalidArguments: the function has changed, and they do not fit any more.
         """
         try:
-            values = {name: self._restored(name, value) for name, value in from_json(arguments).items()}
+            values = self._values(arguments)
             if self._takes_names:
                 return self.body(context, **values)
             bound = self._signature.bind_partial()
@@ -225,6 +225,14 @@ class Function:
             raise InvalidArguments(
                 f"the stored arguments do not fit function {self.name!r} any more: {error}"
             ) from error
+
+    def _values(self, arguments: str) -> dict[str, Any]:
+        try:
+            given = from_json(arguments).items()
+        except (AttributeError, ValueError, RecursionError) as error:
+            # somebody's hand
+            raise TypeError(f"they cannot be read ({error})") from error
+        return {name: self._restored(name, value) for name, value in given}
 
     def _restored(self, name: str, value: Any) -> Any:
         adapter = self._adapters[name]

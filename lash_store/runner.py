@@ -21,11 +21,10 @@ from .alarms import Alarm, Alarms
 from .births import Born
 from .bodies import PAUSES, Body, Escaped, current_body
 from .commands import Command, Complete, Expire, Fail, Start
-from .database import Committed, may_pass, utc_text
+from .database import Committed, is_damage, may_pass, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
-    StorageCorrupt,
     StorageMoved,
     StoreClosed,
     StoreError,
@@ -413,7 +412,7 @@ class Runner:
             self._store(body, Fail(body.fence, failure_of(error)), pause)
         else:
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
-            if isinstance(error, StorageCorrupt):
+            if is_damage(error):
                 # a repair may still make it go; whoever waits for that must know that there is something to do
                 self._on_damage(body.task_seq, error)
             longer = min(PAUSES[1], pause * 2)

@@ -612,14 +612,15 @@ class SessionTasks:
         to, by = None if successor is None else self._sibling(successor), self._core.requester
         closed = await self._run(lambda tx: handover.close_session(tx, self._scope, to, by))
         cancelled = await cancelling.stopped(self._core, closed.cancelled, timeout)
-        return CloseReport(
-            scope=self._scope,
-            closed_at=closed.closed_at,  # type: ignore[arg-type]
-            successor=None if closed.successor is None else Scope.parse(closed.successor),
-            kept=tuple(map(queries.task_record, closed.kept)),
-            cancelled=tuple(cancelled),
-            transferred=tuple(map(queries.task_record, closed.moved)),
-        )
+        with queries.readable(f"the row of session {str(self._scope)!r}"):
+            return CloseReport(
+                scope=self._scope,
+                closed_at=closed.closed_at,  # type: ignore[arg-type]
+                successor=None if closed.successor is None else Scope.parse(closed.successor),
+                kept=tuple(map(queries.task_record, closed.kept)),
+                cancelled=tuple(cancelled),
+                transferred=tuple(map(queries.task_record, closed.moved)),
+            )
 
     # --- building units ---
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from . import database, guest, memory, recall, step_queries, transitions
+from . import database, guest, memory, queries, recall, step_queries, transitions
 from .bodies import PAUSES, Body, Escaped, receiving
 from .core import Core
 from .database import Transaction, utc_text
@@ -241,7 +241,8 @@ class Steps:
     def _again(self, row: StepRow, fn: Callable[..., Any]) -> Any:
         if row.state == StepState.DONE:
             return recall.typed(fn, row.value, row.name)
-        failure, again = step_queries.failure_of_step(row.failure or "{}")
+        with queries.readable(f"step {row.name!r} of task #{row.task_seq}"):
+            failure, again = step_queries.failure_of_step(row.failure or "{}")
         message = f"step {row.name!r} failed in attempt {row.attempt}: {failure.type}: {failure.message}"
         told = StepFailed(message, task_id=self._body.task.id, failure=failure)
         raised = recall.as_before(failure, again)
@@ -265,7 +266,8 @@ class Steps:
         body, what = self._body, f"the result of step {name!r} of task {self._body.task.id!r}"
         tries = 0 if before is None else before.tries
         if before is not None and before.state == StepState.RETRYING and before.wake_at is not None:
-            due = datetime.fromisoformat(before.wake_at).timestamp()
+            with queries.readable(f"step {name!r} of task #{body.task_seq}"):
+                due = datetime.fromisoformat(before.wake_at).timestamp()
             await self._pause_until(min(due, time.time() + rule.backoff.maximum))
         while True:
             begun_at, received = utc_text(time.time()), list[SignalRow]()

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from . import memory, step_queries, transitions
+from . import memory, queries, step_queries, transitions
 from .bodies import Body, receiving
 from .commands import GoOn, Wait
 from .core import Core
@@ -89,8 +89,10 @@ class Waits:
 
     async def _wake_at(self, seconds: float, name: str, *, is_named: bool) -> float:
         row = await self._sleep_before(name) if is_named or self._body.fence.attempt > 1 else None
-        if row is not None and row.wake_at is not None and (is_named or json.loads(row.value) == seconds):
-            return datetime.fromisoformat(row.wake_at).timestamp()
+        if row is not None and row.wake_at is not None:
+            with queries.readable(f"the sleep {row.name!r} of task #{row.task_seq}"):
+                if is_named or json.loads(row.value) == seconds:
+                    return datetime.fromisoformat(row.wake_at).timestamp()
         wake_at = time.time() + seconds
         note = StepNote(
             StepKind.SLEEP,
@@ -146,7 +148,8 @@ class Waits:
             self._body.received.append(row.signal_seq)
         else:
             within.append(row)
-        payload: JsonValue = json.loads(row.payload)
+        with queries.readable(f"signal #{row.signal_seq}"):
+            payload: JsonValue = json.loads(row.payload)
         return payload
 
     async def _next(self, name: str, queue: _Queue) -> SignalRow:

@@ -59,7 +59,10 @@ def wake_at_end(tx: Transaction, task: Task) -> None:
 
 def _lines_told(data: str) -> int:
     """Return how many lines a note tells of; none, if somebody's hand has written it."""
-    told = json.loads(data)
+    try:
+        told = json.loads(data)
+    except (ValueError, RecursionError):
+        return 0
     lines = told.get("lines") if isinstance(told, dict) else None
     return lines if isinstance(lines, int) else 0
 

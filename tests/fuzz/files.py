@@ -465,6 +465,25 @@ def _rows_edited(chance: random.Random, path: Path, _: Mapping[str, Path]) -> st
     return _with_sqlite(path, change, hot=chance.random() < 0.3)
 
 
+@_kind
+def _column_spoilt(chance: random.Random, path: Path, _: Mapping[str, Path]) -> str:
+    """Write one odd value into a column of every row that lets it be, with every rule of the file off."""
+
+    def change(connection: sqlite3.Connection) -> str:
+        _without_triggers(connection)
+        table = chance.choice([table for table in _tables(connection) if _columns(connection, table)])
+        column, value = chance.choice(_columns(connection, table)), chance.choice(_ODD)
+        new = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
+        told = f"{table}.{column} = {repr(value)[:40]}"
+        try:
+            connection.execute(f'UPDATE OR IGNORE {table} SET "{column}" = {new}', (value,))
+        except sqlite3.Error as error:
+            told += f" ({error})"
+        return told
+
+    return _with_sqlite(path, change, hot=chance.random() < 0.3)
+
+
 def _tables(connection: sqlite3.Connection) -> list[str]:
     named = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0 ORDER BY name")
     return [name.decode() for (name,) in named if not name.startswith(b"sqlite_")]

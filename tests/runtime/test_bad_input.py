@@ -570,6 +570,27 @@ async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quie
     await store.close()
 
 
+async def test_who_waits_for_an_end_that_no_counter_has_a_number_for_is_told(quiet: Path, tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    shutil.copyfile(quiet, path)
+    with closing(sqlite3.connect(path)) as hand, hand:
+        # there are numbers for two more events: its birth, and its start
+        hand.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", [2**63 - 3])
+    store = TaskStore(path, runtime=RUNTIME)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def quick(task: TaskContext) -> int:
+        return 1
+
+    await store.open()
+    handle = await (await store.session("s1")).spawn(quick, id="quick")
+    for wait in (handle.result, handle.wait):
+        with pytest.raises(StorageError, match=r"would pass what SQLite holds.*edited by hand"):
+            await asyncio.wait_for(wait(), 5)
+    with pytest.warns(ResourceWarning, match="1 bodies did not end"):
+        await store.close(timeout=0.1)
+
+
 @pytest.mark.parametrize("access", ["own", "read", "request"])
 async def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path, access: str) -> None:
     with pytest.raises(StorageError, match=r"folder .*nowhere does not exist: create it"):
