@@ -110,6 +110,7 @@ def _prune(
     is_dry: bool,
 ) -> _Part:
     """Take away some of what may go, behind a ``task_seq``, and say how far that came."""
+    after = queries.before_next(tx, after, newest)
     until = min(after + _LOOKED_AT, newest)
     found = queries.candidates(
         tx,

@@ -123,6 +123,22 @@ NEWEST_TASK = sql(
     )
 )
 
+_NEXT_TASK = sql(
+    select(
+        *(
+            select(func.min(table.c.task_seq)).where(table.c.task_seq > bindparam("after")).scalar_subquery()
+            for table in (tasks, tombstones)
+        )
+    )
+)
+
+
+def before_next(tx: Transaction, after: int, newest: int) -> int:
+    """Return the number before the next task behind *after*: in a file that was edited by hand, there may be any gap."""
+    found = [task_seq for task_seq in tx.one(_NEXT_TASK, {"after": after}) or () if task_seq is not None]
+    return min(newest, min(found) - 1) if found else newest
+
+
 _ranked = (
     select(
         tasks.c.scope,

@@ -167,10 +167,16 @@ class Life:
         """Recover what all others left, and say so; then end what is live, and say so."""
         await store.recover()
         self._say("Q", self._plan.who)
+        sessions = {}
         for task in await store.list():
-            session = await store.session(task.scope.session_id)
+            session = sessions[task.scope] = await store.session(task.scope.session_id)
             with contextlib.suppress(StoreError):
                 await session.cancel(task.id, "the campaign ends", timeout=10)
+        for session in sessions.values():
+            # a monitor that had ended by then would start again with its session
+            for monitor in await session.monitors():
+                if monitor.armed:
+                    await session.stop_monitor(monitor.id)
         self._say("N", self._plan.who, "settled")
         await asyncio.Event().wait()
 

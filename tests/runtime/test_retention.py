@@ -1181,6 +1181,25 @@ def crowded(crowd: Path, path: Path) -> Path:
     return Path(shutil.copy(crowd, path))
 
 
+async def test_a_prune_goes_at_once_over_a_gap_that_a_hand_has_made(
+    store: TaskStore, session: SessionTasks, opened: Callable[..., Any], path: Path
+) -> None:
+    await (await session.spawn(asyncio.sleep(0), id="before")).result(timeout=5)
+    await store.close()
+    with closing(sqlite3.connect(path)) as hand, hand:
+        hand.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'tasks'", [2**62])
+    store = await opened()
+    session = await store.session("s1")
+    assert (await session.spawn(asyncio.sleep(0), id="behind")).task_seq == 2**62 + 1
+    await (await session.handle("behind")).result(timeout=5)
+
+    async with asyncio.timeout(5):
+        report = await store.prune(older_than=0.0)
+
+    assert (report.tasks, report.task_seq) == (2, 2**62 + 1)
+    assert buried(path) == ["before", "behind"]
+
+
 async def test_a_prune_goes_in_parts_of_bounded_size_and_tells_of_each(
     crowded: Path, opened: Callable[..., Any]
 ) -> None:

@@ -1052,6 +1052,7 @@ STEP_CHANGES = {
 
 RETENTION_LOOK_UPS = {
     "the newest task": retention_queries.NEWEST_TASK,
+    "the next task behind a number": retention_queries._NEXT_TASK,
     "what is left of a task by its number": retention_queries._BY_SEQ,
     "what is left of a task by its id": retention_queries._BY_ID,
     "what is left of a task by its key": retention_queries._BY_KEY,
