@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 import click
 
 from .. import __version__
-from ..errors import StoreError
-from .options import db_option
+from ..errors import StorageCorrupt, StoreError
+from .options import db_option, given_db
 from .output import complain, safe
 
 __all__ = ["cli", "main"]
@@ -109,6 +110,20 @@ def cli(ctx: click.Context) -> None:
         ctx.exit(2)
 
 
+def _invoke(ctx: click.Context) -> None:
+    try:
+        cli.invoke(ctx)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        # a row of a damaged file may be anything: then nothing else is at fault
+        from .snapshot import damage_of
+
+        path = given_db(ctx)
+        wrong = None if path is None else damage_of(Path(path))
+        if wrong is None:
+            raise
+        raise StorageCorrupt(f"{path} is damaged ({wrong}): see lash-store doctor") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; every expected error is one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
@@ -118,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # not cli.main(): it has its own words for an interrupt and a closed pipe
         with cli.make_context("lash-store", [*(sys.argv[1:] if arguments is None else arguments)]) as ctx:
-            cli.invoke(ctx)
+            _invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as ended:
         return ended.exit_code

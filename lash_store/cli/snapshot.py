@@ -22,6 +22,7 @@ __all__ = [
     "Snapshot",
     "belongs_to",
     "check_session",
+    "damage_of",
     "existing",
     "first_event",
     "known_sessions",
@@ -126,6 +127,15 @@ def belongs_to(target: Path, path: Path) -> bool:
     if Path(os.path.realpath(target)) in {Path(os.path.realpath(one)) for one in own}:
         return True
     return target.exists() and any(one.exists() and one.samefile(target) for one in own)
+
+
+def damage_of(path: Path) -> str | None:
+    """Read all of a file and say what is wrong with it, the first thing; None if nothing is."""
+    try:
+        with contextlib.closing(database.open_sqlite(path, "read")) as connection:
+            return database.amiss(connection)
+    except (*database.DRIVER_ERRORS, UnicodeDecodeError) as error:
+        return str(error)
 
 
 @contextlib.contextmanager

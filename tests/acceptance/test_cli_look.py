@@ -403,6 +403,25 @@ def test_a_state_that_a_terminal_would_obey_is_escaped_at_the_head_of_a_column_t
     assert r"odd\x1b" in run("stats", db=path, COLUMNS=columns).stdout
 
 
+@pytest.mark.parametrize(("table", "other"), [("events", "handles"), ("tasks", "events")])
+def test_a_table_whose_pages_are_anothers_is_said_to_be_damaged(
+    db: Path, tmp_path: Path, table: str, other: str
+) -> None:
+    path = tmp_path / "mixed.db"
+    with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
+        source.backup(target)
+        target.execute("PRAGMA writable_schema = 1")
+        [(root,)] = target.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", [other])
+        target.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = ?", [root, table])
+    source.close()
+    target.close()
+    told = [run(*look, db=path) for look in (*LOOKS, ("events",), ("top", "--once"), ("query", "slow-kinds"))]
+    for done in told:
+        assert "Traceback" not in done.stderr
+        assert done.returncode in {0, 1}
+    assert any("damaged" in done.stderr for done in told)
+
+
 def test_a_number_that_no_reader_of_json_knows_is_the_text_it_is(db: Path, tmp_path: Path) -> None:
     path = tmp_path / "edited.db"
     with sqlite3.connect(db) as source, sqlite3.connect(path) as target:
