@@ -148,7 +148,7 @@ def _reader_of(claim: str) -> OwnerRow:
     """Return who claimed, as one whose lock can be asked; of what a hand wrote there, one that has none."""
     try:
         known = json.loads(claim)
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         known = None
     fields = known if isinstance(known, dict) and isinstance(known.get("token"), str) else {"token": ""}
     return OwnerRow._make(fields.get(name) for name in OwnerRow._fields)

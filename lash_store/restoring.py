@@ -164,10 +164,10 @@ def _replace(making: Path, path: Path) -> Path | None:
     """
     kept: Path | None = None
     is_done = False
-    index = Path(f"{path}-shm")
-    if index.is_symlink():
-        # SQLite follows no link there: it is nobody's, and hinders who opens the file next; alone, as here, it needs none
-        index.unlink()
+    for side in database.side_files(path):
+        if side.is_symlink():
+            # SQLite follows none there: it is nobody's, and hinders whoever opens the file next
+            side.unlink()
     try:
         with closing(database.open_sqlite(path, "write")) as target, closing(sqlite3.connect(making)) as source:
             target.execute(f"PRAGMA busy_timeout={_PASSING_READER}").fetchall()

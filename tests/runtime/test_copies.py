@@ -433,15 +433,17 @@ def test_a_damaged_file_is_what_a_restore_is_for(stopped: Path, backup: Path, wh
     check_file(stopped)
 
 
+@pytest.mark.parametrize("suffix", ["-shm", "-wal", "-journal"])
 @pytest.mark.parametrize("target", ["folder", "file", "nothing"])
-def test_a_link_where_sqlite_has_its_index_goes_and_what_it_names_stays(
-    stopped: Path, backup: Path, tmp_path: Path, target: str
+def test_a_link_where_sqlite_has_a_file_goes_and_what_it_names_stays(
+    stopped: Path, backup: Path, tmp_path: Path, target: str, suffix: str
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("not ours")
-    index = Path(f"{stopped}-shm")
-    index.unlink(missing_ok=True)
-    index.symlink_to(tmp_path / target)
+    with closing(sqlite3.connect(stopped)) as hand:
+        # as a copy of it is, which can be read without
+        hand.execute("PRAGMA journal_mode = delete")
+    Path(f"{stopped}{suffix}").symlink_to(tmp_path / target)
 
     restoring.restore(backup, stopped)
 
