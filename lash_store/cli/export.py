@@ -145,8 +145,10 @@ def _rows(connection: sqlite3.Connection, record: str, scope: Scope | None) -> I
     found = connection.execute(
         f"SELECT * FROM {table} {where} ORDER BY {order}", {} if scope is None else {"scope": str(scope)}
     )
+    # with those that somebody had generated
+    names = [column[0] for column in found.description]
     for row in found:
-        yield {"record": record, **{name: _plain(name, value) for name, value in zip(columns, row, strict=True)}}
+        yield {"record": record, **{name: _plain(name, value) for name, value in zip(names, row, strict=True)}}
 
 
 def _where(table: str, columns: list[str]) -> str:

@@ -151,6 +151,16 @@ def test_what_a_hand_made_unfit_for_json_is_the_text_it_is(db: Path) -> None:
 # --- some of it ------------------------------------------------------------------------------------------------------
 
 
+def test_a_column_that_somebody_had_generated_is_written_too(db: Path) -> None:
+    with closing(sqlite3.connect(db)) as hand, hand:
+        hand.execute("ALTER TABLE tasks ADD COLUMN short TEXT AS (substr(id, 1, 1))")
+
+    tasks = [line for line in lines(run("export", db=db)) if line["record"] == "task"]
+
+    assert tasks
+    assert [task["short"] for task in tasks] == [task["id"][0] for task in tasks]
+
+
 def test_only_some_records_are_written_each_once(made: Path) -> None:
     found = lines(run("export", "--only", "task", "--only", "session", "--only", "task", db=made))
 

@@ -236,7 +236,9 @@ class Generation:
             point = chance.choice([*POINTS])
             if point == "inside a migration":
                 point = "inside recovery"
-            return {"point": point, "passing": chance.randrange(1, POINTS[point] + 1)}
+            # who never closes never comes by that one
+            closes = {"closes": chance.uniform(0.05, 0.3)} if point == "inside a close" else {}
+            return {"point": point, "passing": chance.randrange(1, POINTS[point] + 1), **closes}
         return {}
 
     # --- one turn ---
