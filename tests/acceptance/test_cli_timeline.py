@@ -436,6 +436,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hostile_name_is_only_shown(edited: Path, name: str, tmp_path: Path) -> None:
     change(

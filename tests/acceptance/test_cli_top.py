@@ -545,6 +545,7 @@ def on_terminal(path: Path, *options: str, **how: Any) -> Terminal:
 LEFT = b"\x1b[?1049l"
 
 
+@pytest.mark.long
 def test_a_key_cancels_a_task_of_a_live_owner_and_the_terminal_is_given_back(
     path: Path, start: Callable[..., Any]
 ) -> None:

@@ -431,6 +431,7 @@ def test_commits_without_their_file_are_damage_and_a_backup_mends_it(db: Path, t
     assert codes(look(db)) == ["kept_files"]
 
 
+@pytest.mark.long
 def test_random_damage_never_ends_in_a_traceback(made: Path, tmp_path: Path) -> None:
     chance = random.Random(7)
     whole = made.read_bytes()

@@ -663,6 +663,7 @@ async def test_a_member_whose_leader_is_gone_and_that_proves_nothing_is_let_be_a
     check_file(path)
 
 
+@pytest.mark.long
 async def test_a_member_that_proves_it_proves_it_for_the_whole_group(start: Start, fresh: Path, tmp_path: Path) -> None:
     path = copy(fresh, tmp_path / "agent.db")
     _, member = await _without_leader(start, path, "stranger")

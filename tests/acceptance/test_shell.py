@@ -98,6 +98,7 @@ async def test_live_tasks_reads_well_while_the_store_is_writing_and_does_not_blo
     assert time.monotonic() - before < 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("view", "columns", "expected"),
     [

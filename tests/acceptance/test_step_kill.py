@@ -169,6 +169,7 @@ def results(path: Path) -> dict[str, tuple[str, Any]]:
     return {row["id"]: (row["state"], json.loads(row["result"] or "null")) for row in tasks}
 
 
+@pytest.mark.long
 def test_a_task_whose_every_process_dies_a_commit_later_comes_to_its_end(
     start: Callable[..., Worker], stories: Callable[..., dict[str, Story]]
 ) -> None:

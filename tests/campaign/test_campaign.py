@@ -54,6 +54,7 @@ def test_what_a_zombie_writes_changes_nothing(tmp_path: Path) -> None:
         pytest.fail(f"no zombie wrote anything: {verdict.sometimes}")
 
 
+@pytest.mark.long
 def test_the_campaign_finds_processes_that_acknowledge_before_they_commit(tmp_path: Path) -> None:
     verdict = run(seed="4", kills=60, folder=tmp_path, fault="acknowledges early")
     assert {promise for promise, _ in verdict.broken} & {"P1", "P4"}, verdict.broken

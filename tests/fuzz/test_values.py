@@ -79,6 +79,7 @@ async def test_a_close_with_an_odd_time_out_closes_nothing(tmp_path: Path, odd: 
         assert [one.closed_at for one in await store.sessions()] == [None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "odd",
     [7, b"x", object(), [], "", "nobody", "a:b", "s1"],

@@ -520,7 +520,7 @@ async def test_rows_that_a_hand_made_unreadable_are_named_and_compared_as_they_a
     async with store:
         session = await store.session("s1")
         await (await session.spawn(work, 1, id="gone")).result(timeout=5)
-        await store.prune(older_than=0.0)
+        await store.prune()
         keyed = await session.spawn(work, 1, id="keyed", idempotency_key="k")
         await keyed.result(timeout=5)
         await session.register("job", TaskKind.OTHER)

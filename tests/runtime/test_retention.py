@@ -1194,7 +1194,7 @@ async def test_a_prune_goes_at_once_over_a_gap_that_a_hand_has_made(
     await (await session.handle("behind")).result(timeout=5)
 
     async with asyncio.timeout(5):
-        report = await store.prune(older_than=0.0)
+        report = await store.prune()
 
     assert (report.tasks, report.task_seq) == (2, 2**62 + 1)
     assert buried(path) == ["before", "behind"]

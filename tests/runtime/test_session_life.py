@@ -342,6 +342,7 @@ async def test_a_parent_that_is_closed_is_no_hindrance_if_nothing_is_to_go_there
     assert ids((await child.close()).kept) == ["t"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "error"),
     [

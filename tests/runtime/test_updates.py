@@ -160,6 +160,7 @@ async def test_the_streams_are_told_apart_and_each_keeps_its_order(session: Sess
     assert sorted(one.line for one in updates) == list(range(1, 201))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("written", "found"),
     [

@@ -1172,6 +1172,7 @@ def descriptors() -> set[str]:
     return {one.name for one in Path("/proc/self/fd").iterdir()}
 
 
+@pytest.mark.long
 def test_a_hundred_launches_leave_no_descriptor_no_process_and_no_zombie(starter: Starter) -> None:
     runs = starter.program("true")
     breaks = starter.program(str(executable(starter.folder / "broken", b"#!/no/such\n")))

@@ -407,6 +407,7 @@ def through_the_shell(path: Path, script: str) -> subprocess.CompletedProcess[st
     return subprocess.run([found, str(path)], input=script, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.long
 def test_the_printed_statements_do_in_the_shell_what_an_upgrade_does(old: Path) -> None:
     change(old, *ADDED)
     by_hand = Path(shutil.copy(old, old.with_name("by-hand.db")))
