@@ -268,7 +268,7 @@ _OUTCOME = {
 class _Unreadable(NamedTuple):
     """A text that should be JSON, and is not."""
 
-    text: str | None
+    text: str
 
 
 def _already_ended(task: Task, command: Command) -> Refused:
@@ -287,8 +287,10 @@ def _plain(text: str | None) -> Any:
 
     What somebody's hand made unreadable says itself, and nothing else does.
     """
+    if text is None:
+        return None
     try:
-        said = None if text is None else json.loads(text)
+        said = json.loads(text)
     except (ValueError, RecursionError):
         return _Unreadable(text)
     return {**said, "traceback": None} if isinstance(said, dict) and "traceback" in said else said

@@ -525,14 +525,22 @@ async def test_rows_that_a_hand_made_unreadable_are_named_and_compared_as_they_a
         await keyed.result(timeout=5)
         await session.register("job", TaskKind.OTHER)
         await session.complete("job", "completed", result={"a": 1})
+        there = await store.session("s2")
+        await session.register("moves", TaskKind.OTHER)
+        await session.handoff(there, ["moves"], id="ho-1")
         with closing(sqlite3.connect(path)) as hand, hand:
             hand.execute("PRAGMA ignore_check_constraints = 1")
             hand.execute("DROP TRIGGER tasks_terminal_is_final")
             hand.execute("UPDATE tasks SET result = '{', arguments = '{'")
             hand.execute("UPDATE tombstones SET pruned_at = 'yesterday'")
+            hand.execute("UPDATE handoffs SET kept = '{'")
 
         with pytest.raises(StorageError, match=r"the row of task #3 cannot be read .*see lash-store doctor"):
             await session.complete("job", "completed", result={"a": 1})
+        with pytest.raises(StorageError, match=r"the result of task #3 cannot be read"):
+            await (await session.handle("job")).result(timeout=5)
+        with pytest.raises(StorageError, match=r"handoff 'ho-1' cannot be read"):
+            await session.handoff(there, ["moves"], id="ho-1")
         with pytest.raises(IdempotencyConflict):
             await session.spawn(work, 1, id="keyed", idempotency_key="k")
         events = aiter(store.events(after=0))
@@ -540,6 +548,58 @@ async def test_rows_that_a_hand_made_unreadable_are_named_and_compared_as_they_a
             await anext(events)
         # what was kept is told all the same
         assert [(await anext(events)).task_id for _ in range(2)] == [None, "keyed"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ("UPDATE steps SET value = '{' WHERE kind = 'step'", "StorageError: step 'fetch' cannot be read"),
+        (
+            "UPDATE steps SET value = '{' WHERE kind = 'sleep'",
+            "StorageError: the sleep '#1.1' of task #1 cannot be read",
+        ),
+        ("UPDATE signals SET payload = '{'", "StorageError: signal #1 cannot be read"),
+        ("UPDATE steps SET value = '{' WHERE kind = 'checkpoint'", "InvalidArguments: the checkpoint of task 'long'"),
+        ("UPDATE tasks SET arguments = '{'", "InvalidArguments: the stored arguments do not fit"),
+    ],
+)
+async def test_a_body_is_told_of_what_it_remembered_and_a_hand_made_unreadable(
+    tmp_path: Path, edit: str, told: str
+) -> None:
+    path = tmp_path / "edited.db"
+    asleep = asyncio.Event()
+
+    def made() -> tuple[TaskStore, Any]:
+        store = TaskStore(path, runtime=RUNTIME)
+
+        @store.task(recovery=Recovery.RERUN, name="long")
+        async def long(task: TaskContext, number: int) -> None:
+            if task.attempt == 1:
+                await task.save(number)
+            await task.step("fetch", lambda: 1)
+            await task.signal("go")
+            asleep.set()
+            await task.sleep(3600)
+
+        return store, long
+
+    store, long = made()
+    async with store:
+        handle = await (await store.session("s1")).spawn(long, 1, id="long")
+        await handle.signal("go", {"a": 1})
+        await asyncio.wait_for(asleep.wait(), 5)
+        async with asyncio.timeout(5):
+            while not rows(path, "SELECT 1 FROM steps WHERE kind = 'sleep'"):
+                await asyncio.sleep(0.01)
+    with closing(sqlite3.connect(path)) as hand, hand:
+        hand.execute("PRAGMA ignore_check_constraints = 1")
+        assert hand.execute(edit).rowcount == 1
+
+    store, _ = made()
+    async with store:
+        with pytest.raises(TaskFailed) as caught:
+            await (await (await store.session("s1")).handle("long")).result(timeout=5)
+    assert told in str(caught.value)
 
 
 async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quiet: Path) -> None:
