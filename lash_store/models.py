@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -47,6 +48,7 @@ __all__ = [
     "Verdict",
     "check_fraction",
     "check_id",
+    "check_progress",
     "check_seconds",
     "check_text",
     "check_timeout",
@@ -291,6 +293,17 @@ def check_timeout(value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise ValueError(f"timeout must be a number of seconds or None, not {shown(value)}")
     return float(min(max(value, 0), _THOUSAND_YEARS))
+
+
+def check_progress(given: object) -> None:
+    """
+    Refuse what cannot be told of progress, before anything is done.
+
+    Raises:
+        TypeError: neither a plain function nor None.
+    """
+    if given is not None and (not callable(given) or inspect.iscoroutinefunction(given)):
+        raise TypeError(f"progress must be a plain function or None, not {shown(given)}")
 
 
 _THOUSAND_YEARS = 1000 * 366 * 86_400.0

@@ -56,6 +56,7 @@ from .models import (
     TaskRecord,
     TaskState,
     check_id,
+    check_progress,
     check_text,
     check_timeout,
     check_word,
@@ -668,6 +669,7 @@ class TaskStore:
             StoreReadOnly: this store only reads, and was asked to mend.
         """
         core = self._open
+        check_progress(progress)
         if repair:
             core.to_request()
         return await asyncio.to_thread(checking.check, core.path, repair=repair, progress=progress)
@@ -685,6 +687,7 @@ class TaskStore:
             StorageError: *path* exists, or cannot be written.
         """
         core = self._open
+        check_progress(progress)
         return await asyncio.to_thread(copies.back_up, core.path, guards.resolve(path), progress)
 
     @staticmethod
@@ -703,6 +706,7 @@ class TaskStore:
             NotAStore, SchemaTooNew, StorageCorrupt: the backup cannot be used; nothing was changed.
             SchemaError: the file is open elsewhere; nothing was changed.
         """
+        check_progress(progress)
         return await asyncio.to_thread(restoring.restore, Path(backup), Path(path), progress)
 
     async def prune(
@@ -731,6 +735,7 @@ class TaskStore:
             StoreReadOnly: this store only reads.
         """
         core = self._open
+        check_progress(progress)
         writer = None if dry_run and core.writer is None else core.to_request()
         wanted = Retention.of(
             older_than=older_than,

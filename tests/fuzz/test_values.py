@@ -104,3 +104,31 @@ async def test_what_is_no_spec_starts_no_monitor(tmp_path: Path, odd: Any) -> No
         with pytest.raises(InvalidArguments, match="MonitorSpec"):
             await session.start_monitor(odd)
         assert await store.list() == []
+
+
+async def _told_later(*_: object) -> None:
+    raise AssertionError("nobody waits for this")
+
+
+@pytest.mark.parametrize("odd", [0, "x", [], _told_later], ids=["int", "str", "list", "coroutine function"])
+async def test_what_cannot_be_told_of_progress_is_refused_before_anything_is_done(tmp_path: Path, odd: Any) -> None:
+    path, copy = tmp_path / "agent.db", tmp_path / "copy.db"
+    async with TaskStore(path, runtime="desktop") as store:
+        session = await store.session("s1")
+        handle = await session.spawn(_soon(), id="done")
+        await handle
+        await store.backup(tmp_path / "good.db")
+        for call in (
+            store.prune(progress=odd, older_than=0, unread=True),
+            store.check(progress=odd, repair=True),
+            store.backup(copy, progress=odd),
+            TaskStore.restore(tmp_path / "good.db", tmp_path / "new.db", progress=odd),
+        ):
+            with pytest.raises(TypeError, match="progress must be a plain function"):
+                await call
+        assert [one.id for one in await store.list()] == ["done"]
+        assert sorted(one.name for one in tmp_path.glob("*.db")) == ["agent.db", "good.db"]
+
+
+async def _soon() -> None:
+    await asyncio.sleep(0)
