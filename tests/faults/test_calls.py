@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -18,10 +17,11 @@ from tests.acceptance.processes import Worker, workers
 from tests.faults import calls
 from tests.faults.operations import OPERATIONS, newborn
 from tests.power import vfs
+from tests.seeds import seed_of
 
 SECONDS = 1.2
 KILLS = 3
-SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
+SEED = seed_of("FAULTS_SEED")
 
 NAMES = [one.name for one in OPERATIONS if not one.is_slow]
 

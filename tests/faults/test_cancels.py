@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
@@ -17,9 +16,10 @@ import pytest
 from tests.checker import check
 from tests.faults.cancels import cancelled_at
 from tests.faults.operations import OPERATIONS, newborn
+from tests.seeds import seed_of
 
 SECONDS = 1.2
-SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
+SEED = seed_of("FAULTS_SEED")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """
 Every statement and commit of every operation fails, before it runs and after it ran.
 
-Here a seeded sample of them (``FAULTS_SEED=…`` for the same again); ``python -m tests.faults`` takes all.
+Here a sample of them, the same every time (``FAULTS_SEED=…`` for another); ``python -m tests.faults`` takes all.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from tests.checker import check
 from tests.faults import statements
 from tests.faults.operations import EXCEPT, OPERATIONS, Operation, newborn
 from tests.faults.statements import CODES, MODES, Outcome, point, statements_of
+from tests.seeds import seed_of
 
 SECONDS = 2.0
-SEED = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
+SEED = seed_of("FAULTS_SEED")
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ import pytest
 from tests.fuzz import campaign, trial
 from tests.fuzz.files import KINDS, Case
 from tests.fuzz.trial import Trial
+from tests.seeds import seed_of
 
 ROOT = Path(__file__).parents[2]
-SEED = int(os.environ.get("FUZZ_SEED") or random.randrange(10**6))
+SEED = seed_of("FUZZ_SEED")
 FILES = int(os.environ.get("FUZZ_FILES") or 4)
 
 

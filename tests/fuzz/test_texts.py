@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from pathlib import Path
 
 import click
@@ -18,8 +17,9 @@ from lash_store.cli.options import span_in
 from lash_store.handles import new_handle_id, reference
 from tests.acceptance.commands import assert_harmless, run
 from tests.fuzz.values import ODD, json_values
+from tests.seeds import seed_of
 
-SEED = int(os.environ.get("FUZZ_SEED") or random.randrange(10**6))
+SEED = seed_of("FUZZ_SEED")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 60)
 RULES = settings(
     max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck]

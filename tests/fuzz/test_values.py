@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from lash_store import InvalidArguments, InvalidId, SessionError, TaskStore, UnknownSession
 from tests.fuzz.values import ENTRIES, LEFT_OUT, Call, Stage, calls, entry_names
+from tests.seeds import seed_of
 
-SEED = int(os.environ.get("FUZZ_SEED") or random.randrange(10**6))
+SEED = seed_of("FUZZ_SEED")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or 50)
 
 
