@@ -111,7 +111,8 @@ def _look(path: Path, progress: Progress | None) -> _Seen:
 
 def _contents(connection: sqlite3.Connection, path: Path, tasks: int, progress: Progress | None) -> Iterator[Finding]:
     yield from _schema(connection)
-    told = connection.execute("SELECT * FROM events WHERE task_seq IS NOT NULL ORDER BY task_seq, seq")
+    # what a broken page calls a number need not be one
+    told = connection.execute("SELECT * FROM events WHERE typeof(task_seq) = 'integer' ORDER BY task_seq, seq")
     # an error that somebody keeps would keep a statement in the middle of a read, and with it the file open
     with closing(told), closing(connection.execute("SELECT * FROM tasks ORDER BY task_seq")) as rows:
         yield from _stories(told, rows, tasks, progress)

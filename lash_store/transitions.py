@@ -25,7 +25,7 @@ from .commands import (
     Start,
 )
 from .database import Transaction
-from .errors import SessionClosed, StaleAttempt, TaskNotFound, TaskPruned, UnknownSession
+from .errors import SessionClosed, StaleAttempt, TaskNotFound, TaskPruned, UnknownSession, shown
 from .lifecycle import CUT_OFF, TERMINAL_EVENTS, Change, Refused, Task, decide
 from .models import (
     EventType,
@@ -119,6 +119,9 @@ def by_seq(tx: Transaction, task_seq: int) -> Task:
     Raises:
         TaskNotFound, TaskPruned: the file has none of that number, or none any more.
     """
+    # what no column holds is bound to no statement
+    if not isinstance(task_seq, int) or not 0 < task_seq < 2**63:
+        raise task_not_found_by_seq(task_seq)
     task = queries.task_by_seq(tx, task_seq)
     if task is None:
         refuse_pruned(retention_queries.tombstone_by_seq(tx, task_seq))
@@ -193,7 +196,7 @@ def refuse_pruned(left: Tombstone | None) -> None:
 def task_not_found_by_seq(task_seq: int) -> TaskNotFound:
     """Say that an incarnation is not in the file."""
     return TaskNotFound(
-        f"task_seq {task_seq} is not in this file: was it opened by another path?", task_id=str(task_seq)
+        f"task_seq {shown(task_seq)} is not in this file: was it opened by another path?", task_id=shown(task_seq)
     )
 
 

@@ -259,6 +259,21 @@ async def test_what_a_hand_did_to_a_row_is_found_and_a_backup_mends_it(
     assert codes(look(db)) == ["kept_files"]
 
 
+def test_events_of_a_task_whose_number_is_text_are_nobodys(db: Path) -> None:
+    # as a page in another's place leaves them: no statement writes text there
+    with closing(sqlite3.connect(db, isolation_level=None)) as connection:
+        (as_it_was,) = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'events'").fetchone()
+        connection.execute("PRAGMA writable_schema=ON").fetchall()
+        define = "UPDATE sqlite_schema SET sql = ? WHERE name = 'events'"
+        connection.execute(define, (as_it_was.replace("STRICT", ""),))
+    by_hand(db, "UPDATE events SET task_seq = 'x' WHERE task_seq = (SELECT max(task_seq) FROM tasks)")
+    with closing(sqlite3.connect(db, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema=ON").fetchall()
+        connection.execute(define, (as_it_was,))
+
+    assert {"orphans", "no_events"} <= {*codes(look(db))}
+
+
 def test_an_end_that_stands_twice_or_not_last_is_found(db: Path) -> None:
     by_hand(
         db,

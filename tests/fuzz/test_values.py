@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from lash_store import InvalidArguments, InvalidId, SessionError, TaskStore, UnknownSession
+from lash_store import InvalidArguments, InvalidId, SessionError, TaskNotFound, TaskStore, UnknownSession
 from tests.fuzz.values import ENTRIES, LEFT_OUT, Call, Stage, calls, entry_names
 from tests.seeds import seed_of
 
@@ -132,3 +132,15 @@ async def test_what_cannot_be_told_of_progress_is_refused_before_anything_is_don
 
 async def _soon() -> None:
     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "odd", [-(2**63) - 1, 2**63, 10**400, 0, -1, "\ud800", None, "1", [], 1.5, 1.0], ids=lambda odd: ascii(odd)[:24]
+)
+async def test_what_is_no_number_of_a_task_is_a_task_that_is_not_there(tmp_path: Path, odd: Any) -> None:
+    async with TaskStore(tmp_path / "agent.db", runtime="desktop") as store:
+        await (await store.session("s1")).spawn(_soon(), id="one")
+        with pytest.raises(TaskNotFound, match="is not in this file"):
+            await store.steps(odd)
+        with pytest.raises(TaskNotFound, match="is not in this file"):
+            await store.updates(odd)
