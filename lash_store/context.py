@@ -20,7 +20,7 @@ from .bodies import Body
 from .commands import Command, Notify, Progress
 from .core import Core
 from .database import Transaction
-from .errors import InvalidArguments, InvalidId
+from .errors import InvalidArguments, InvalidId, shown
 from .guest import TransactConnection
 from .handles import TaskHandle
 from .models import (
@@ -220,7 +220,7 @@ class TaskContext(Generic[State]):
         """
         rule = _step_rule(max_attempts, retry_on, no_retry_on, backoff)
         if at_most_once and rule.max_attempts > 1:
-            raise ValueError(f"step {name!r} runs at most once: it is not tried again, so give no retry words")
+            raise ValueError(f"step {shown(name)} runs at most once: it is not tried again, so give no retry words")
         if timeout is not None:
             check_seconds("timeout", timeout)
         return await self._steps.run(name, fn, args, kwargs, rule=rule, timeout=timeout, at_most_once=at_most_once)

@@ -238,7 +238,7 @@ class SessionTasks:
         _, owner_id = self._core.to_create()
         if cancel is not None and not callable(cancel):
             spawning.close_refused(cancel)
-            raise InvalidArguments(f"task {id!r}: cancel must be a function, not {type(cancel).__name__}")
+            raise InvalidArguments(f"task {shown(id)}: cancel must be a function, not {type(cancel).__name__}")
         check_id("task id", id)
         new = spawning.new_task(
             self._scope,

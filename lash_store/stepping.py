@@ -28,6 +28,7 @@ from .errors import (
     StorageMoved,
     StoreClosed,
     StoreError,
+    shown,
 )
 from .failures import failure_of
 from .guest import GuestError
@@ -141,7 +142,7 @@ class Steps:
         if not callable(fn):
             if inspect.iscoroutine(fn):
                 fn.close()
-            raise InvalidArguments(f"step {name!r} is given a function to call, not {type(fn).__name__}")
+            raise InvalidArguments(f"step {shown(name)} is given a function to call, not {type(fn).__name__}")
         used = self._use(StepKind.STEP, name, recall.digest(args, kwargs))
         async with used.lock:
             await self._settle(used)
@@ -161,7 +162,9 @@ class Steps:
     async def transact(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what a step on this file came to, running it unless that is remembered; see `TaskContext.transact`."""
         if not callable(fn) or inspect.iscoroutinefunction(fn):
-            raise InvalidArguments(f"step {name!r}: transact() is given a plain function, which runs in a transaction")
+            raise InvalidArguments(
+                f"step {shown(name)}: transact() is given a plain function, which runs in a transaction"
+            )
         body, begun_at = self._body, utc_text(time.time())
         used = self._use(StepKind.TRANSACT, name, recall.digest(args, kwargs))
         what = f"the result of step {name!r} of task {body.task.id!r}"

@@ -64,6 +64,24 @@ def test_odd_values_leave_the_file_as_it_was_or_come_back(stage: tuple[asyncio.R
     assert outcomes["InvalidId"] + outcomes["ValueError"] + outcomes["TypeError"], outcomes
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("context.transact", ("name", "hostile"), ("fn", "zero")),
+        ("context.step", ("name", "hostile"), ("fn", "zero")),
+        ("context.step", ("name", "hostile"), ("at_most_once", "True"), ("max_attempts", "2**31")),
+        ("session.register", ("id", "hostile"), ("cancel", "zero")),
+    ],
+    ids=lambda entry: f"{entry[0]} {entry[-1][0]}",
+)
+def test_a_refusal_shows_a_name_that_cannot_be_shown(
+    stage: tuple[asyncio.Runner, Stage], entry: tuple[Any, ...]
+) -> None:
+    runner, made = stage
+    outcome = runner.run(made.try_call(Call(entry[0], entry[1:])))
+    assert outcome in {"InvalidArguments", "InvalidId", "ValueError"}
+
+
 ODD: tuple[Any, ...] = ("x", float("nan"), object(), b"1", [], True)
 
 
