@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from . import monitoring, queries, retention_queries, session_queries, transitions
 from .commands import Expire, RequestCancel, Start
-from .database import Transaction
 from .errors import IdempotencyConflict, LimitExceeded, SessionError, TaskExists
 from .lifecycle import Refused, Task, deadline_passed, decide, with_columns
 from .models import (
@@ -26,6 +25,7 @@ from .models import (
     TaskState,
 )
 from .monitor_models import MonitorSpec
+from .transaction import Transaction
 
 __all__ = ["Born", "NewTask", "check_room", "create", "moved", "refuse_given_up", "same_before", "task_exists"]
 

@@ -8,10 +8,10 @@ from typing import Any
 from . import births, queries, session_queries, transitions
 from .births import Born, NewTask
 from .commands import Command, ConfirmCancel, Rebind
-from .database import Transaction
 from .errors import TaskError
 from .lifecycle import Task
 from .models import ClosePolicy, Scope, TaskMode, TaskState
+from .transaction import Transaction
 from .transitions import Outcome
 
 __all__ = ["change", "register"]

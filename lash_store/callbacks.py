@@ -11,12 +11,12 @@ from typing import Any
 
 from . import queries, transitions
 from .commands import BeginCallback, Fence
-from .database import Committed
 from .errors import CommitInDoubt, StorageError, StorageMoved
 from .failures import failure_of
 from .lifecycle import Task
 from .models import TaskRecord, Verdict
 from .threads import in_thread
+from .transaction import Committed
 from .transitions import Outcome
 from .writer import Unit, Writer
 

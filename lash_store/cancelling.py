@@ -10,11 +10,11 @@ from typing import Any
 from . import handover, queries, session_queries, transitions
 from .bodies import aside
 from .core import Core
-from .database import Transaction
 from .errors import TaskPruned
 from .failures import failure_of
 from .lifecycle import Task
 from .models import CancelReport, EventType, Failure, Scope, TaskRecord, check_timeout
+from .transaction import Transaction
 from .turns import all_over, next_turn
 from .writer import Unit
 

@@ -16,7 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import database, guards, revisions
+from . import database, guards, reader, revisions, translation
 from .copies import has_bytes, is_copy, is_locked
 from .errors import StorageCorrupt, StorageError
 from .findings import FEW, CheckReport, Finding, Severity, fault, few, info, warning
@@ -79,7 +79,7 @@ def _look(path: Path, progress: Progress | None) -> _Seen:
         revision = database.probe(path)
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8
-            connection.text_factory = database.replacing
+            connection.text_factory = reader.replacing
             connection.execute("BEGIN").fetchall()
             connection.row_factory = sqlite3.Row
             try:
@@ -98,14 +98,14 @@ def _look(path: Path, progress: Progress | None) -> _Seen:
                     found.append(fault("tables_missing", f"missing from the schema: {few(missing)}", _RESTORE))
                 found += _copy(connection)
                 found += _size(connection, path)
-            except database.DRIVER_ERRORS as error:
-                if database.primary_code(error) not in _OF_THE_FILE:
+            except translation.DRIVER_ERRORS as error:
+                if translation.primary_code(error) not in _OF_THE_FILE:
                     raise
                 found.append(_damaged(f"it cannot be read to its end: {error}"))
     except (StorageCorrupt, UnicodeDecodeError) as error:
         found.append(_damaged(str(error)))
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, path)
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, path)
     return _Seen(found, revision, tasks, events)
 
 
@@ -424,7 +424,7 @@ def _repair(path: Path, found: list[Finding]) -> list[Finding]:
             try:
                 MENDERS[one.code](path)
                 one = one.model_copy(update={"is_repaired": True})
-            except (*database.DRIVER_ERRORS, OSError) as error:
+            except (*translation.DRIVER_ERRORS, OSError) as error:
                 note = f"{one.next_step} (not now: {error})"
                 one = one.model_copy(update={"next_step": note})
         mended.append(one)

@@ -12,11 +12,11 @@ from typing import Any, Generic, TypeVar
 
 from . import owners, session_queries, transitions
 from .core import Core
-from .database import Transaction
 from .errors import InboxBusy, StoreError
 from .models import Scope
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
+from .transaction import Transaction
 
 __all__ = ["Claim", "Shelf"]
 

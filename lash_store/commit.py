@@ -18,23 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import guards, queries
-from .database import (
-    DRIVER_ERRORS,
-    PASSING,
-    Committed,
-    Connection,
-    Durability,
-    Transaction,
-    data_version,
-    is_not_utf8,
-    open_sqlite,
-    primary_code,
-    replacing,
-    translate,
-    utc_text,
-)
+from .database import Connection, Durability, open_sqlite
 from .errors import CommitInDoubt, StorageBusy, StorageError, StorageMoved, StoreError
 from .policies import Limits
+from .reader import data_version, replacing
+from .transaction import Committed, Transaction, utc_text
+from .translation import DRIVER_ERRORS, PASSING, is_not_utf8, primary_code, translate
 
 __all__ = ["Batch", "Committer", "Unit"]
 

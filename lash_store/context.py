@@ -19,7 +19,6 @@ from .births import NewTask
 from .bodies import Body
 from .commands import Command, Notify, Progress
 from .core import Core
-from .database import Transaction
 from .errors import InvalidArguments, InvalidId, shown
 from .guest import TransactConnection
 from .handles import TaskHandle
@@ -39,6 +38,7 @@ from .models import (
 from .policies import NO_RETRY, Backoff, Errors, RetryRule
 from .registry import to_json
 from .stepping import Steps
+from .transaction import Transaction
 from .transitions import Outcome
 from .waits import Waits
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from . import database, guards, queries, session_queries, transitions
+from . import database, guards, queries, session_queries, transitions, translation
 from .commands import ConfirmCancel, Release
-from .database import Transaction
 from .errors import StorageBusy, StorageCorrupt, StorageError, StoreCopied
 from .lifecycle import Task
 from .models import OwnerEnd, TaskState
 from .owners import open_owners
+from .transaction import Transaction
 
 __all__ = [
     "PAGES",
@@ -100,8 +100,8 @@ def refuse_copy(path: Path) -> None:
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
             check_not_copied(connection, path)
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, path)
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, path)
 
 
 def adopt(tx: Transaction) -> None:
@@ -174,8 +174,8 @@ def made(target: Path) -> Iterator[Path]:
     descriptor = _claimed(making)
     try:
         yield making
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, target)
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, target)
     finally:
         # once it has its name, somebody else may be filling the next one
         if guards.is_named(making, descriptor):
@@ -193,7 +193,7 @@ def _claimed(making: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if guards.is_named(making, descriptor):
-                for side in database.side_files(making):
+                for side in guards.side_files(making):
                     side.unlink(missing_ok=True)
                 os.ftruncate(descriptor, 0)
                 os.fchmod(descriptor, 0o600)
@@ -217,7 +217,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _remove(making: Path) -> None:
-    for left in (making, *database.side_files(making)):
+    for left in (making, *guards.side_files(making)):
         left.unlink(missing_ok=True)
 
 
@@ -244,14 +244,14 @@ def copy(path: Path, making: Path, *, stamp: int = STAMP, progress: Progress | N
     """
     try:
         source = database.open_sqlite(path, "read")
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, path)
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, path)
     with closing(source):
         try:
             source.execute("BEGIN").fetchall()
             source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        except database.DRIVER_ERRORS as error:
-            database.raise_translated(error, path)
+        except translation.DRIVER_ERRORS as error:
+            translation.raise_translated(error, path)
         pour(source, making, stamp, progress)
         source.execute("ROLLBACK").fetchall()
 
@@ -291,9 +291,9 @@ def verified(making: Path, source: Path) -> BackupReport:
                 connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] if has_tables else 0
                 for name in ("tasks", "events")
             ]
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, source)
-    for side in database.side_files(making):
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, source)
+    for side in guards.side_files(making):
         # a reader of a file in WAL mode leaves them, empty
         side.unlink(missing_ok=True)
     return BackupReport(path=making, revision=revision, bytes=making.stat().st_size, tasks=tasks, events=events)
@@ -302,7 +302,7 @@ def verified(making: Path, source: Path) -> BackupReport:
 def free_name(wanted: Path) -> Path:
     """Return a name that begins as *wanted* and that nothing has yet, nor what SQLite would keep beside it."""
     found, number = wanted, 1
-    while any(one.exists() or one.is_symlink() for one in (found, *database.side_files(found))):
+    while any(one.exists() or one.is_symlink() for one in (found, *guards.side_files(found))):
         number += 1
         found = Path(f"{wanted}-{number}")
     return found

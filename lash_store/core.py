@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from . import leftovers, owners, queries, session_queries, step_queries, transitions
 from .bodies import Body
 from .callbacks import Callbacks
-from .database import Reader, Transaction
 from .errors import StoreClosed, StoreError, StoreReadOnly
 from .feed import Feed
 from .gathering import Gathering
@@ -26,10 +25,12 @@ from .models import Scope, StepRecord, TaskFilter, TaskRecord, TaskState, Verdic
 from .owners import Life, OwnerLock
 from .policies import Limits
 from .queries import OwnerRow
+from .reader import Reader
 from .readings import Reading, Readings
 from .registry import Registry
 from .runner import Runner
 from .step_queries import StepRow
+from .transaction import Transaction
 from .transitions import Outcome
 from .turns import all_over, next_turn
 from .writer import Unit, Writer

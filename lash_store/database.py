@@ -1,4 +1,4 @@
-"""Owns connections: how a file is born, identified, opened and read, and how the driver's errors are named. Decides nothing."""
+"""Owns connections: how a file is born, identified and opened, and with which PRAGMAs. Decides nothing."""
 
 from __future__ import annotations
 
@@ -7,43 +7,33 @@ import functools
 import os
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 from urllib.parse import quote
 
 import aiosqlite
 
 from . import guards
-from .errors import (
-    CommitInDoubt,
-    NotAStore,
-    SchemaTooNew,
-    SchemaTooOld,
-    StorageBusy,
-    StorageCorrupt,
-    StorageError,
-    StorageFull,
-    StorageMoved,
-    StoreClosed,
-    StoreError,
-)
+from .errors import NotAStore, SchemaTooNew, SchemaTooOld, StorageCorrupt, StorageError, StoreClosed
 from .identity import APPLICATION_ID, HEAD, TABLES, VERSION_TABLE
-from .lifecycle import Task
-from .policies import Limits
+from .translation import DRIVER_ERRORS, PASSING, primary_code, translate
 
 __all__ = [
-    "DRIVER_ERRORS",
-    "Committed",
     "Connection",
     "Durability",
-    "Transaction",
+    "Mode",
+    "amiss",
     "bear",
+    "check_revision",
     "connect",
+    "has_content",
+    "is_alone",
+    "keep_wal",
     "open_sqlite",
     "probe",
-    "translate",
+    "read_revision",
+    "refuse_older",
 ]
 
 T = TypeVar("T")
@@ -57,70 +47,7 @@ _PATIENCE: Final = 5_000
 """Milliseconds a reader, and whoever opens, waits for SQLite's rare exclusive moments."""
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-_NAMED: Final[Mapping[int, tuple[type[StorageError], str]]] = {
-    sqlite3.SQLITE_BUSY: (StorageBusy, "another process holds the write lock; try again, or see who has the file open"),
-    sqlite3.SQLITE_LOCKED: (StorageBusy, "the file is locked; try again"),
-    sqlite3.SQLITE_PROTOCOL: (StorageBusy, "the file's locks did not settle; try again"),
-    sqlite3.SQLITE_FULL: (StorageFull, "the disk or its quota is full: make room, then go on; nothing was written"),
-    sqlite3.SQLITE_CORRUPT: (StorageCorrupt, "the file is damaged: copy it away, then restore a backup"),
-    sqlite3.SQLITE_NOTADB: (NotAStore, "the file is not an SQLite database: give the path of a store, or of no file"),
-    sqlite3.SQLITE_IOERR: (StorageError, "the disk reported an error: see the system's log"),
-    sqlite3.SQLITE_CANTOPEN: (StorageError, "the file or its folder cannot be opened: check path and permissions"),
-    sqlite3.SQLITE_READONLY: (StorageError, "the file or its folder may not be written: check the permissions"),
-    sqlite3.SQLITE_PERM: (StorageError, "the file may not be opened: check the permissions"),
-    sqlite3.SQLITE_NOMEM: (StorageError, "there is not enough memory: make room, then try again"),
-}
-
-
-DRIVER_ERRORS: Final = (sqlite3.Error, MemoryError)
-"""What the driver raises: that SQLite had no memory it tells by Python's own error, without a code."""
-
-PASSING: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB})
-"""A passing read error can surface as any of these: the file is opened again before they are believed."""
-
-
-def primary_code(error: BaseException) -> int | None:
-    """Return SQLite's primary result code of a driver error, or None."""
-    if isinstance(error, MemoryError):
-        return sqlite3.SQLITE_NOMEM
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def may_pass(error: StoreError) -> bool:
-    """Say whether what the storage refused may go another time: the disk had no room, or trouble of its own."""
-    if isinstance(error, CommitInDoubt | StorageMoved):
-        return False
-    if isinstance(error, StorageFull | StorageBusy):
-        return True
-    code = None if error.__cause__ is None else primary_code(error.__cause__)
-    return isinstance(error, StorageError) and code not in {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT}
-
-
-def is_damage(error: StoreError) -> bool:
-    """Say whether it is the file that takes no more until somebody mends it: damaged, or with a counter at its end."""
-    return isinstance(error, StorageCorrupt) or isinstance(error.__cause__, OverflowError)
-
-
-def translate(error: BaseException, path: Path) -> StoreError:
-    """Name a driver error in this package's words; raise the answer ``from`` the error."""
-    if isinstance(error, StoreError):
-        return error
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
-        return StorageMoved(f"{path} was moved or removed while it was open: put it back and open the store again")
-    code = primary_code(error) or 0
-    kind, advice = _NAMED.get(code, (StorageError, "SQLite refused"))
-    links = [one.name for one in side_files(path) if one.is_symlink()]
-    if code == sqlite3.SQLITE_CANTOPEN and links:
-        advice = (
-            f"where SQLite has a file of its own, there is a link: see what it names, and remove {', '.join(links)}"
-        )
-    return kind(f"{path}: {advice} ({error})")
-
-
-# --- opening --------------------------------------------------------------------------------------------------------
+# --- opening ----------------------------------------------------------------------------------------------------------
 
 
 def _pragma(connection: sqlite3.Connection, name: str, value: object, expect: object = None) -> None:
@@ -258,143 +185,7 @@ async def connect(path: Path, mode: Mode, durability: Durability = "full") -> Co
         raise translate(error, path) from error
 
 
-class Reader:
-    """
-    A connection that only reads, and keeps the file's guard as long as it is open.
-
-    A passing disk error, which can look like corruption, is met by opening again once; text that is not UTF-8, in a row edited by
-    hand, by reading it with replacement characters.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection: Connection | None = None
-        self._quick: sqlite3.Connection | None = None
-        self._identity: guards.FileIdentity | None = None
-        self._version = -1
-
-    async def open(self) -> None:
-        """
-        Open the connection.
-
-        Raises:
-            StorageError: it cannot be opened.
-        """
-        self._connection = await connect(self._path, "read")
-        try:
-            self._identity = guards.hold(self._path)
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """Close the connection; what was asked for before is answered."""
-        connection, self._connection = self._connection, None
-        quick, self._quick = self._quick, None
-        identity, self._identity = self._identity, None
-        if quick is not None:
-            quick.close()
-        if connection is not None:
-            await connection.close()
-        if identity is not None:
-            guards.let_go(identity)
-
-    async def rows(self, sql: str, parameters: Mapping[str, Any]) -> list[Any]:
-        """
-        Return every row of one statement.
-
-        Raises:
-            StoreClosed: not open.
-            StorageError: the file cannot be read.
-        """
-        return await self.run(lambda raw: raw.execute(sql, parameters).fetchall())
-
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function of the connection on its thread, in one hop; see `rows`."""
-        connection = self._connection
-        if connection is None:
-            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
-
-        def guarded(raw: sqlite3.Connection) -> T:
-            if raw.in_transaction:
-                # an earlier read could not end: what is read in it is what was true then
-                raw = connection.reopen()
-            try:
-                return function(raw)
-            except DRIVER_ERRORS as error:
-                if is_not_utf8(error):
-                    return _with_replacements(raw, function)
-                if primary_code(error) not in PASSING:
-                    raise
-                return function(connection.reopen())
-
-        try:
-            return await connection.run(guarded)
-        except DRIVER_ERRORS as error:
-            raise translate(error, self._path) from error
-
-    async def look(self, function: Callable[[Transaction], T]) -> T:
-        """Run a function of a transaction that only reads, on one state of the file; see `rows`."""
-
-        def read(raw: sqlite3.Connection) -> T:
-            try:
-                raw.execute("BEGIN").fetchall()
-                return function(Transaction(raw, ""))
-            finally:
-                if raw.in_transaction:
-                    raw.execute("ROLLBACK").fetchall()
-
-        return await self.run(read)
-
-    def at_once(self, sql: str) -> Any:
-        """
-        Return the one value of a statement that is quickly answered, on the caller's thread.
-
-        It has a connection of its own, opened when it is first needed: the other may be in the middle of a read, which sees an
-        older state.
-
-        Raises:
-            sqlite3.Error, MemoryError: it could not be read just now.
-            StoreClosed: not open.
-        """
-        if self._connection is None:
-            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
-        self._connection.check_process()
-        if self._quick is None:
-            self._quick = open_sqlite(self._path, "read")
-        return self._quick.execute(sql).fetchall()[0][0]
-
-    async def has_changed(self) -> bool:
-        """Say whether another connection committed since the last call; reads no table."""
-        version = await self.run(data_version)
-        changed, self._version = version != self._version, version
-        return changed
-
-
-def is_not_utf8(error: BaseException) -> bool:
-    """Whether a read failed because somebody's hand put text into a row that is not UTF-8."""
-    return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
-
-
-def replacing(text: bytes) -> str:
-    """A text factory that reads everything, for those rows."""
-    return text.decode("utf-8", "replace")
-
-
-def _with_replacements(raw: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    raw.text_factory = replacing
-    try:
-        return function(raw)
-    finally:
-        raw.text_factory = str
-
-
-def data_version(raw: sqlite3.Connection) -> int:
-    """Return a number that changes when another connection than *raw* commits; reads no table."""
-    return int(raw.execute("PRAGMA data_version").fetchone()[0])
-
-
-# --- what a file is -------------------------------------------------------------------------------------------------
+# --- what a file is ----------------------------------------------------------------------------------------------------
 
 
 def read_revision(connection: sqlite3.Connection, path: Path) -> str | None:
@@ -562,100 +353,3 @@ def bear(path: Path) -> None:
             connection.close()
     except DRIVER_ERRORS as error:
         raise translate(error, path) from error
-
-
-# --- a transaction, as the layers above see it ----------------------------------------------------------------------
-
-
-LAST_SEQ: Final = (
-    "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence WHERE name = 'events'), 0), "
-    "coalesce((SELECT max(seq) FROM events), 0))"
-)
-"""
-The newest event there ever was: it may have been pruned since. Where somebody's hand set the counter back, the newest there is:
-who follows events would else never come to the end of them.
-"""
-
-
-class Committed(NamedTuple):
-    """
-    An event as its transaction wrote it, with the task's row after it.
-
-    ``local`` never reaches the file: it carries what the runner needs beside the row, a checkpoint's text or a coroutine.
-    """
-
-    seq: int
-    task_seq: int | None
-    scope: str
-    from_scope: str | None
-    task_id: str | None
-    attempt: int | None
-    type: str
-    at: str
-    data: str
-    task: Task | None = None
-    local: Any = None
-
-
-class Transaction:
-    """
-    One open transaction: what a unit reads and writes through. Made by the writer alone, and only for as long as it is open.
-
-    ``now`` is the time of everything in it (UTC text); ``events`` is what happened so far, written all at once before COMMIT;
-    ``bytes`` how much payload. ``forbidden`` says why its owner may not take work on any more, if it may not; ``limits`` how
-    much a session may hold.
-    """
-
-    __slots__ = ("_last_seq", "bytes", "connection", "events", "forbidden", "limits", "now")
-
-    def __init__(self, connection: sqlite3.Connection, now: str, limits: Limits | None = None) -> None:
-        self.connection = connection
-        self.now = now
-        self.limits = limits
-        self.events: list[Committed] = []
-        self.bytes = 0
-        self.forbidden: StoreError | None = None
-        self._last_seq: int | None = None
-
-    @property
-    def next_seq(self) -> int:
-        """The ``seq`` of the next event: the write lock is ours, so nobody else can take it."""
-        if self._last_seq is None:
-            self._last_seq = int(self.connection.execute(LAST_SEQ).fetchone()[0])
-        return self._last_seq + len(self.events) + 1
-
-    def insert(self, sql: str, parameters: Sequence[Any]) -> int:
-        """Insert one row and return its rowid."""
-        row_id = self.connection.execute(sql, parameters).lastrowid
-        assert row_id is not None
-        return row_id
-
-    def one(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any]) -> Any | None:
-        """Run a statement to its end and return its only row, or None."""
-        rows = self.connection.execute(sql, parameters).fetchall()
-        return rows[0] if rows else None
-
-    def all(self, sql: str, parameters: Mapping[str, Any]) -> list[Any]:
-        """Run a statement and return all its rows."""
-        return self.connection.execute(sql, parameters).fetchall()
-
-
-def utc_text(seconds: float) -> str:
-    """Write a time as this file does: UTC, ISO 8601, fixed width, milliseconds."""
-    whole, thousandths = divmod(round(seconds * 1000), 1000)
-    return f"{_whole_second(whole)}.{thousandths:03d}Z"
-
-
-@functools.lru_cache(maxsize=4)
-def _whole_second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-def raise_translated(error: BaseException, path: Path) -> NoReturn:
-    """Raise *error* in this package's words, from itself."""
-    raise translate(error, path) from error
-
-
-def side_files(path: Path) -> tuple[Path, ...]:
-    """Return the files SQLite keeps beside *path*."""
-    return tuple(Path(f"{path}{suffix}") for suffix in ("-wal", "-shm", "-journal"))

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, func, null, or_, select
 
-from .database import Transaction
 from .lifecycle import Task
 from .queries import LIVE
 from .schema import sessions, tasks
 from .statements import ONE, ZERO, names, sql, values, word
+from .transaction import Transaction
 
 __all__ = ["is_open_below", "live_descendants", "lives_above"]
 

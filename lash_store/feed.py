@@ -11,13 +11,15 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 from . import queries, retention_queries
-from .database import DRIVER_ERRORS, LAST_SEQ, Committed, Reader, Transaction
 from .errors import StoreClosed, StoreError, shown
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, Scope, TaskEvent, check_word
+from .reader import Reader
 from .retention_queries import Gap
 from .statements import names
 from .stirs import Stirs
+from .transaction import LAST_SEQ, Committed, Transaction
+from .translation import DRIVER_ERRORS
 
 __all__ = ["Feed", "Subscription"]
 

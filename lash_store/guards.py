@@ -22,7 +22,17 @@ from typing import NamedTuple
 
 from .errors import NotAStore, StorageBusy, StorageError, StorageMoved
 
-__all__ = ["FileIdentity", "alone", "check_target", "hold", "identify", "let_go", "resolve", "side_folder"]
+__all__ = [
+    "FileIdentity",
+    "alone",
+    "check_target",
+    "hold",
+    "identify",
+    "let_go",
+    "resolve",
+    "side_files",
+    "side_folder",
+]
 
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510
 """SQLite's shared lock range; a sibling must lock all of it before it may unlink the ``-wal``."""
@@ -170,6 +180,11 @@ def sync_folder(folder: Path) -> None:
 
 
 # --- side files -----------------------------------------------------------------------------------------------------
+
+
+def side_files(path: Path) -> tuple[Path, ...]:
+    """Return the files SQLite keeps beside *path*."""
+    return tuple(Path(f"{path}{suffix}") for suffix in ("-wal", "-shm", "-journal"))
 
 
 def side_folder(path: Path) -> Path:

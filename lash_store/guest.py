@@ -14,9 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from .database import DRIVER_ERRORS, Transaction, primary_code
 from .errors import InvalidArguments, StorageError, StoreError
 from .schema import TRIGGERS, VERSION_TABLE, VIEWS, metadata
+from .transaction import Transaction
+from .translation import DRIVER_ERRORS, primary_code
 
 __all__ = ["GuestError", "Rows", "TransactConnection", "guests_error", "run_guest"]
 

@@ -13,7 +13,6 @@ from pydantic import JsonValue
 
 from . import memory, queries, session_queries, transitions
 from .core import Core
-from .database import Transaction
 from .errors import (
     HandleNotVisible,
     InvalidId,
@@ -40,6 +39,7 @@ from .models import (
     check_id,
 )
 from .registry import from_json, to_json
+from .transaction import Transaction
 from .transitions import Outcome
 
 if TYPE_CHECKING:

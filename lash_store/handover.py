@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from . import births, families, monitoring, queries, session_queries, transitions
 from .commands import Move
-from .database import Transaction
 from .errors import HandleNotVisible, IdempotencyConflict, SessionError, TransferConflict
 from .lifecycle import Task
 from .models import ClosePolicy, EventType, HandleRole, Scope, TaskMode, TaskState
 from .session_queries import HandleRow, HandoffRow
+from .transaction import Transaction
 
 __all__ = ["cancel_unreferenced", "close_session", "handoff", "observe", "open_session", "transfer", "visible"]
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 from . import queries, session_queries, transitions
 from .bodies import aside
 from .core import Core
-from .database import Transaction
 from .errors import TaskError, TaskPruned
 from .feed import Subscription
 from .gathering import Gathering
 from .handles import outcome_error
 from .lifecycle import Task
 from .models import EventType, Scope
+from .transaction import Transaction
 from .writer import Unit
 
 __all__ = ["acknowledge_all", "settle"]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import launching, processes
-from .database import Reader
 from .errors import StorageError
 from .lifecycle import Task
 from .models import ProcessEvidence, ProcessFate, ProcessIdentity
 from .queries import LEFT_PROCESSES, process_identity
+from .reader import Reader
 from .statements import names
 from .threads import in_thread
 

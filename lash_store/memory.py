@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from . import step_queries, transitions
 from .commands import Command, Fence, Retry, RetryStep, Save, Signal
-from .database import Transaction
 from .errors import IdempotencyConflict, TaskError
 from .lifecycle import Task
 from .models import StepKind, StepState, TaskState, Verdict
 from .step_queries import StepRow
+from .transaction import Transaction
 from .transitions import Outcome
 
 __all__ = ["StepNote", "note_step", "retry", "run_step", "save", "send_signal"]

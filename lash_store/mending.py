@@ -8,13 +8,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from . import database, guards
+from . import database, guards, translation
 from .copies import is_locked, stamp_of
-from .database import Transaction
 from .errors import StorageError
 from .owners import sweep
 from .retention_queries import free_pages
 from .schema import create_statements
+from .transaction import Transaction
 
 __all__ = ["MENDERS", "own_files", "stale_locks", "wrong_definitions"]
 
@@ -44,7 +44,7 @@ def wrong_definitions(connection: sqlite3.Connection) -> tuple[list[str], list[s
 
 def own_files(path: Path) -> tuple[Path, ...]:
     """Return the file and those that SQLite keeps beside it."""
-    return (path, *database.side_files(path))
+    return (path, *guards.side_files(path))
 
 
 def stale_locks(path: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def stale_locks(path: Path) -> list[Path]:
         with closing(database.open_sqlite(path, "read")) as connection:
             database.read_revision(connection, path)
             tokens = {row[0] for row in connection.execute("SELECT token FROM owners WHERE ended_at IS NULL")}
-    except (*database.DRIVER_ERRORS, StorageError, UnicodeDecodeError):
+    except (*translation.DRIVER_ERRORS, StorageError, UnicodeDecodeError):
         # what cannot be asked names nobody
         return []
     folder = guards.side_folder(path)

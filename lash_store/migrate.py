@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import additions, copies, database, guards, revisions
+from . import additions, copies, database, guards, revisions, translation
 from .errors import SchemaError, StorageCorrupt, StorageError
 from .identity import HEAD
 from .models import SchemaChange
@@ -49,7 +49,7 @@ def prepare(path: Path, willingness: Willingness = "auto", *, backup: bool = Tru
     done = upgrade(path, backup=backup)
     database.keep_wal(path)
     # those beside it were made as it was until now
-    for one in (path, *database.side_files(path)):
+    for one in (path, *guards.side_files(path)):
         with suppress(FileNotFoundError):
             guards.make_private(one)
     return done
@@ -66,7 +66,7 @@ def make(path: Path, fill: Callable[[Path], None]) -> None:
             return
         made = Path(f"{path}-making")
         try:
-            for left in (made, *database.side_files(made), *database.side_files(path)):
+            for left in (made, *guards.side_files(made), *guards.side_files(path)):
                 left.unlink(missing_ok=True)
             database.bear(made)
             fill(made)
@@ -203,13 +203,13 @@ def _one_transaction(path: Path) -> Iterator[tuple[sqlite3.Connection, Connectio
                 revision = database.read_revision(raw, path)
                 database.check_revision(revision, path)
                 yield raw, connection, revision
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, path)
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, path)
     except OSError as error:
         # the revisions are files, too
         raise _unprepared(path, error) from error
     except sqlalchemy.exc.DBAPIError as error:
-        raise database.translate(error.orig or error, path) from error
+        raise translation.translate(error.orig or error, path) from error
 
 
 @contextmanager
@@ -250,6 +250,6 @@ def _begin(raw: sqlite3.Connection) -> None:
             raw.execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError as error:
-            if database.primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if translation.primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.002)

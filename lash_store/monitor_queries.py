@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Text, and_, bindparam, case, func, insert, literal_column, null, or_, select, update
 
-from .database import Transaction
 from .lifecycle import MONITOR, Task
 from .lines import Line
 from .models import Scope
@@ -16,6 +15,7 @@ from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
 from .queries import LIVE, readable, task_record
 from .schema import inbox, monitors, sessions, tasks, updates
 from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
+from .transaction import Transaction
 
 __all__ = ["MonitorRow", "UpdateRow"]
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 
 from . import monitor_queries, queries, session_queries, transitions, waking
 from .commands import Fence, Launch, Notify, Progress
-from .database import Transaction
 from .errors import LimitExceeded
 from .lifecycle import Task
 from .lines import Batch
 from .models import EventType, TaskState, Verdict
 from .monitor_models import MONITOR_PREFIX, ArmOn, MonitorSpec, WakePolicy
 from .monitor_queries import UpdateRow
+from .transaction import Transaction
 from .transitions import Outcome
 
 __all__ = ["bear", "check_room", "move", "note_not_started", "record_process", "store_lines"]

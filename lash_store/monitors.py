@@ -9,7 +9,6 @@ from pathlib import Path
 from . import handover, monitor_queries, monitoring, session_queries, spawning, transitions
 from .births import NewTask
 from .core import Core
-from .database import Transaction
 from .errors import InvalidArguments, LimitExceeded, SessionClosed, TaskExists, TaskNotFound
 from .handles import Reference, TaskHandle, reference, refuse_observer
 from .lifecycle import Task
@@ -17,6 +16,7 @@ from .models import CancelPolicy, ClosePolicy, Recovery, Scope, TaskKind, TaskRe
 from .monitor_models import MONITOR_PREFIX, MonitorRecord, MonitorSpec
 from .supervising import program_of, supervise
 from .threads import in_thread
+from .transaction import Transaction
 from .writer import Unit
 
 __all__ = ["look", "start", "start_armed", "stop"]

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from . import guest, memory, step_queries, transitions
 from .bodies import Body, Escaped, FailedWith
 from .commands import Command, Complete, ConfirmCancel, Fail, Retry
-from .database import Transaction, utc_text
 from .errors import LimitExceeded, ResultNotSerializable, StepFailed, StoreClosed, TaskCancelled
 from .failures import failure_of
 from .models import StopReason, Verdict
 from .policies import Limits
 from .readings import Reading
 from .registry import to_json
+from .transaction import Transaction, utc_text
 from .transitions import Outcome
 
 __all__ = ["end", "failed", "outcome_of"]

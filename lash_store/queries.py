@@ -23,7 +23,6 @@ from sqlalchemy import (
     update,
 )
 
-from .database import Committed, Transaction
 from .errors import StorageError
 from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps, with_columns
 from .models import (
@@ -40,6 +39,7 @@ from .models import (
 )
 from .schema import events, owners, tasks
 from .statements import ONE, ZERO, Hot, hot, names, sql, values, word
+from .transaction import Committed, Transaction
 
 __all__ = [
     "LIVE",

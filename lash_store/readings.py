@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from . import session_queries
-from .database import Transaction
+from .transaction import Transaction
 
 __all__ = ["Reading", "Readings"]
 

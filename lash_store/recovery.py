@@ -13,7 +13,6 @@ from typing import NamedTuple
 from . import leftovers, lifecycle, monitor_queries, owners, queries, session_queries, step_queries, transitions
 from .collector import Pause
 from .commands import ConfirmCancel, Release, Start
-from .database import Committed, Reader, Transaction, utc_text
 from .errors import StorageError, StoreError
 from .leftovers import Fates
 from .lifecycle import Task
@@ -29,8 +28,10 @@ from .models import (
 )
 from .owners import Life, OwnerLock
 from .queries import OwnerRow
+from .reader import Reader
 from .registry import Registry
 from .step_queries import StepRow
+from .transaction import Committed, Transaction, utc_text
 from .writer import Writer
 
 __all__ = ["Recoverer", "evidence_of", "evidence_of_given_up", "give_up_owner", "report_of"]

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from . import additions, database, revisions
+from . import additions, database, revisions, translation
 from .identity import VERSION_TABLE
 from .revisions import BASE, Shape
 
@@ -81,8 +81,8 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(database.open_sqlite(path, "read")) as source:
             yield source
-    except database.DRIVER_ERRORS as error:
-        database.raise_translated(error, path)
+    except translation.DRIVER_ERRORS as error:
+        translation.raise_translated(error, path)
 
 
 def script(path: Path, target: str) -> str:

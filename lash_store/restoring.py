@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from . import database, guards, queries
+from . import database, guards, queries, translation
 from .copies import (
     PAGES,
     STAMP,
@@ -31,11 +31,11 @@ from .copies import (
     verified,
     with_commits,
 )
-from .database import Transaction
 from .errors import NotAStore, SchemaError, StorageCorrupt, StorageError
 from .identity import VERSION_TABLE
 from .models import OwnerEnd
 from .owners import Life, describe_process, life_of, open_owners
+from .transaction import Transaction, utc_text
 
 __all__ = ["RestoreReport", "restore"]
 
@@ -126,7 +126,7 @@ def _alive(path: Path) -> str:
     # SQLite removes the -wal of an empty file
     if path.exists() and path.stat().st_size > 0:
         with (
-            suppress(*database.DRIVER_ERRORS, UnicodeDecodeError),
+            suppress(*translation.DRIVER_ERRORS, UnicodeDecodeError),
             closing(database.open_sqlite(path, "read")) as connection,
         ):
             # of a copy the same owner may be alive, in this process, beside its original
@@ -164,7 +164,7 @@ def _replace(making: Path, path: Path) -> Path | None:
     """
     kept: Path | None = None
     is_done = False
-    for side in database.side_files(path):
+    for side in guards.side_files(path):
         if side.is_symlink():
             # SQLite follows none there: it is nobody's, and hinders whoever opens the file next
             side.unlink()
@@ -187,15 +187,15 @@ def _replace(making: Path, path: Path) -> Path | None:
             source.backup(target, pages=PAGES, sleep=0.001)
             is_done = True
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except (*database.DRIVER_ERRORS, UnicodeDecodeError) as error:
-        code = database.primary_code(error)
+    except (*translation.DRIVER_ERRORS, UnicodeDecodeError) as error:
+        code = translation.primary_code(error)
         if is_done:
             # it is in the -wal: whoever opens the file next does the rest
             return kept
         if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise SchemaError(f"{path} is open elsewhere: close it there first; nothing was changed") from error
         if code not in _DAMAGE:
-            database.raise_translated(error, path)
+            translation.raise_translated(error, path)
         return None
     finally:
         if kept is not None and not is_done:
@@ -228,7 +228,7 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
 def _refuse_foreign(path: Path) -> None:
     """Refuse another application's file, before anything is made beside it; see `_is_ours`."""
     with (
-        suppress(*database.DRIVER_ERRORS, UnicodeDecodeError),
+        suppress(*translation.DRIVER_ERRORS, UnicodeDecodeError),
         closing(database.open_sqlite(path, "read")) as connection,
     ):
         _is_ours(connection, path)
@@ -254,7 +254,7 @@ def _forget_owners(connection: sqlite3.Connection, path: Path, ended: Collection
     *ended* are those that the file itself names so; of this process' own it is known.
     """
     us = describe_process()
-    tx = Transaction(connection, database.utc_text(time.time()))
+    tx = Transaction(connection, utc_text(time.time()))
     for owner in open_owners(connection):
         is_ours = (owner.pid, owner.process_start, owner.boot_id) == (us["pid"], us["process_start"], us["boot_id"])
         if owner.token in ended or (is_ours and life_of(path, owner) is Life.UNREACHABLE):
@@ -277,7 +277,7 @@ def _put_aside(path: Path) -> Path | None:
     for one in found:
         os.link(one, f"{kept}{one.name.removeprefix(path.name)}")
     guards.sync_folder(path.parent)
-    for side in database.side_files(path):
+    for side in guards.side_files(path):
         side.unlink(missing_ok=True)
     # a disk may keep a later name and forget that an earlier one went: the old -wal would be read into the new file
     guards.sync_folder(path.parent)

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 
 from . import families, processes
 from . import retention_queries as queries
-from .database import Reader, Transaction, utc_text
 from .queries import process_identity
+from .reader import Reader
 from .retention_models import Progress, PruneReport, Retention
+from .transaction import Transaction, utc_text
 from .writer import Writer
 
 __all__ = ["Pruner", "prune"]

@@ -20,10 +20,10 @@ from sqlalchemy import (
     union_all,
 )
 
-from .database import Transaction
 from .models import HandleRole, TaskMode, TaskState
 from .schema import events, handles, inbox, monitors, sessions, signals, steps, tasks, tombstones, updates
 from .statements import ONE, ZERO, names, sql, values, word
+from .transaction import Transaction
 
 __all__ = ["Candidate", "Tombstone"]
 

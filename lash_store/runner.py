@@ -21,7 +21,6 @@ from .alarms import Alarm, Alarms
 from .births import Born
 from .bodies import PAUSES, Body, Escaped, current_body
 from .commands import Command, Complete, Expire, Fail, Start
-from .database import Committed, is_damage, may_pass, utc_text
 from .errors import (
     CommitInDoubt,
     InvalidArguments,
@@ -37,7 +36,9 @@ from .readings import Reading, Readings
 from .registry import Registry
 from .slots import Slot, Slots
 from .step_queries import Checkpoint
+from .transaction import Committed, utc_text
 from .transitions import Outcome
+from .translation import is_damage, may_pass
 from .writer import Answer, Unit, Writer
 
 __all__ = ["Runner"]

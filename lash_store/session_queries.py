@@ -22,13 +22,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from .database import Transaction
 from .errors import StorageError
 from .lifecycle import TERMINAL_EVENTS, Task
 from .models import EventType, HandleRole, Handoff, Note, Scope, SessionRecord, TaskMode, TaskState
 from .queries import LIVE, readable
 from .schema import HIDDEN_FAILED, events, handles, handoffs, inbox, owners, sessions, tasks
 from .statements import ONE, ZERO, hot, names, sql, unclaimed, values, word
+from .transaction import Transaction
 
 __all__ = ["HandleRow", "SessionRow"]
 

@@ -22,7 +22,6 @@ from .births import NewTask
 from .callbacks import Callback
 from .commands import Flip, Progress, Settle
 from .core import Core
-from .database import Transaction
 from .errors import InvalidArguments, InvalidId, shown
 from .feed import Subscription
 from .handles import Reference, TaskHandle, new_handle_id, new_id, reference, references, refuse_observer
@@ -54,6 +53,7 @@ from .models import (
 )
 from .monitor_models import MonitorRecord, MonitorSpec, MonitorUpdate
 from .recovery import evidence_of_given_up
+from .transaction import Transaction
 from .transitions import Outcome
 
 __all__ = ["SessionTasks", "as_scope"]

@@ -13,7 +13,6 @@ from . import births, transitions
 from .births import Born, NewTask
 from .commands import Settle
 from .core import Core
-from .database import Transaction, utc_text
 from .errors import InvalidArguments, InvalidId, SessionError, shown
 from .failures import failure_text
 from .handles import TaskHandle, new_handle_id, new_id
@@ -33,6 +32,7 @@ from .models import (
 )
 from .policies import Limits
 from .registry import Registry, to_json
+from .transaction import Transaction, utc_text
 
 __all__ = ["body_columns", "close_refused", "ending", "new_task", "spawn"]
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, delete, insert, literal_column, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from .database import Transaction
 from .models import Failure, StepKind, StepRecord, StepState
 from .queries import readable
 from .schema import signals, steps
 from .statements import ONE, ZERO, hot, names, sql, values, word
+from .transaction import Transaction
 
 __all__ = ["Checkpoint", "SignalRow", "StepRow"]
 

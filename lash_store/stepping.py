@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from . import database, guest, memory, queries, recall, step_queries, transitions
+from . import guest, memory, queries, recall, step_queries, transitions, translation
 from .bodies import PAUSES, Body, Escaped, receiving
 from .core import Core
-from .database import Transaction, utc_text
 from .errors import (
     CommitInDoubt,
     IdempotencyConflict,
@@ -38,6 +37,7 @@ from .policies import RetryRule
 from .registry import to_json
 from .step_queries import SignalRow, StepRow
 from .threads import in_thread
+from .transaction import Transaction, utc_text
 from .transitions import Outcome
 
 __all__ = ["Steps"]
@@ -399,7 +399,7 @@ class Steps:
                 outcome = await used.storing.outcome()
             except StorageError as error:
                 used.storing = None
-                if not database.may_pass(error) or self._body.stop_reason not in {None, StopReason.CANCEL}:
+                if not translation.may_pass(error) or self._body.stop_reason not in {None, StopReason.CANCEL}:
                     used.note = None
                     raise
                 await asyncio.sleep(pause)

@@ -36,7 +36,7 @@ from .callbacks import Callbacks
 from .context import TaskContext
 from .copies import BackupReport
 from .core import Core
-from .database import Committed, Durability, Reader, Transaction
+from .database import Durability
 from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession, shown
 from .feed import Feed, Subscription
 from .findings import CheckReport
@@ -64,6 +64,7 @@ from .models import (
 from .monitor_models import MonitorUpdate
 from .owners import OwnerLock, describe_process
 from .policies import Backoff, Errors, Limits
+from .reader import Reader
 from .recovery import Recoverer, evidence_of, give_up_owner, report_of
 from .registry import Registry
 from .restoring import RestoreReport
@@ -74,6 +75,7 @@ from .sessions import SessionTasks, as_scope
 from .statements import names
 from .stirs import Stirs
 from .supervising import Supervisor, supervise
+from .transaction import Committed, Transaction
 from .writer import Writer
 
 __all__ = ["TaskStore"]

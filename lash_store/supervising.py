@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from . import launching, monitoring, processes, programs, transitions
 from .bodies import PAUSES, Body, FailedWith
 from .core import Core
-from .database import may_pass
 from .errors import StoreError
 from .launching import Exit, Launched
 from .lines import Batch, Lines
@@ -27,6 +26,7 @@ from .monitor_models import MonitorSpec
 from .pipes import Output
 from .programs import Program
 from .threads import in_thread
+from .translation import may_pass
 from .writer import Unit
 
 __all__ = ["Supervisor", "program_of", "supervise"]

@@ -24,7 +24,6 @@ from .commands import (
     RequestCancel,
     Start,
 )
-from .database import Transaction
 from .errors import SessionClosed, StaleAttempt, TaskNotFound, TaskPruned, UnknownSession, shown
 from .lifecycle import CUT_OFF, TERMINAL_EVENTS, Change, Refused, Task, decide
 from .models import (
@@ -36,6 +35,7 @@ from .models import (
 )
 from .retention_queries import Tombstone
 from .session_queries import SessionRow
+from .transaction import Transaction
 
 __all__ = [
     "Outcome",

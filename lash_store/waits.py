@@ -16,11 +16,11 @@ from . import memory, queries, step_queries, transitions
 from .bodies import Body, receiving
 from .commands import GoOn, Wait
 from .core import Core
-from .database import Transaction, utc_text
 from .errors import InvalidId
 from .memory import StepNote
 from .models import StepKind, StepState, StopReason, check_id, check_seconds, check_text
 from .step_queries import SignalRow, StepRow
+from .transaction import Transaction, utc_text
 from .transitions import Outcome
 
 __all__ = ["Waits"]

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import monitor_queries, queries, session_queries
-from .database import Transaction
 from .lifecycle import Task
 from .models import EventType, TaskState
 from .monitor_models import WakePolicy
 from .monitor_queries import MonitorRow
+from .transaction import Transaction
 
 __all__ = ["wake", "wake_at_end"]
 

@@ -17,10 +17,12 @@ from typing import Any, Generic, TypeVar
 
 from . import guards
 from .commit import Batch, Committer, Unit
-from .database import DRIVER_ERRORS, Committed, Connection, Durability, Transaction, connect, translate
+from .database import Connection, Durability, connect
 from .errors import CommitInDoubt, StorageError, StoreClosed, StoreError
 from .policies import Limits
 from .strangers import refuse_meddlers
+from .transaction import Committed, Transaction
+from .translation import DRIVER_ERRORS, translate
 
 __all__ = ["Answer", "Unit", "Writer"]
 

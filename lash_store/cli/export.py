@@ -72,7 +72,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
       lash-store export --db agent.db --session desktop:s1 --only task --only event
       lash-store export --db agent.db --only task | jq -r 'select(.state == "failed") | .id'
     """
-    from .. import database
+    from .. import database, reader, translation
     from .snapshot import belongs_to, existing
 
     told_in_one_line()
@@ -83,7 +83,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
     try:
         with closing(database.open_sqlite(path, "read")) as connection:
             # what a hand wrote need not be UTF-8
-            connection.text_factory = database.replacing
+            connection.text_factory = reader.replacing
             connection.execute("BEGIN").fetchall()
             revision = database.read_revision(connection, path)
             if scope is not None and (revision is None or not _has_session(connection, scope)):
@@ -103,7 +103,7 @@ def export(ctx: click.Context, scope: Scope | None, only: tuple[str, ...], outpu
                         lines += 1
                 out.flush()
     except sqlite3.Error as error:
-        database.raise_translated(error, path)
+        translation.raise_translated(error, path)
     if output != "-":
         click.echo(f"{safe(output)}: {counted(lines, 'line')}", err=True)
 

@@ -90,8 +90,8 @@ def _records(
     snapshot: Snapshot, task_seq: int
 ) -> tuple[TaskRecord, list[StepRecord], list[MonitorUpdate], list[TaskEvent]]:
     from .. import monitor_queries, queries, step_queries
-    from ..database import Committed
     from ..lifecycle import Task
+    from ..transaction import Committed
     from .snapshot import no_task
 
     row = snapshot.row(queries.TASK_BY_SEQ, task_seq=task_seq)

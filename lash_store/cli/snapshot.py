@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import database, guards
+from .. import database, guards, reader, translation
 from ..errors import StorageError, TaskNotFound, UnknownSession
 from ..lifecycle import JSON_COLUMNS
 from .options import storable
@@ -89,9 +89,9 @@ class Snapshot:
             try:
                 return self._ask(sql, parameters)
             except sqlite3.Error as error:
-                if database.is_not_utf8(error):
-                    self._raw.text_factory = database.replacing
-                elif database.primary_code(error) in database.PASSING:
+                if translation.is_not_utf8(error):
+                    self._raw.text_factory = reader.replacing
+                elif translation.primary_code(error) in translation.PASSING:
                     opened = database.open_sqlite(self.path, "read")
                     self._raw.close()
                     self._raw = opened
@@ -99,7 +99,7 @@ class Snapshot:
                     raise
             return self._ask(sql, parameters)
         except sqlite3.Error as error:
-            raise database.translate(error, self.path) from error
+            raise translation.translate(error, self.path) from error
 
     def _ask(self, sql: str, parameters: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
         cursor = self._raw.execute(sql, parameters)
@@ -123,7 +123,7 @@ def existing(given: str) -> Path:
 
 def belongs_to(target: Path, path: Path) -> bool:
     """Say whether *target* is a store's file, by whatever name, or one that SQLite keeps beside it."""
-    own = (path, *database.side_files(path))
+    own = (path, *guards.side_files(path))
     if Path(os.path.realpath(target)) in {Path(os.path.realpath(one)) for one in own}:
         return True
     return target.exists() and any(one.exists() and one.samefile(target) for one in own)
@@ -134,7 +134,7 @@ def damage_of(path: Path) -> str | None:
     try:
         with contextlib.closing(database.open_sqlite(path, "read")) as connection:
             return database.amiss(connection)
-    except (*database.DRIVER_ERRORS, UnicodeDecodeError) as error:
+    except (*translation.DRIVER_ERRORS, UnicodeDecodeError) as error:
         return str(error)
 
 
@@ -155,7 +155,7 @@ def looking(path: str, *, at_head: bool = True) -> Iterator[Snapshot]:
     try:
         snapshot = Snapshot(file, revision or "none")
     except sqlite3.Error as error:
-        raise database.translate(error, file) from error
+        raise translation.translate(error, file) from error
     try:
         yield snapshot
     finally:

@@ -25,8 +25,8 @@ from lash_store import (
     TaskStore,
     migrate,
 )
-from lash_store.database import Transaction
 from lash_store.errors import StorageError
+from lash_store.transaction import Transaction
 from tests.runtime.support import RUNTIME, hold, next_event, rows
 
 

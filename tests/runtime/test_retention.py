@@ -38,9 +38,9 @@ from lash_store import (
     TaskStore,
     UnknownSession,
     WakePolicy,
-    database,
     feed,
     retention,
+    transaction,
 )
 from tests.runtime.support import (
     RUNTIME,
@@ -127,7 +127,7 @@ async def test_a_task_goes_with_everything_of_it_and_leaves_a_tombstone(
 
     assert [row for table in BOOKS for row in rows(path, f"SELECT * FROM {table} WHERE task_seq IS NOT NULL")] == []
     [left] = rows(path, "SELECT * FROM tombstones")
-    assert row["completed_at"] <= left.pop("pruned_at") <= database.utc_text(time.time())
+    assert row["completed_at"] <= left.pop("pruned_at") <= transaction.utc_text(time.time())
     assert left == {
         "handle_id": handle.handle_id,
         "first_event": of_it[0]["seq"],
@@ -528,8 +528,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 async def next_millisecond() -> None:
-    now = database.utc_text(time.time())
-    while database.utc_text(time.time()) == now:
+    now = transaction.utc_text(time.time())
+    while transaction.utc_text(time.time()) == now:
         await asyncio.sleep(0.0005)
 
 

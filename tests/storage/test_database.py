@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lash_store import database, guards, migrate
-from lash_store.database import Reader, open_sqlite, probe, translate
+from lash_store import database, guards, migrate, transaction, translation
+from lash_store.database import open_sqlite, probe
 from lash_store.errors import (
     NotAStore,
     SchemaTooNew,
@@ -28,7 +28,9 @@ from lash_store.errors import (
     StoreError,
     TaskNotFound,
 )
+from lash_store.reader import Reader
 from lash_store.schema import APPLICATION_ID, HEAD, VERSION_TABLE
+from lash_store.translation import translate
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -593,7 +595,7 @@ def test_a_translated_error_keeps_its_cause() -> None:
     cause = driver_error(sqlite3.SQLITE_FULL)
 
     with pytest.raises(StorageFull) as caught, contextlib.nullcontext():
-        database.raise_translated(cause, Path("agent.db"))
+        translation.raise_translated(cause, Path("agent.db"))
 
     assert caught.value.__cause__ is cause
 
@@ -608,7 +610,7 @@ def test_a_translated_error_keeps_its_cause() -> None:
     ],
 )
 def test_a_time_is_utc_text_of_one_width(seconds: float, text: str) -> None:
-    assert database.utc_text(seconds) == text
+    assert transaction.utc_text(seconds) == text
 
 
 def test_a_stopped_file_in_a_folder_that_may_not_be_written_is_read_without_making_anything(

@@ -15,10 +15,11 @@ import pytest
 
 from lash_store import guest as guest_module
 from lash_store import migrate, step_queries
-from lash_store.database import Transaction, open_sqlite
+from lash_store.database import open_sqlite
 from lash_store.errors import InvalidArguments, StorageError, StorageFull, StoreError
 from lash_store.guest import GuestError, Rows, TransactConnection, guests_error, run_guest
 from lash_store.schema import TRIGGERS, VIEWS, metadata
+from lash_store.transaction import Transaction
 from tests.storage.test_writer import Harness, note, notes, opened, outcomes
 
 Guest = Callable[[TransactConnection], Any]

@@ -34,9 +34,9 @@ from lash_store import (
     schema,
     session_queries,
     step_queries,
+    transaction,
 )
 from lash_store.births import NewTask
-from lash_store.database import Transaction
 from lash_store.errors import StorageError, StorageFull, StoreError
 from lash_store.identity import TABLES
 from lash_store.models import (
@@ -54,6 +54,7 @@ from lash_store.models import (
     TaskState,
 )
 from lash_store.retention_models import Retention
+from lash_store.transaction import Transaction
 
 REPOSITORY = Path(__file__).parents[2]
 AT = "2024-05-01T10:00:00.000Z"
@@ -173,7 +174,7 @@ def test_a_task_has_the_columns_of_its_table_in_order(raw: sqlite3.Connection) -
 def test_an_event_has_the_columns_of_its_table_in_order(raw: sqlite3.Connection) -> None:
     columns = [name for (name,) in raw.execute("SELECT name FROM pragma_table_info('events') ORDER BY cid")]
 
-    assert columns == list(database.Committed._fields[: len(columns)])
+    assert columns == list(transaction.Committed._fields[: len(columns)])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from lash_store import (
     migrate,
     owners,
     schema,
+    transaction,
 )
 from lash_store import revisions as revisions_in_memory
 from tests.runtime.support import check_file, next_event, rows, take
@@ -736,7 +737,7 @@ async def test_a_sleep_begun_before_the_upgrade_lasts_only_what_is_left_of_it(
     remembers: Path, name: str, sleep: str, result: str
 ) -> None:
     [task] = [task for task in contents(remembers)["tasks"] if task["id"] == name]
-    wake_at = database.utc_text(time.time() + 1.0)
+    wake_at = transaction.utc_text(time.time() + 1.0)
     set_back(
         remembers, "UPDATE steps SET wake_at = ? WHERE task_seq = ? AND name = ?", wake_at, task["task_seq"], sleep
     )
@@ -773,7 +774,7 @@ async def test_a_retry_that_is_not_due_waits_for_its_time_after_the_upgrade(reme
     assert "put-off" not in {did[0] for did in begun}
     names = ("state", "attempt", "attempts_spent", "not_before", "last_error", "deadline")
     assert {name: after[name] for name in names} == {name: before[name] for name in names}
-    assert after["not_before"] > database.utc_text(time.time())
+    assert after["not_before"] > transaction.utc_text(time.time())
 
 
 async def test_a_retry_that_is_due_is_begun_after_the_upgrade_with_what_was_done(remembers: Path) -> None:

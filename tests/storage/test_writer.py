@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lash_store import commit, guards, queries, session_queries, writer
-from lash_store.database import Committed, Reader, Transaction, open_sqlite
+from lash_store.database import open_sqlite
 from lash_store.errors import (
     CommitInDoubt,
     StorageBusy,
@@ -24,6 +24,8 @@ from lash_store.errors import (
     StoreClosed,
 )
 from lash_store.models import EventType, Scope
+from lash_store.reader import Reader
+from lash_store.transaction import Committed, Transaction
 from lash_store.writer import Writer
 
 Shell = Callable[..., str]
