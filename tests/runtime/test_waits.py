@@ -1118,7 +1118,7 @@ async def test_however_a_block_is_left_the_body_runs_again(opened: Callable[...,
 
     async def block(task: TaskContext) -> None:
         while True:
-            async with asyncio.timeout(0.02), task.waiting("nothing"):
+            async with asyncio.timeout(0.02 if how == "timeout" else None), task.waiting("nothing"):
                 match how:
                     case "exception":
                         raise ValueError("inside")
