@@ -40,6 +40,7 @@ def test_every_public_method_is_tried_or_left_out_for_a_reason() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(120 + EXAMPLES)
 def test_odd_values_leave_the_file_as_it_was_or_come_back(stage: tuple[asyncio.Runner, Stage]) -> None:
     runner, made = stage
     outcomes: Counter[str] = Counter()
