@@ -32,6 +32,7 @@ from .runner import Runner
 from .step_queries import StepRow
 from .transaction import Transaction
 from .transitions import Outcome
+from .translation import is_damage
 from .turns import all_over, next_turn
 from .writer import Unit, Writer
 
@@ -123,6 +124,15 @@ class Core:
         if outcome.verdict is not Verdict.APPLIED:
             raise transitions.stale(outcome.task, body.fence.attempt)
         return outcome
+
+    def tell_of_damage(self, task_seq: int, error: StoreError) -> None:
+        """
+        Tell whoever waits for the end of a task what keeps it from the file, if it is the file itself.
+
+        A repair may still make it go, so it is tried again; that there is something to do, they must know.
+        """
+        if is_damage(error):
+            self.feed.fail_waiters(task_seq, error)
 
     async def task(self, task_seq: int) -> Task:
         """Read one incarnation."""

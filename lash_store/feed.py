@@ -184,7 +184,7 @@ class Feed:
             subscription.offer(events)
 
     def fail_waiters(self, task_seq: int, error: StoreError) -> None:
-        """Tell whoever waits for the end of a task that it has come, and cannot be stored."""
+        """Tell whoever waits for the end of a task that it cannot come into the file, and why."""
         for waiter in self._waiters.get(task_seq, ()):
             if not waiter.done():
                 waiter.set_exception(error)

@@ -312,7 +312,8 @@ class Recoverer:
                 owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
             owner = None if task.owner_id is None else owners_by_id[task.owner_id]
             process = leftovers.evidence_of_process(task, leftovers.fate_of(task, fates))
-            start = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)
+            with queries.readable(f"the row of task #{task.task_seq}"):
+                start = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)
             if start is not None:
                 starts.append((task, start))
                 slots -= not task.is_monitor

@@ -38,7 +38,7 @@ from .slots import Slot, Slots
 from .step_queries import Checkpoint
 from .transaction import Committed, utc_text
 from .transitions import Outcome
-from .translation import is_damage, may_pass
+from .translation import may_pass
 from .writer import Answer, Unit, Writer
 
 __all__ = ["Runner"]
@@ -74,7 +74,7 @@ class Runner:
         limits: Limits,
         readings: Readings,
         make_context: Callable[[Body], Any],
-        on_damage: Callable[[int, StoreError], None],
+        on_refused: Callable[[int, StoreError], None],
     ) -> None:
         self._writer = writer
         self._readings = readings
@@ -83,7 +83,7 @@ class Runner:
         self._limits = limits
         self._owner_id = owner_id
         self._make_context = make_context
-        self._on_damage = on_damage
+        self._on_refused = on_refused
         self.slots = Slots(max_running, self._schedule)
         self.alarms = Alarms()
         self._queued: OrderedDict[int, tuple[Task, bool]] = OrderedDict()
@@ -413,9 +413,7 @@ class Runner:
             self._store(body, Fail(body.fence, failure_of(error)), pause)
         else:
             log.warning("outcome_not_stored", extra={"task_seq": body.task_seq}, exc_info=error)
-            if is_damage(error):
-                # a repair may still make it go; whoever waits for that must know that there is something to do
-                self._on_damage(body.task_seq, error)
+            self._on_refused(body.task_seq, error)
             longer = min(PAUSES[1], pause * 2)
             asyncio.get_running_loop().call_later(pause, self._store, body, command, longer)
 

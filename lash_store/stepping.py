@@ -383,7 +383,8 @@ class Steps:
         """
         See what a step came to into the file: what was done must not be done again.
 
-        A full or busy disk is tried again. A caller who is cancelled meanwhile stops nothing, and the next one waits for it.
+        A full or busy disk is tried again, and so is a file that somebody may repair. A caller who is cancelled meanwhile stops
+        nothing, and the next one waits for it.
         """
         pause = PAUSES[0]
         while used.note is not None:
@@ -402,6 +403,7 @@ class Steps:
                 if not translation.may_pass(error) or self._body.stop_reason not in {None, StopReason.CANCEL}:
                     used.note = None
                     raise
+                self._core.tell_of_damage(self._body.task_seq, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSES[1])
             except StoreError:

@@ -355,7 +355,7 @@ class TaskStore:
             limits=self._limits,
             readings=core.readings,
             make_context=lambda body: Supervisor(body, core) if body.task.is_monitor else TaskContext(body, core),
-            on_damage=core.feed.fail_waiters,
+            on_refused=core.tell_of_damage,
         )
         callbacks = Callbacks(writer, owner_id=owner_id, timeout=self._callback_timeout)
         core.owner_id, core.runner, core.callbacks = owner_id, runner, callbacks

@@ -254,6 +254,7 @@ class Supervisor:
                 if self._hurry.is_set() or not may_pass(error):
                     raise
                 log.warning("monitor_not_stored", extra={"task_seq": self._body.task_seq}, exc_info=True)
+                self._core.tell_of_damage(self._body.task_seq, error)
                 await asyncio.sleep(pause)
                 pause = min(PAUSES[1], pause * 2)
 

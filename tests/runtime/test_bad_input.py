@@ -602,6 +602,39 @@ async def test_a_body_is_told_of_what_it_remembered_and_a_hand_made_unreadable(
     assert told in str(caught.value)
 
 
+async def test_a_row_that_a_broken_page_made_impossible_is_named_by_the_recovery_it_stops(tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+
+    def made() -> tuple[TaskStore, Any]:
+        store = TaskStore(path, runtime=RUNTIME)
+
+        @store.task(recovery=Recovery.RERUN, name="long")
+        async def long(task: TaskContext) -> None:
+            await task.signal("never")
+
+        return store, long
+
+    store, long = made()
+    async with store:
+        await (await store.session("s1")).spawn(long, id="long")
+    # no statement writes that where NOT NULL stands
+    with closing(sqlite3.connect(path)) as hand, hand:
+        [(as_it_was,)] = hand.execute("SELECT sql FROM sqlite_schema WHERE name = 'tasks'")
+        hand.execute("PRAGMA writable_schema = 1")
+        define = "UPDATE sqlite_schema SET sql = ? WHERE name = 'tasks'"
+        hand.execute(define, [as_it_was.replace("attempts_spent INTEGER NOT NULL", "attempts_spent INTEGER")])
+    with closing(sqlite3.connect(path)) as hand, hand:
+        assert hand.execute("UPDATE tasks SET attempts_spent = NULL").rowcount == 1
+        hand.execute("PRAGMA writable_schema = 1")
+        hand.execute(define, [as_it_was])
+
+    store, _ = made()
+    with pytest.raises(StorageError, match=r"the row of task #1 cannot be read .*see lash-store doctor"):
+        await store.open()
+    async with TaskStore.open_readonly(path) as reader:
+        assert [finding.code for finding in (await reader.check()).findings] == ["damaged", "fold"]
+
+
 async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quiet: Path) -> None:
     with closing(sqlite3.connect(quiet)) as connection:
         # the ends of all tasks are in it, and no other event is
@@ -649,6 +682,26 @@ async def test_who_waits_for_an_end_that_no_counter_has_a_number_for_is_told(qui
             await asyncio.wait_for(wait(), 5)
     with pytest.warns(ResourceWarning, match="1 bodies did not end"):
         await store.close(timeout=0.1)
+
+
+async def test_who_waits_for_a_body_whose_step_no_counter_has_a_number_for_is_told(quiet: Path, tmp_path: Path) -> None:
+    path = tmp_path / "edited.db"
+    shutil.copyfile(quiet, path)
+    with closing(sqlite3.connect(path)) as hand, hand:
+        # no number is left for what the step came to
+        hand.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", [2**63 - 3])
+    store = TaskStore(path, runtime=RUNTIME)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def one_step(task: TaskContext) -> str:
+        return await task.step("look", str.upper, "a")
+
+    await store.open()
+    handle = await (await store.session("s1")).spawn(one_step, id="one step")
+    for wait in (handle.result, handle.wait):
+        with pytest.raises(StorageError, match=r"would pass what SQLite holds.*edited by hand"):
+            await asyncio.wait_for(wait(), 5)
+    await store.close(timeout=1)
 
 
 @pytest.mark.parametrize("access", ["own", "read", "request"])
