@@ -94,15 +94,16 @@ class Committer:
         self._connection = connection
         self._limits = limits
         self._path = path
-        self._name, self._wal_name = str(path), f"{path}-wal"
+        self._name = str(path)
         self._identity = identity
         self._durability = durability
         self.patience = patience
         self._checkpointer: sqlite3.Connection | None = None
         self._careful = 0
-        self._unchecked_pages = _pages_of(self._wal_name)
-        self._wal: guards.FileIdentity | None = None
+        self._unchecked_pages = _pages_of(f"{path}-wal")
         self._foreign_version = self._guarded_version = data_version(self._raw)
+        # once it has read, both are there, and stay until the last connection closes
+        self._beside = [(name, guards.identify(name)) for name in (f"{path}-wal", f"{path}-shm")]
         self.foreign_seen = False
         self.guard: Callable[[Transaction], StoreError | None] | None = None
         self._forbidden: StoreError | None = None
@@ -248,20 +249,18 @@ class Committer:
 
     def _check_in_place(self) -> None:
         """
-        Make sure the path still names the file, and the ``-wal`` beside it, that commits go to; with `stat` alone.
+        Make sure the path still names the file, and those beside it, that commits go to and locks are in; with `stat` alone.
 
         Raises:
-            StorageMoved: SQLite would go on acknowledging into a file that nobody else can see.
+            StorageMoved: SQLite would go on acknowledging into a file that nobody else can see, or without others' locks.
         """
         guards.check_same(self._name, self._identity)
-        wal = guards.identify(self._wal_name)
-        if self._wal is None:
-            self._wal = wal
-        elif wal != self._wal:
-            raise StorageMoved(
-                f"{self._wal_name} was removed or replaced under this store, with commits in it: the store has stopped; "
-                "open it again and compare"
-            )
+        for name, identity in self._beside:
+            if guards.identify(name) != identity:
+                raise StorageMoved(
+                    f"{name} was removed or replaced under this store, with commits or the locks of others in it: the store has "
+                    "stopped; open it again and compare"
+                )
 
     def _run_together(
         self, tx: Transaction, units: Sequence[Unit[Any]], chosen: Sequence[int], results: dict[int, Any]

@@ -280,12 +280,13 @@ MATRIX: tuple[Row, ...] = (
     ),
     Row(
         "gone file",
-        "the file is removed, renamed or replaced; a shell makes another in its place",
+        "the file is removed, renamed or replaced; a shell makes another in its place; its -wal or -shm is removed",
         "a store at work, also in the middle of a transaction",
         "StorageMoved before anything is acknowledged, and the store has stopped; what was acknowledged is in the renamed file "
         "with its -wal. (Who makes a new file at the old name beside that -wal has SQLite remove the -wal: rename both.)",
         (
             f"{_AROUND}::test_a_store_whose_file_went_away_stops_before_anything_is_acknowledged",
+            f"{_AROUND}::test_a_store_beside_whose_file_one_goes_away_stops_before_anything_is_acknowledged",
             f"{_WRITER}::test_a_file_that_is_gone_is_noticed_before_anything_is_acknowledged",
             f"{_WRITER}::test_a_file_that_goes_away_during_a_transaction_is_noticed_before_anything_is_acknowledged",
         ),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lash_store import StorageBusy, StorageFull, StorageMoved
+from lash_store import StorageBusy, StorageFull, StorageMoved, TaskKind, TaskState, TaskStore
 from tests.acceptance.processes import Worker, workers
 from tests.checker import check
 from tests.faults import programs
@@ -238,6 +238,22 @@ async def test_a_store_whose_file_went_away_stops_before_anything_is_acknowledge
         assert check(moved) == []
     for side in ("", "-wal", "-shm"):
         Path(f"{path}{side}").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("side", ["-wal", "-shm"])
+@pytest.mark.parametrize("kind", ["owner", "requester"])
+async def test_a_store_beside_whose_file_one_goes_away_stops_before_anything_is_acknowledged(
+    path: Path, side: str, kind: str
+) -> None:
+    async with make(path) as owner:
+        await (await owner.session("s1")).register("job", TaskKind.OTHER)
+        async with TaskStore.connect(path, runtime="desktop") as other:
+            # before it writes for the first time, too
+            session = await (owner if kind == "owner" else other).session("s1")
+            Path(f"{path}{side}").unlink()
+            # the next opener makes one of its own, in which the locks of this one are not
+            with pytest.raises(StorageMoved, match=f"agent.db{side} was removed or replaced"):
+                await session.complete("job", TaskState.COMPLETED, result=1)
 
 
 # --- shells ---------------------------------------------------------------------------------------------------------
