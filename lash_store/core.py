@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import leftovers, owners, queries, session_queries, step_queries, transitions
+from . import copies, leftovers, owners, queries, session_queries, step_queries, transitions
 from .bodies import Body
 from .callbacks import Callbacks
 from .errors import StoreClosed, StoreError, StoreReadOnly
@@ -354,15 +354,24 @@ class Core:
             if task.state == TaskState.CANCEL_REQUESTED and (task.owner_id in gone or task.task_seq in free)
         ]
 
+        is_copy = await self._is_copy()
+
+        def is_settled(task: Task, fates: Fates) -> bool:
+            return is_copy or leftovers.is_settled(task, fates)
+
         async def finish(fates: Fates) -> None:
             await writer.run(
-                lambda tx: transitions.finish_cancels(tx, gone, free, lambda task: leftovers.is_settled(task, fates))
+                lambda tx: transitions.finish_cancels(tx, gone, free, lambda task: is_settled(task, fates))
             )
 
         fates = await leftovers.look(left)
         await finish(fates)
-        self._end_processes([task for task in left if not leftovers.is_settled(task, fates)], finish)
+        self._end_processes([task for task in left if not is_settled(task, fates)], finish)
         return True
+
+    async def _is_copy(self) -> bool:
+        """Whether what runs by the rows runs for the file's original, and is let be."""
+        return await self.reader.run(copies.is_copy)
 
     def _end_processes(
         self, living: Sequence[Task], then: Callable[[Fates], Awaitable[None]]
@@ -389,7 +398,8 @@ class Core:
         async def nothing(fates: Fates) -> None:
             pass
 
-        endings = self._end_processes([task for task in tasks if task.process is not None], nothing)
+        left = [task for task in tasks if task.process is not None]
+        endings = [] if not left or await self._is_copy() else self._end_processes(left, nothing)
         if endings:
             await asyncio.wait(endings)
 

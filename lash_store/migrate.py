@@ -236,7 +236,8 @@ def _whole(raw: sqlite3.Connection, path: Path, revision: str | None) -> Iterato
 
 
 def _refuse_beside_owners(raw: sqlite3.Connection, path: Path) -> None:
-    alive = pids_beside(raw, path)
+    # those that a copy names have its original open
+    alive = [] if copies.is_copy(raw) else pids_beside(raw, path)
     if alive:
         raise SchemaError(
             f"{path} is open in process {', '.join(map(str, alive))}: close it there first; nothing was changed"

@@ -34,7 +34,7 @@ from .copies import (
 from .errors import NotAStore, SchemaError, StorageCorrupt, StorageError
 from .identity import VERSION_TABLE
 from .models import OwnerEnd
-from .owners import Life, describe_process, life_of, open_owners
+from .owners import Life, life_of, open_owners
 from .transaction import Transaction, utc_text
 
 __all__ = ["RestoreReport", "restore"]
@@ -251,13 +251,11 @@ def _forget_owners(connection: sqlite3.Connection, path: Path, ended: Collection
     """
     End the owners that were open when the backup was made, and have closed since: their process may live on, but not they.
 
-    *ended* are those that the file itself names so; of this process' own it is known.
+    *ended* are those that the file itself names so.
     """
-    us = describe_process()
     tx = Transaction(connection, utc_text(time.time()))
     for owner in open_owners(connection):
-        is_ours = (owner.pid, owner.process_start, owner.boot_id) == (us["pid"], us["process_start"], us["boot_id"])
-        if owner.token in ended or (is_ours and life_of(path, owner) is Life.UNREACHABLE):
+        if owner.token in ended or life_of(path, owner) is Life.DEAD:
             queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
     connection.commit()
 

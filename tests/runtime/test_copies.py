@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import platform
 import shutil
 import sqlite3
 import subprocess
@@ -35,6 +36,7 @@ from lash_store import (
     TaskStore,
     copies,
     guards,
+    processes,
     restoring,
     schema,
 )
@@ -321,6 +323,45 @@ async def test_who_adopts_a_backup_has_a_store_of_its_own_and_the_original_is_no
     check_file(target)
 
 
+@pytest.mark.parametrize("way", ["session", "owner"])
+async def test_what_is_given_up_in_a_copy_runs_on_in_the_original(path: Path, way: str) -> None:
+    async with store_on(path) as store:
+        session = await store.session("s1")
+        monitor = await session.start_monitor(MonitorSpec(id="m", command="sleep 60", shell=True))
+        process = (await monitor.record()).process
+        while process is None:
+            process = (await monitor.record()).process
+        target = (await store.backup(path.with_name("backup.db"))).path
+
+        async with TaskStore.connect(target, runtime=RUNTIME) as asking:
+            if way == "session":
+                await (await asking.session("s1")).abandon("monitor:m", "trying things")
+            else:
+                [owner] = rows(target, "SELECT owner_id FROM owners")
+                await asking.abandon_owner(owner["owner_id"], "trying things")
+            assert (await asking.get(f"{RUNTIME}:s1", "monitor:m")).state is TaskState.ABANDONED
+
+        os.kill(process.pid, 0)
+        assert (await monitor.record()).state is TaskState.RUNNING
+
+
+async def test_a_backup_of_an_older_file_that_is_at_work_is_adopted_and_upgraded(tmp_path: Path) -> None:
+    old, target = tmp_path / "old.db", tmp_path / "backup.db"
+    shutil.copy(DATA / "0004.db", old)
+    parent = os.getppid()
+    with closing(sqlite3.connect(old)) as raw, raw:
+        # any process that lives stands for its owner
+        raw.execute(
+            "INSERT INTO owners (token, runtime, pid, process_start, boot_id, host, version, opened_at) "
+            "VALUES ('o-0123456789', ?, ?, ?, ?, ?, '0.0', '2026-01-01T00:00:00.000Z')",
+            [RUNTIME, parent, processes.started(parent), processes.boot_id(), platform.node()],
+        )
+    copies.back_up(old, target)
+
+    async with store_on(target, adopt=True) as store:
+        assert store.upgraded is not None
+
+
 async def test_a_plain_copy_beside_the_living_original_starts_nothing(path: Path) -> None:
     copied = path.with_name("copied.db")
     async with store_on(path) as store:
@@ -357,6 +398,28 @@ async def test_what_was_live_when_a_backup_was_made_goes_on_when_it_is_put_back(
     with pytest.raises(StoreCopied):
         await store_on(report.kept or path).open()
     assert stamp(backup) == 1
+
+
+async def test_what_another_process_put_back_is_not_owned_by_the_one_that_owned_it_when_it_was_copied(
+    path: Path,
+) -> None:
+    async with store_on(path) as store:
+        await live(store)
+        session = await store.session("s1")
+        await (await session.spawn(echo("x"), notify_on_end=True)).wait()
+        async with session.inbox():
+            backup = (await store.backup(path.with_name("backup.db"))).path
+    # the file is lost, with what is beside it
+    for lost in path.parent.glob(f"{path.name}*"):
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    restore = [sys.executable, "-m", "lash_store.cli", "restore", "--db", str(path), str(backup)]
+    assert (await asyncio.to_thread(subprocess.run, restore, check=False)).returncode == 0
+
+    async with store_on(path, ends=True) as store:
+        assert store.recovered.unreachable == ()
+        assert await (await store.handle(f"{RUNTIME}:s1", "live")).result(20) == "done"
+        async with (await store.session("s1")).inbox() as notes:
+            assert len(notes) == 1
 
 
 async def test_what_was_replaced_can_be_put_back_itself(stopped: Path, backup: Path) -> None:

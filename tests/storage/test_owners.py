@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lash_store import guards, owners
+from lash_store import guards, owners, processes
 from lash_store.errors import StorageError
 from lash_store.owners import Life, OwnerLock, describe_process, life_of
 from lash_store.queries import OwnerRow
@@ -258,8 +258,18 @@ async def test_keeping_what_is_there_changes_nothing(lock: OwnerLock) -> None:
     assert [found.name for found in lock.path.parent.iterdir()] == [lock.path.name]
 
 
+def another_process() -> dict[str, str | int]:
+    """Describe one that lives, and is not this."""
+    parent = os.getppid()
+    return {**describe_process(), "pid": parent, "process_start": processes.started(parent) or ""}
+
+
 def test_an_owner_without_its_file_whose_process_lives_is_not_dead(db: Path) -> None:
-    assert life_of(db, owner("o-gone", **describe_process())) is Life.UNREACHABLE
+    assert life_of(db, owner("o-gone", **another_process())) is Life.UNREACHABLE
+
+
+def test_an_owner_that_this_process_should_be_and_does_not_know_came_with_a_copy_and_is_dead(db: Path) -> None:
+    assert life_of(db, owner("o-gone", **describe_process())) is Life.DEAD
 
 
 def _folder_is_a_file(db: Path) -> None:
@@ -282,8 +292,8 @@ def test_with_something_else_in_the_place_of_its_file_an_owner_lives_as_long_as_
 ) -> None:
     guards.make_side_folder(db)
     put(db)
-    assert life_of(db, owner("o-gone", **describe_process())) is Life.UNREACHABLE
-    assert life_of(db, owner("o-gone", **{**describe_process(), "process_start": "12345"})) is Life.DEAD
+    assert life_of(db, owner("o-gone", **another_process())) is Life.UNREACHABLE
+    assert life_of(db, owner("o-gone", **{**another_process(), "process_start": "12345"})) is Life.DEAD
 
 
 def test_an_owner_whose_file_cannot_be_looked_at_is_not_dead(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,23 +302,23 @@ def test_an_owner_whose_file_cannot_be_looked_at_is_not_dead(db: Path, monkeypat
 
     monkeypatch.setattr("lash_store.owners.is_held", refuse)
     # it may be a process that cannot be seen from here
-    assert life_of(db, owner("o-gone", **{**describe_process(), "host": "another host"})) is Life.UNREACHABLE
+    assert life_of(db, owner("o-gone", **{**another_process(), "host": "another host"})) is Life.UNREACHABLE
 
 
 def test_a_pipe_in_the_place_of_a_lock_makes_nobody_wait(db: Path) -> None:
     os.mkfifo(guards.make_side_folder(db) / "o-gone.lock", 0o600)
-    assert life_of(db, owner("o-gone", **describe_process())) is Life.DEAD
+    assert life_of(db, owner("o-gone", **another_process())) is Life.DEAD
 
 
 def test_a_pid_that_was_given_again_is_not_the_owner(db: Path) -> None:
-    known = {**describe_process(), "process_start": "12345"}
+    known = {**another_process(), "process_start": "12345"}
 
     assert life_of(db, owner("o-gone", **known)) is Life.DEAD
 
 
 @pytest.mark.parametrize("changed", [{"boot_id": "another boot"}, {"host": "another host"}], ids=repr)
 def test_a_process_before_a_reboot_or_on_another_host_is_not_this_one(db: Path, changed: dict[str, str]) -> None:
-    assert life_of(db, owner("o-gone", **{**describe_process(), **changed})) is Life.DEAD
+    assert life_of(db, owner("o-gone", **{**another_process(), **changed})) is Life.DEAD
 
 
 def test_a_zombie_without_its_file_is_dead(db: Path, holder: Holder) -> None:
@@ -413,7 +423,7 @@ def test_a_token_that_leads_out_of_the_folder_is_a_dead_owners_and_unlinks_nothi
     victim.write_text("somebody's")
     token = token.format(elsewhere=tmp_path / "poetry")
 
-    assert owners.life_of(path, owner(token, **owners.describe_process())) is Life.DEAD
+    assert owners.life_of(path, owner(token, **another_process())) is Life.DEAD
     owners.sweep(path, [token])
 
     assert victim.read_text() == "somebody's"

@@ -43,6 +43,7 @@ from lash_store import (
     guards,
     migrate,
     owners,
+    processes,
     schema,
     transaction,
 )
@@ -1047,13 +1048,14 @@ async def test_an_upgrade_is_refused_beside_a_live_owner_and_changes_nothing(old
 
 
 async def test_an_upgrade_is_refused_beside_an_owner_whose_lock_file_is_gone_but_whose_process_lives(old: Path) -> None:
-    ours = owners.describe_process()
+    parent = os.getppid()
+    another = {**owners.describe_process(), "pid": parent, "process_start": processes.started(parent) or ""}
     with closing(sqlite3.connect(old)) as connection, connection:
         changed = "pid = :pid, process_start = :process_start, boot_id = :boot_id, host = :host"
-        connection.execute(f"UPDATE owners SET {changed} WHERE owner_id = 2", ours)
+        connection.execute(f"UPDATE owners SET {changed} WHERE owner_id = 2", another)
     before = bytes_of(old)
 
-    with pytest.raises(SchemaError, match=f"open in process {os.getpid()}"):
+    with pytest.raises(SchemaError, match=f"open in process {parent}"):
         await TaskStore(old, runtime="another").open()
 
     assert bytes_of(old) == before
