@@ -86,7 +86,9 @@ def open_sqlite(path: Path, mode: Mode, durability: Durability = "full") -> sqli
 
     Raises:
         StorageCorrupt: the file is empty beside a ``-wal`` with commits, which SQLite would remove, even to read.
+        StorageError: it was open when this process was forked.
     """
+    guards.check_not_inherited(path)
     has_content(path)
     access = "rw" if mode == "write" else "ro&immutable=1" if is_alone(path) else "ro"
     uri = f"file:{quote(str(path))}?mode={access}"
@@ -149,7 +151,8 @@ class Connection(aiosqlite.Connection):
         """Refuse to be used in a forked child; see `run`."""
         if self._pid != os.getpid():
             raise StoreClosed(
-                f"this store was opened by process {self._pid}, which forked: a child opens a store of its own"
+                f"this store was opened by process {self._pid}, which forked: fork before a store is opened, or start a "
+                "process anew, which opens a store of its own"
             )
 
     @property

@@ -25,6 +25,7 @@ from .errors import NotAStore, StorageBusy, StorageError, StorageMoved
 __all__ = [
     "FileIdentity",
     "alone",
+    "check_not_inherited",
     "check_target",
     "hold",
     "identify",
@@ -255,6 +256,8 @@ class _Held:
 
 
 _held: dict[FileIdentity, _Held] = {}
+_inherited: set[FileIdentity] = set()
+"""Files that the process had open of which this one is a fork: SQLite's memory of its locks came along, its locks did not."""
 _lock = threading.Lock()
 
 
@@ -290,6 +293,23 @@ def hold(path: Path) -> FileIdentity:
         return identity
 
 
+def check_not_inherited(path: Path) -> None:
+    """
+    Refuse to open a file that is open in the process of which this one is a fork.
+
+    SQLite would take the other's locks for its own: others remap the ``-shm`` under it, or it waits for itself for ever
+    (sqlite.org/howtocorrupt.html, 2.6).
+
+    Raises:
+        StorageError: it is one.
+    """
+    if _inherited and identify(path) in _inherited:
+        raise StorageError(
+            f"{path} was open when this process was forked: fork before a store is opened, or start processes anew, by "
+            'multiprocessing.get_context("spawn") or subprocess'
+        )
+
+
 def is_last(identity: FileIdentity) -> bool:
     """Say whether one `let_go` more will drop the lock."""
     with _lock:
@@ -312,6 +332,7 @@ def _forget_in_child() -> None:
     for held in _held.values():
         if held.descriptor >= 0:
             os.close(held.descriptor)
+    _inherited.update(_held)
     _held.clear()
 
 

@@ -190,6 +190,8 @@ def _use(report: Report, path: str, store: TaskStore, session: SessionTasks, tas
         "list": lambda: store.list(),
         "result": lambda: task.result(),
         "check": lambda: store.sessions(),
+        "a store of its own": lambda: make(path).open(),
+        "a reader of its own": lambda: TaskStore.open_readonly(path).open(),
     }
 
     async def answer(ask: Any) -> str:

@@ -171,7 +171,7 @@ async def test_a_reader_that_pins_the_wal_holds_nobody_up_and_costs_room_only_un
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("uses", [False, True])
-def test_a_forked_child_costs_its_parent_nothing_and_is_told_to_open_a_store_of_its_own(
+def test_a_forked_child_costs_its_parent_nothing_and_is_told_to_fork_before(
     start: Start, path: Path, uses: bool
 ) -> None:
     worker = start(programs.fork_beside, str(path), uses)
@@ -180,6 +180,9 @@ def test_a_forked_child_costs_its_parent_nothing_and_is_told_to_open_a_store_of_
     assert worker.wait_for("status") == ["status", 0]
     answers = {words[1]: words[2] for words in worker.said if words[0] == "child"}
     assert answers.pop("close", "success") == "success"
+    # SQLite would take its parent's locks for its own
+    for own in ("a store of its own", "a reader of its own"):
+        assert answers.pop(own, "StorageError") == "StorageError"
     assert set(answers.values()) == ({"StoreClosed"} if uses else set()), answers
     assert rows(path, "SELECT id FROM tasks WHERE id = 'of the child'") == []
 
