@@ -270,8 +270,8 @@ MATRIX: tuple[Row, ...] = (
         "fork",
         "the process forks without exec while a store is open",
         "a child that only exits, one that uses what it has inherited, and one that opens the same file",
-        "The parent goes on. The child is told StoreClosed by everything, StorageError by a store it opens itself, may close, and "
-        "costs the parent neither lock nor -wal; it neither keeps its parent's owner alive nor ends it.",
+        "The parent goes on. The child is told StoreClosed by everything, StorageError by a store it opens itself, may close, "
+        "and costs the parent neither lock nor -wal; it neither keeps its parent's owner alive nor ends it.",
         (
             f"{_AROUND}::test_a_forked_child_costs_its_parent_nothing_and_is_told_to_fork_before",
             "tests/storage/test_owners.py::test_a_forked_child_does_not_keep_its_parent_alive",

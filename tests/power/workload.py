@@ -123,8 +123,10 @@ class Workload:
             return {"task_seq": seq}
 
         if act == "save":
-            value = {"n": number, "attempt": attempt, "text": "x" * 300}
-            await self._ask("save", {**of, "n": number}, lambda: task.save(value), same)
+            # a later attempt begins again, and its saves are the newer ones all the same
+            at = 100 * attempt + number
+            value = {"n": at, "attempt": attempt, "text": "x" * 300}
+            await self._ask("save", {**of, "n": at}, lambda: task.save(value), same)
         elif act == "progress":
             text = f"attempt {attempt} act {number}"
             await self._ask("progress", {**of, "text": text}, lambda: task.progress(text, 0.5), same)
