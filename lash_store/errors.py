@@ -28,6 +28,11 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:
         return f"a {type(value).__name__}"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Return as much of a text as a message can have."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

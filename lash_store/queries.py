@@ -23,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from .errors import StorageError
+from .errors import StorageError, shortened
 from .lifecycle import DEFAULTS, JSON_COLUMNS, Task, stamps, with_columns
 from .models import (
     EventType,
@@ -499,7 +499,7 @@ def readable(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = shortened(str(error).partition("\n")[0])
         raise StorageError(
             f"{what} cannot be read ({reason}): somebody edited it, or it is damaged: see lash-store doctor"
         ) from error

@@ -532,7 +532,7 @@ async def test_rows_that_a_hand_made_unreadable_are_named_and_compared_as_they_a
             hand.execute("PRAGMA ignore_check_constraints = 1")
             hand.execute("DROP TRIGGER tasks_terminal_is_final")
             hand.execute("UPDATE tasks SET result = '{', arguments = '{'")
-            hand.execute("UPDATE tombstones SET pruned_at = 'yesterday'")
+            hand.execute("UPDATE tombstones SET pruned_at = ?", ["yesterday" * 100_000])
             hand.execute("UPDATE handoffs SET kept = '{'")
 
         with pytest.raises(StorageError, match=r"the row of task #3 cannot be read .*see lash-store doctor"):
@@ -544,8 +544,9 @@ async def test_rows_that_a_hand_made_unreadable_are_named_and_compared_as_they_a
         with pytest.raises(IdempotencyConflict):
             await session.spawn(work, 1, id="keyed", idempotency_key="k")
         events = aiter(store.events(after=0))
-        with pytest.raises(StorageError, match=r"the tombstone behind event 0 cannot be read .*see lash-store doctor"):
+        with pytest.raises(StorageError, match=r"the tombstone behind event 0 .*see lash-store doctor") as told:
             await anext(events)
+        assert len(str(told.value)) < 500
         # what was kept is told all the same
         assert [(await anext(events)).task_id for _ in range(2)] == [None, "keyed"]
 
