@@ -177,6 +177,7 @@ def _replace(making: Path, path: Path) -> Path | None:
             if not _is_ours(target, path):
                 return None
             _forget_owners(source, path, _ended(target))
+            _go_on_counting(source, target)
             target.execute("COMMIT").fetchall()
             if _page_size(source) != _page_size(target):
                 return None
@@ -258,6 +259,25 @@ def _forget_owners(connection: sqlite3.Connection, path: Path, ended: Collection
         if owner.token in ended or life_of(path, owner) is Life.DEAD:
             queries.end_owner(tx, owner.owner_id, OwnerEnd.DIED)
     connection.commit()
+
+
+def _go_on_counting(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Have what is put back give no number that what it replaces has given: whoever keeps one must not meet another's task."""
+    counted = "SELECT name, seq FROM sqlite_sequence WHERE typeof(seq) = 'integer' AND seq BETWEEN 1 AND ?"
+    with suppress(sqlite3.OperationalError):
+        # a file of the first revision before its first row has none
+        for name, seq in target.execute(counted, (_NO_COUNTER,)).fetchall():
+            source.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (seq, name))
+            source.execute(
+                "INSERT INTO sqlite_sequence SELECT name, ? FROM sqlite_schema WHERE type = 'table' AND name = ? "
+                "AND name NOT IN (SELECT name FROM sqlite_sequence)",
+                (seq, name),
+            )
+    source.commit()
+
+
+_NO_COUNTER = 2**60
+"""What no file comes to by counting: a hand wrote that."""
 
 
 # --- in the place of what is damaged, or of nothing -----------------------------------------------------------------

@@ -32,6 +32,7 @@ from lash_store import (
     StoreCopied,
     TaskContext,
     TaskHandle,
+    TaskNotFound,
     TaskState,
     TaskStore,
     copies,
@@ -420,6 +421,31 @@ async def test_what_another_process_put_back_is_not_owned_by_the_one_that_owned_
         assert await (await store.handle(f"{RUNTIME}:s1", "live")).result(20) == "done"
         async with (await store.session("s1")).inbox() as notes:
             assert len(notes) == 1
+
+
+async def test_what_is_put_back_gives_no_number_again(path: Path, tmp_path: Path) -> None:
+    async with store_on(path) as store:
+        await finished(store, "before")
+        backup = (await store.backup(tmp_path / "backup.db")).path
+        await finished(store, "lost 1", "lost 2")
+        [newest] = rows(path, "SELECT max(seq) AS seq FROM events")
+        lost = await store.handle(f"{RUNTIME}:s1", "lost 2")
+
+    await TaskStore.restore(backup, path)
+
+    async with store_on(path) as store:
+        told = aiter(store.events(after=newest["seq"]))
+        await finished(store, "after")
+        # who had seen what was lost is told of all that is new
+        assert [(await anext(told)).type for _ in range(3)] == [
+            EventType.REGISTERED,
+            EventType.STARTED,
+            EventType.COMPLETED,
+        ]
+        assert (await store.get(f"{RUNTIME}:s1", "after")).task_seq > lost.task_seq
+        with pytest.raises(TaskNotFound):
+            await store.steps(lost.task_seq)
+    check_file(path)
 
 
 async def test_what_was_replaced_can_be_put_back_itself(stopped: Path, backup: Path) -> None:
