@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -134,7 +135,7 @@ class Connection(aiosqlite.Connection):
 
     def __init__(self, opener: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(opener, iter_chunk_size=64)
-        self._pid = os.getpid()
+        self._pid, self._loop = os.getpid(), asyncio.get_running_loop()
         self._thread = threading.Thread(target=_serve, args=(self._tx,), name="lash_store connection", daemon=True)
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -142,17 +143,23 @@ class Connection(aiosqlite.Connection):
         Run *function* on the connection's own thread and return what it returns.
 
         Raises:
-            StoreClosed: this is a child that was forked since; it has neither that thread nor the file's locks.
+            StoreClosed: this is a child that was forked since, which has neither that thread nor the file's locks; or the event
+                loop that it answers is closed.
         """
-        self.check_process()
+        self.check_life()
         return cast(T, await self._execute(lambda: function(self._conn)))  # type: ignore[no-untyped-call]
 
-    def check_process(self) -> None:
-        """Refuse to be used in a forked child; see `run`."""
+    def check_life(self) -> None:
+        """Refuse to be used in a forked child, or by a later loop; see `run`."""
         if self._pid != os.getpid():
             raise StoreClosed(
                 f"this store was opened by process {self._pid}, which forked: fork before a store is opened, or start a "
                 "process anew, which opens a store of its own"
+            )
+        if self._loop.is_closed():
+            raise StoreClosed(
+                "the event loop that this store was opened in is closed: open it again, and take its sessions and handles from "
+                "it anew"
             )
 
     @property

@@ -130,6 +130,7 @@ class Feed:
     def _refuse_closed(self) -> None:
         if self.is_closed:
             raise self.error or StoreClosed("the store is closed: open it again to wait")
+        self._reader.check_life()
 
     def forget(self, task_seq: int, waiter: asyncio.Future[Task | None]) -> None:
         """Give a waiter back."""

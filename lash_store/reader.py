@@ -117,12 +117,21 @@ class Reader:
             sqlite3.Error, MemoryError: it could not be read just now.
             StoreClosed: not open.
         """
-        if self._connection is None:
-            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
-        self._connection.check_process()
+        self.check_life()
         if self._quick is None:
             self._quick = open_sqlite(self._path, "read")
         return self._quick.execute(sql).fetchall()[0][0]
+
+    def check_life(self) -> None:
+        """
+        Refuse to be used where nothing would be answered.
+
+        Raises:
+            StoreClosed: not open, or in a forked child, or by a later event loop.
+        """
+        if self._connection is None:
+            raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
+        self._connection.check_life()
 
     async def has_changed(self) -> bool:
         """Say whether another connection committed since the last call; reads no table."""

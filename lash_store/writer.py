@@ -185,7 +185,7 @@ class Writer:
         if self._closing or self._task is None:
             raise StoreClosed(f"the store on {self._path} is closed: open it again")
         if self._connection is not None:
-            self._connection.check_process()
+            self._connection.check_life()
         self._queue.append(job)
         self._wake.set()
 
@@ -248,7 +248,7 @@ class Writer:
         if self._committer is None or self._is_busy or self._fatal is not None:
             return None
         assert self._connection is not None
-        self._connection.check_process()
+        self._connection.check_life()
         return self._committer.at_once(sql)
 
     def limit_patience(self, patience: float) -> None:
@@ -270,7 +270,7 @@ class Writer:
         committer, connection = self._committer, self._connection
         if committer is None or connection is None or self._fatal is not None:
             return False
-        connection.check_process()
+        connection.check_life()
         if not self._is_busy:
             committer.look_for_foreign()
         seen, committer.foreign_seen = committer.foreign_seen, False

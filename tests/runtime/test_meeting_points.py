@@ -577,6 +577,43 @@ def test_a_reader_whose_loop_was_closed_leaves_nothing_beside_the_file(
     sweep_up(*cores)
 
 
+def test_what_is_kept_of_a_life_whose_loop_was_closed_says_that_it_is_over(new: Callable[..., TaskStore]) -> None:
+    store, kept = new(), []
+    started: list[int] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def slow(task: TaskContext) -> int:
+        started.append(task.attempt)
+        await asyncio.Event().wait()
+        return 1
+
+    async def begin() -> None:
+        await store.open()
+        session = await store.session("s1")
+        kept.extend([store._core, session, await session.spawn(slow, id="slow")])
+        while not started:
+            await asyncio.sleep(0.001)
+        await drained(store)
+
+    async def use_it() -> None:
+        _, session, handle = kept
+        async with store:
+            calls = [handle.result, handle.wait, handle.cancel, handle.record, lambda: session.spawn(slow)]
+            for call in [*calls, *calls, lambda: session.get("slow"), lambda: anext(session.events())]:
+                with pytest.raises(StoreClosed, match="event loop that this store was opened in is closed"):
+                    await asyncio.wait_for(call(), 20)
+            assert (await (await store.handle(handle.scope, "slow")).cancel(timeout=20)).state is TaskState.CANCELLED
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    waiting = asyncio.all_tasks(loop)
+    loop.close()
+    asyncio.run(use_it())
+    for task in waiting:
+        task._log_destroy_pending = False
+    sweep_up(kept[0])
+
+
 # --- telling once --------------------------------------------------------------------------------------------------------
 
 
