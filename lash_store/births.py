@@ -34,8 +34,8 @@ class NewTask(NamedTuple):
     """
     What a task is born with.
 
-    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work. Its key counts in its session,
-    or, *keyed_by_parent*, among the children of its parent, wherever those are. *by_its_parent*: that one's body spawns it.
+    ``local`` cannot be written down: a coroutine object, or the cancel callback of external work. *by_its_parent*: that one's
+    body spawns it. Its key counts among that one's children, wherever those are, and, unless *keyed_by_parent*, in its session.
     """
 
     scope: Scope
@@ -216,11 +216,12 @@ def same_before(tx: Transaction, new: NewTask) -> Task | None:
     """
     if new.idempotency_key is None:
         return None
-    if new.keyed_by_parent and new.parent_seq is not None:
+    task = None
+    if new.by_its_parent and new.parent_seq is not None:
+        # a body is given its own child, wherever either of them is by now; one that lives has all of its children in the file
         task = session_queries.child_by_key(tx, new.parent_seq, new.idempotency_key)
-    else:
+    if task is None and not new.keyed_by_parent:
         task = session_queries.task_by_key(tx, str(new.scope), new.idempotency_key)
-    if not new.keyed_by_parent:
         # it was done; what is left of it says so, and that nobody does it twice
         left = retention_queries.tombstone_by_key(tx, str(new.scope), new.idempotency_key)
         if left is not None and (task is None or task.task_seq < left.task_seq):

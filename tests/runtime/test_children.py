@@ -600,6 +600,52 @@ async def test_a_child_goes_where_its_parent_was_given_to(
     assert len(children(path)) == 2
 
 
+@pytest.mark.parametrize("by", [{}, {"id": "paid"}, {"idempotency_key": "key"}])
+@pytest.mark.parametrize("moves", ["parent", "child"])
+async def test_a_body_is_given_its_child_after_either_was_given_to_another_session(
+    store: TaskStore,
+    session: SessionTasks,
+    there: SessionTasks,
+    started: asyncio.Event,
+    release: asyncio.Event,
+    path: Path,
+    by: dict[str, Any],
+    moves: str,
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def pay(task: TaskContext, amount: int) -> int:
+        if moves == "child":
+            await hold(started, release)
+        return amount
+
+    @store.task(recovery=Recovery.RERUN)
+    async def other(task: TaskContext) -> None: ...
+
+    @store.task(recovery=Recovery.RERUN, retry_on=ConnectionError, backoff=AT_ONCE)
+    async def parent(task: TaskContext) -> list[Any]:
+        child = await task.spawn(pay, 7, **by)
+        paid = await child
+        if task.attempt == 1:
+            if moves == "parent":
+                await hold(started, release)
+            raise ConnectionError("at first")
+        if by:
+            with pytest.raises(IdempotencyConflict):
+                await task.spawn(other, **by)
+        return [paid, child.task_seq]
+
+    task = await session.spawn(parent)
+    await asyncio.wait_for(started.wait(), SOON)
+    [child] = children(path)
+    # another's, under a key that is the child's as well
+    await there.spawn(other, idempotency_key="key")
+    await session.transfer(there, [task if moves == "parent" else (await session.list())[-1].id])
+    release.set()
+
+    assert await task.result(timeout=SOON) == [7, child]
+    assert children(path) == [child]
+
+
 async def test_a_child_that_moves_with_its_parent_does_not_work_in_its_own_session(
     store: TaskStore, session: SessionTasks, there: SessionTasks, leaf: Any, path: Path
 ) -> None:
