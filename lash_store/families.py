@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, case, func, null, or_, select
 
 from .lifecycle import Task
-from .queries import LIVE
-from .schema import sessions, tasks
-from .statements import ONE, ZERO, names, sql, values, word
+from .queries import LIVE, WAS_CANCELLED
+from .schema import tasks
+from .statements import ONE, names, sql, values, word
 from .transaction import Transaction
 
-__all__ = ["is_open_below", "live_descendants", "lives_above"]
+__all__ = ["Above", "above", "live_descendants"]
 
 _RUNTIME = func.substr(tasks.c.scope, ONE, func.instr(tasks.c.scope, word(":")))
 _NODE = (
@@ -74,31 +74,29 @@ _down = _down.union(
 )
 _WHOLE = sql(select(*tasks.c).where(tasks.c.task_seq.in_(select(_down.c.task_seq)), LIVE).order_by(tasks.c.task_seq))
 
-# what a cancel may come through later: a sub-agent, whose session is open, at or below finished work that has live work above
+# what has a say in what is begun below finished work later: a cancel comes from what lives, or was requested
 _above = select(*_REMAINS).where(_IS_ROOT).cte("above", recursive=True)
 _above = _above.union(
     select(*_REMAINS).join_from(_above, tasks, tasks.c.task_seq == _above.c.parent_seq),
     select(*_REMAINS).join_from(_above, tasks, _worked_through(_above.c.scope)),
 )
-_LIVES_ABOVE = sql(
-    select(tasks.c.task_seq).where(tasks.c.task_seq.in_(select(_above.c.task_seq)), LIVE).limit(ONE).offset(ZERO)
-)
-_OPEN_BELOW = sql(
-    select(sessions.c.scope)
-    .where(sessions.c.scope.in_(select(_down.c.child_scope)), sessions.c.closed_at.is_(None))
-    .limit(ONE)
-    .offset(ZERO)
+_ABOVE = sql(
+    select(func.total(LIVE), func.total(WAS_CANCELLED)).where(
+        tasks.c.task_seq.in_(select(_above.c.task_seq)), ~_IS_ROOT
+    )
 )
 
 
-def lives_above(tx: Transaction, task_seq: int) -> bool:
-    """Say whether a finished task descends from anything live; the same of all of one parent in one session."""
-    return tx.one(_LIVES_ABOVE, {"roots": names([task_seq])}) is not None
+class Above(NamedTuple):
+    """Whether a task descends from anything live, and from anything that was cancelled."""
+
+    lives: bool
+    is_cancelled: bool
 
 
-def is_open_below(tx: Transaction, task_seq: int) -> bool:
-    """Say whether more may be begun below a finished task: in the open session of a sub-agent, itself or one below it."""
-    return tx.one(_OPEN_BELOW, {"roots": names([task_seq])}) is not None
+def above(tx: Transaction, task_seq: int) -> Above:
+    """Say what a finished task descends from; the same of all of one parent in one session."""
+    return Above._make(map(bool, tx.one(_ABOVE, {"roots": names([task_seq])}) or (0, 0)))
 
 
 def live_descendants(tx: Transaction, *task_seqs: int) -> list[Task]:

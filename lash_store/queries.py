@@ -36,6 +36,7 @@ from .models import (
     TaskFilter,
     TaskMode,
     TaskRecord,
+    TaskState,
 )
 from .schema import events, owners, tasks
 from .statements import ONE, ZERO, Hot, hot, names, sql, values, word
@@ -43,6 +44,7 @@ from .transaction import Committed, Transaction
 
 __all__ = [
     "LIVE",
+    "WAS_CANCELLED",
     "event_record",
     "insert_event",
     "insert_task",
@@ -54,6 +56,8 @@ _TASK = select(*tasks.c)
 EVENT_COLUMNS = tuple(column.name for column in events.c)
 _EVENT = select(*events.c)
 LIVE = tasks.c.completed_at.is_(None)
+# by a cancel that somebody requested; work that its registrar says is cancelled was not asked to end
+WAS_CANCELLED = and_(tasks.c.state == word(TaskState.CANCELLED), tasks.c.cancel_requested_at.is_not(None))
 # a scope begins with its runtime and ':'; ';' is the next character, so this is a range of the (scope, id) indexes
 _OF_RUNTIME = and_(
     tasks.c.scope >= bindparam("runtime", type_=Text) + word(":"),

@@ -10,8 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from . import families, processes
+from . import families, processes, session_queries
 from . import retention_queries as queries
+from .models import Scope
 from .queries import process_identity
 from .reader import Reader
 from .retention_models import Progress, PruneReport, Retention
@@ -37,9 +38,9 @@ _SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one transaction did, and the ``task_seq`` it came to."""
+    """What one transaction did, and the ``task_seq`` up to which all is left for the next."""
 
-    until: int
+    left: int
     tasks: int = 0
     events: int = 0
     seen: int = 0
@@ -59,7 +60,8 @@ async def prune(
     """
     Take away what may go, in transactions of bounded size, then give the room back.
 
-    Cancelled in the middle, what was done is done. A *dry_run* counts, and writes nothing: it alone needs no *writer*.
+    The newest first: once a task is looked at, what descends from it has gone or stays. Cancelled in the middle, what was done
+    is done. A *dry_run* counts, and writes nothing: it alone needs no *writer*.
     """
     before = None
     if wanted.older_than is not None:
@@ -72,24 +74,27 @@ async def prune(
     if wanted.keep_last:
         kept = dict(await reader.rows(queries.LAST_KEPT, {"keep_last": wanted.keep_last}))
 
-    def part(tx: Transaction, after: int, *, is_dry: bool) -> _Part:
-        return _prune(tx, after, newest, wanted, before, kept, is_dry=is_dry)
+    gone: set[int] = set()
+
+    def part(tx: Transaction, until: int, *, is_dry: bool) -> _Part:
+        # what was taken away is in the file no more, but for a dry run
+        return _prune(tx, until, wanted, before, kept, gone if dry_run else set(), is_dry=is_dry)
 
     report = PruneReport(newest_seq=newest)
     while report.task_seq < newest:
         began = time.monotonic()
-        after = report.task_seq
+        until = newest - report.task_seq
         # what needs no change needs no lock
-        done = await reader.look(functools.partial(part, after=after, is_dry=True))
+        done = await reader.look(functools.partial(part, until=until, is_dry=True))
         if writer is not None and not dry_run and not done.is_empty:
-            done = await writer.run(functools.partial(part, after=after, is_dry=False))
+            done = await writer.run(functools.partial(part, until=until, is_dry=False))
         report = PruneReport(
             tasks=report.tasks + done.tasks,
             events=report.events + done.events,
             seen=report.seen + done.seen,
             unread=report.unread + done.unread,
             needed=report.needed + done.needed,
-            task_seq=done.until,
+            task_seq=newest - done.left,
             newest_seq=newest,
         )
         if progress is not None:
@@ -102,17 +107,17 @@ async def prune(
 
 def _prune(
     tx: Transaction,
-    after: int,
-    newest: int,
+    until: int,
     wanted: Retention,
     before: str | None,
     kept: dict[str, int] | None,
+    gone: set[int],
     *,
     is_dry: bool,
 ) -> _Part:
-    """Take away some of what may go, behind a ``task_seq``, and say how far that came."""
-    after = queries.before_next(tx, after, newest)
-    until = min(after + _LOOKED_AT, newest)
+    """Take away some of what may go, from a ``task_seq`` down, and say how far that came; add it to what has *gone*."""
+    until = queries.newest_up_to(tx, until)
+    after = max(until - _LOOKED_AT, 0)
     found = queries.candidates(
         tx,
         after,
@@ -123,13 +128,13 @@ def _prune(
     )
     chosen: list[queries.Candidate] = []
     events = seen = unread = needed = families_seen = 0
-    above: dict[tuple[str, int | None], bool] = {}
+    above: dict[tuple[str, int | None], families.Above] = {}
     with closing(found):
         for one in found:
             is_full = len(chosen) == _TASKS or (chosen and events + one.events > _EVENTS)
             if is_full or families_seen == _FAMILIES:
                 # what has been looked at is done; the rest is for the next
-                until = one.task_seq - 1
+                after = one.task_seq
                 break
             if _stays(one, wanted, kept):
                 continue
@@ -138,17 +143,19 @@ def _prune(
                 unread += 1
                 continue
             families_seen += one.may_have_family
-            if _is_needed(tx, one, above):
+            if _is_needed(tx, one, above, gone):
                 needed += 1
-            else:
-                chosen.append(one)
-                events += one.events
+                continue
+            chosen.append(one)
+            events += one.events
+            if one.parent_seq is not None:
+                gone.add(one.task_seq)
     if not is_dry:
         if chosen:
             queries.bury(tx, chosen)
         queries.sweep_notes(tx, after, until)
     has_notes = is_dry and queries.has_notes_left(tx, after, until)
-    return _Part(until, len(chosen), events, seen, unread, needed, has_notes)
+    return _Part(after, len(chosen), events, seen, unread, needed, has_notes)
 
 
 def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | None) -> bool:
@@ -158,18 +165,34 @@ def _stays(one: queries.Candidate, wanted: Retention, kept: dict[str, int] | Non
     return wanted.before_cursor is not None and one.last_event > wanted.before_cursor
 
 
-def _is_needed(tx: Transaction, one: queries.Candidate, above: dict[tuple[str, int | None], bool]) -> bool:
+def _is_needed(
+    tx: Transaction, one: queries.Candidate, above: dict[tuple[str, int | None], families.Above], gone: set[int]
+) -> bool:
     if one.is_armed or one.parent_lives or (one.process is not None and _runs(one.process)):
         return True
     if not one.may_have_family:
         return False
     if families.live_descendants(tx, one.task_seq):
         return True
-    # a cancel of what lives above may have to come through it, to what is begun below it later
+    # a cancel of what lives above may have to come through it, and one that was requested, to what is begun below it later
     place = one.scope, one.parent_seq
     if place not in above:
-        above[place] = families.lives_above(tx, one.task_seq)
-    return above[place] and families.is_open_below(tx, one.task_seq)
+        above[place] = families.above(tx, one.task_seq)
+    lives, is_cancelled = above[place]
+    if not (lives or is_cancelled or one.was_cancelled):
+        return False
+    if any(child not in gone for child in queries.children(tx, one.task_seq)):
+        return True
+    if one.child_session_id is None:
+        return False
+    # a closed session may be opened again: then those that had ended do not answer for it, but are found from above
+    return lives or _answers(tx, one.task_seq, Scope(Scope.parse(one.scope).runtime, one.child_session_id))
+
+
+def _answers(tx: Transaction, task_seq: int, scope: Scope) -> bool:
+    """Whether a sub-agent is asked when a task is born in the session it worked in, or will be once an older one has ended."""
+    place = session_queries.birthplace(tx, str(scope))
+    return place is not None and place.closed_at is None and place.agent is not None and place.agent <= task_seq
 
 
 def _runs(process: str) -> bool:

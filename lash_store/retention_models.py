@@ -28,9 +28,10 @@ class Retention(BaseModel):
 
     As a store's ``retention=`` it is applied in the background *every* so many seconds.
 
-    Never pruned, whatever is said here: what is live, what anything live descends from (a cancel must reach it) or may yet (a
-    sub-agent whose session is open, below something live), the children of a live parent (which may ask for them again), and a
-    monitor that is armed, or was given up and whose process lives still.
+    Never pruned, whatever is said here: what is live, what anything live descends from (a cancel must reach it) or may yet (what
+    has something live above it, and below it a task that stays or a sub-agent's session), what was cancelled or has that above it
+    in place of something live, if the session is open (what is begun below is born cancelled), the children of a live parent
+    (which may ask for them again), and a monitor that is armed, or was given up and whose process lives still.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,8 +90,8 @@ class PruneReport(BaseModel):
     What a prune did, or has done so far.
 
     *tasks* and *events* were taken away, of *seen* finished tasks that matched; *unread* stayed because nobody was handed their
-    result or lines, *needed* because something live depends on them. *task_seq* of *newest_seq* is how far it has come, *freed*
-    how many bytes the file gave back.
+    result or lines, *needed* because something live depends on them, or what is yet to begin. *task_seq* of *newest_seq* is how
+    far it has come, *freed* how many bytes the file gave back.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from .models import HandleRole, TaskMode, TaskState
+from .queries import WAS_CANCELLED
 from .schema import events, handles, inbox, monitors, sessions, signals, steps, tasks, tombstones, updates
 from .statements import ONE, ZERO, names, sql, values, word
 from .transaction import Transaction
@@ -48,6 +49,7 @@ class Candidate(NamedTuple):
     is_armed: int
     has_children: int
     parent_lives: int
+    was_cancelled: int
     first_event: int
     last_event: int
     events: int
@@ -96,6 +98,7 @@ _CANDIDATES = sql(
         exists()
         .where(_parents.c.task_seq == tasks.c.parent_seq, _parents.c.completed_at.is_(None))
         .label("parent_lives"),
+        WAS_CANCELLED.label("was_cancelled"),
         _one(func.min(events.c.seq)),
         _one(func.max(events.c.seq)),
         _one(func.count()),
@@ -109,8 +112,9 @@ _CANDIDATES = sql(
         or_(bindparam("states", type_=Text).is_(None), values(tasks.c.state, "states")),
         or_(bindparam("scopes", type_=Text).is_(None), values(tasks.c.scope, "scopes")),
     )
-    .order_by(tasks.c.task_seq)
+    .order_by(tasks.c.task_seq.desc())
 )
+_CHILDREN = sql(select(tasks.c.task_seq).where(tasks.c.parent_seq == bindparam("task_seq")))
 
 NEWEST_TASK = sql(
     select(
@@ -123,20 +127,20 @@ NEWEST_TASK = sql(
     )
 )
 
-_NEXT_TASK = sql(
+_NEWEST_UP_TO = sql(
     select(
         *(
-            select(func.min(table.c.task_seq)).where(table.c.task_seq > bindparam("after")).scalar_subquery()
+            select(func.max(table.c.task_seq)).where(table.c.task_seq <= bindparam("until")).scalar_subquery()
             for table in (tasks, tombstones)
         )
     )
 )
 
 
-def before_next(tx: Transaction, after: int, newest: int) -> int:
-    """Return the number before the next task behind *after*: in a file that was edited by hand, there may be any gap."""
-    found = [task_seq for task_seq in tx.one(_NEXT_TASK, {"after": after}) or () if task_seq is not None]
-    return min(newest, min(found) - 1) if found else newest
+def newest_up_to(tx: Transaction, until: int) -> int:
+    """Return the number of the newest task up to one: in a file that was edited by hand, there may be any gap."""
+    found = tx.one(_NEWEST_UP_TO, {"until": until}) or ()
+    return max((task_seq for task_seq in found if task_seq is not None), default=0)
 
 
 _ranked = (
@@ -162,7 +166,7 @@ def candidates(
     scopes: Sequence[str] | None,
 ) -> Generator[Candidate, None, None]:
     """
-    Yield the finished tasks in a range of ``task_seq`` that match, oldest first; each is looked at when it is asked for.
+    Yield the finished tasks in a range of ``task_seq`` that match, newest first; each is looked at when it is asked for.
 
     Close it if it was not read to its end.
     """
@@ -176,6 +180,13 @@ def candidates(
     with closing(tx.connection.execute(_CANDIDATES, wanted)) as found:
         for row in found:
             yield Candidate._make(row)
+
+
+def children(tx: Transaction, task_seq: int) -> Generator[int, None, None]:
+    """Yield the children of a task; each is looked at when it is asked for."""
+    with closing(tx.connection.execute(_CHILDREN, {"task_seq": task_seq})) as found:
+        for (child,) in found:
+            yield child
 
 
 # --- taking it away -------------------------------------------------------------------------------------------------

@@ -1245,7 +1245,7 @@ async def test_a_task_with_more_events_than_a_part_may_have_goes_alone(
     store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_EVENTS", 6)
-    for id in ("a", "noisy", "b", "c"):
+    for id in ("c", "b", "noisy", "a"):
         handle = await session.register(id, OTHER)
         for number in range(10 if id == "noisy" else 0):
             await session.update(id, progress=f"{number} of 10")

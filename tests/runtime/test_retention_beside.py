@@ -24,6 +24,7 @@ from lash_store import (
     TaskContext,
     TaskEvent,
     TaskFailed,
+    TaskHandle,
     TaskKind,
     TaskPruned,
     TaskState,
@@ -348,21 +349,101 @@ async def test_a_cancel_reaches_what_is_begun_later_in_the_session_of_an_agent_t
     assert (report.tasks, report.needed) == (0, 1 + between)
 
 
-@pytest.mark.parametrize("over", ["the session is closed", "nothing lives above"])
-async def test_an_agent_goes_once_no_cancel_can_come_through_it(here: TaskStore, over: str) -> None:
-    first, second, third = [await here.session(id) for id in ("s1", "s2", "s3")]
+async def test_an_agent_goes_once_no_cancel_can_come_through_it(here: TaskStore) -> None:
+    first, second, _ = [await here.session(id) for id in ("s1", "s2", "s3")]
     await first.register("top", SUBAGENT, child_session_id="s2")
     await second.register("agent", SUBAGENT, child_session_id="s3")
     await second.complete("agent", TaskState.COMPLETED)
-    if over == "the session is closed":
-        await third.close()
-    else:
-        await first.complete("top", TaskState.COMPLETED)
+    await first.complete("top", TaskState.COMPLETED)
 
     await here.prune(unread=True)
 
     with pytest.raises(TaskPruned):
         await second.get("agent")
+
+
+async def test_a_cancel_reaches_what_is_begun_in_the_session_of_an_agent_once_that_is_open_again(
+    here: TaskStore,
+) -> None:
+    first, second, third = [await here.session(id) for id in ("s1", "s2", "s3")]
+    top = await first.register("top", SUBAGENT, child_session_id="s2")
+    await second.register("agent", SUBAGENT, child_session_id="s3")
+    await second.complete("agent", TaskState.COMPLETED)
+    await third.close()
+
+    await here.prune(unread=True)
+    third = await here.session("s3", reopen=True)
+    late = await third.register("late", OTHER)
+    await first.cancel(top)
+
+    assert (await late.record()).state is TaskState.CANCELLED
+
+
+async def test_what_stands_between_something_live_and_a_task_that_stays_stays(here: TaskStore) -> None:
+    session = await here.session("s1")
+    above: TaskHandle = await session.register("top", OTHER)
+    for id in ("one", "two", "three", "four", "unread"):
+        above = await session.register(id, OTHER, parent=above)
+    # one more, below which nothing stays
+    for id in ("other", "leaf"):
+        await session.register(id, OTHER, parent="one" if id == "other" else "other")
+    for id in ("one", "two", "three", "four", "unread", "other", "leaf"):
+        await session.complete(id, TaskState.COMPLETED)
+        if id != "unread":
+            await (await session.handle(id))
+
+    dry = await here.prune(dry_run=True)
+    report = await here.prune()
+    late = await session.register("late", OTHER, parent="unread")
+    await session.cancel("top", "all of it")
+
+    assert (report.tasks, report.needed) == (2, 4)
+    assert dry == report.model_copy(update={"freed": 0})
+    assert (await late.record()).state is TaskState.CANCELLED
+    assert (await session.register("later", OTHER, parent="unread")).task_seq
+    assert (await session.get("later")).cancel_reason == "all of it"
+    # nothing lives there, but what is begun below it is born cancelled
+    assert ((await here.prune()).tasks, (await here.prune(unread=True)).tasks) == (2, 6)
+
+
+@pytest.mark.parametrize("below", ["itself", "what had ended below it"])
+async def test_what_is_begun_in_the_session_of_a_cancelled_agent_is_born_cancelled_while_that_is_open(
+    here: TaskStore, below: str
+) -> None:
+    first, second = [await here.session(id) for id in ("s1", "s2")]
+    if below == "itself":
+        cancelled = await first.register("agent", SUBAGENT, child_session_id="s2")
+    else:
+        cancelled = await first.register("top", OTHER)
+        between = await first.register("between", OTHER, parent=cancelled)
+        await first.register("agent", SUBAGENT, child_session_id="s2", parent=between)
+        for id in ("agent", "between"):
+            await first.complete(id, TaskState.COMPLETED)
+    await cancelled.cancel("enough")
+
+    kept = await here.prune(unread=True)
+    late = await second.register("late", OTHER)
+
+    assert ((await late.record()).state, (await late.record()).cancel_reason) == (TaskState.CANCELLED, "enough")
+    assert (kept.tasks, kept.needed) == (0, 1 if below == "itself" else 3)
+    await second.close()
+    assert (await here.prune(unread=True)).tasks == kept.needed + 1
+
+
+async def test_of_the_cancelled_agents_of_a_session_the_newest_stays(here: TaskStore) -> None:
+    first, second = [await here.session(id) for id in ("s1", "s2")]
+    for _ in range(3):
+        agent = await first.register("agent", SUBAGENT, child_session_id="s2")
+        await agent.cancel()
+    report = await here.prune(unread=True)
+
+    assert (report.tasks, report.needed) == (2, 1)
+    assert (await (await second.register("late", OTHER)).record()).state is TaskState.CANCELLED
+    # this one ended as its registrar said, and nobody asked for that
+    await first.register("agent", SUBAGENT, child_session_id="s2")
+    await first.complete("agent", TaskState.CANCELLED)
+    assert (await here.prune(unread=True)).tasks == 3
+    assert (await (await second.register("work", OTHER)).record()).state is TaskState.RUNNING
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -1011,8 +1011,7 @@ SESSION_LOOK_UPS = {
     "whether a session has room for a task": session_queries._COUNT_ALL,
     "a family by parent": families._BY_PARENT,
     "a family through sessions": families._WHOLE,
-    "what lives above": families._LIVES_ABOVE,
-    "open sessions of agents below": families._OPEN_BELOW,
+    "what is above": families._ABOVE,
     "unread notes": session_queries.UNREAD_NOTES,
     "notes to take": session_queries._TAKE_NOTES,
     "a handoff by its id": session_queries._HANDOFF_BY_ID,
@@ -1053,7 +1052,8 @@ STEP_CHANGES = {
 
 RETENTION_LOOK_UPS = {
     "the newest task": retention_queries.NEWEST_TASK,
-    "the next task behind a number": retention_queries._NEXT_TASK,
+    "the newest task up to a number": retention_queries._NEWEST_UP_TO,
+    "the children of a task": retention_queries._CHILDREN,
     "what is left of a task by its number": retention_queries._BY_SEQ,
     "what is left of a task by its id": retention_queries._BY_ID,
     "what is left of a task by its key": retention_queries._BY_KEY,
@@ -1219,15 +1219,30 @@ def test_tasks_are_taken_away_in_time_in_proportion_to_them(long: sqlite3.Connec
     assert many < 12 * few
 
 
-def test_a_part_of_a_prune_looks_at_little_more_than_it_takes(long: sqlite3.Connection) -> None:
+def test_a_part_of_a_prune_looks_at_little_more_than_it_takes(
+    long: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tx, wanted = Transaction(long, AT), Retention(unread=True)
 
-    def part(newest: int) -> int:
-        return steps_of(long, lambda: retention._prune(tx, 70_000, newest, wanted, None, None, is_dry=True))
+    def part(looked_at: int) -> int:
+        monkeypatch.setattr(retention, "_LOOKED_AT", looked_at)
+        return steps_of(long, lambda: retention._prune(tx, 70_000, wanted, None, None, set(), is_dry=True))
 
-    few, many = part(70_150), part(HISTORY)
+    few, many = part(150), part(70_000)
 
     assert many < 2 * few
+
+
+def test_whether_more_may_begin_below_a_task_is_found_without_the_history_of_its_children(
+    long: sqlite3.Connection, insert: Insert, task_row: dict[str, Any]
+) -> None:
+    tx, ended = Transaction(long, AT), {**ENDINGS["completed"], "completed_at": AT}
+    parent = insert(long, "tasks", {**task_row, **ended, "id": "parent", "parent_seq": HISTORY + 1})
+    for number in range(1_000):
+        insert(long, "tasks", {**task_row, **ended, "id": f"child {number}", "parent_seq": parent})
+
+    assert next(retention_queries.children(tx, parent)) == parent + 1
+    assert steps_of(long, lambda: any(retention_queries.children(tx, parent))) < 500
 
 
 def test_a_cursor_behind_which_nothing_was_pruned_learns_that_from_an_index(long: sqlite3.Connection) -> None:
@@ -1256,9 +1271,8 @@ def test_whether_an_agent_is_needed_is_found_without_the_history_of_its_session(
 
     assert families.live_descendants(tx, agent)
     assert steps_of(long, lambda: families.live_descendants(tx, agent)) < FLAT
-    assert not families.lives_above(tx, agent)
-    assert steps_of(long, lambda: families.lives_above(tx, agent)) < FLAT
-    assert steps_of(long, lambda: families.is_open_below(tx, agent)) < FLAT
+    assert families.above(tx, agent) == (False, False)
+    assert steps_of(long, lambda: families.above(tx, agent)) < FLAT
 
 
 @pytest.mark.parametrize(
