@@ -251,7 +251,10 @@ class TaskContext(Generic[State]):
         See `transact` for what it may do. It does not run if the task ends in any other way. If it raises, the task has failed
         with that, and nothing of it is stored. Several run in the order they were given; the next attempt must say so again.
         """
-        if not callable(fn) or inspect.iscoroutinefunction(fn):
+        runs_later = (
+            inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+        )
+        if not callable(fn) or runs_later:
             raise InvalidArguments(f"task {self.id!r}: at_completion() is given a plain function of a connection")
         self._body.endings = (*self._body.endings, fn)
 

@@ -238,7 +238,7 @@ def _statements(script: str) -> Iterator[str]:
 
 def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """
-    Call ``fn(connection, *args)`` inside an open transaction, and return what it returns.
+    Call ``fn(connection, *args)`` inside an open transaction, and return what it returns; a generator expression as a list.
 
     Raises:
         GuestError: what it raised, with the storage's own errors left as they are.
@@ -249,7 +249,11 @@ def run_guest(tx: Transaction, fn: Callable[..., Any], /, *args: Any, **kwargs: 
     try:
         try:
             result = fn(connection, *args, **kwargs)
-            if inspect.isawaitable(result):
+            if inspect.isgenerator(result) and result.gi_code.co_name == "<genexpr>":
+                # it is read as a list, and may use the connection only here
+                result = [*result]
+            if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+                # nothing of it has run
                 if inspect.iscoroutine(result):
                     result.close()
                 raise InvalidArguments(

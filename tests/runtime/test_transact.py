@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -737,9 +737,29 @@ def no_database(folder: Path) -> Path:
     return other
 
 
+async def test_a_task_whose_completion_has_yet_to_run_when_it_returns_has_failed(
+    store: TaskStore, session: SessionTasks, path: Path
+) -> None:
+    def each(connection: TransactConnection) -> Iterator[int]:
+        yield post(connection, "never")
+
+    async def do(task: TaskContext) -> None:
+        task.at_completion(lambda connection: each(connection))
+
+    with pytest.raises(TaskFailed, match="plain function"):
+        await run(store, session, do)
+    assert entries(path) == []
+
+
 async def test_what_is_no_plain_function_is_not_taken(store: TaskStore, session: SessionTasks) -> None:
+    def each(connection: TransactConnection) -> Iterator[int]:
+        yield post(connection, "never")
+
+    async def later(connection: TransactConnection) -> AsyncIterator[int]:
+        yield post(connection, "never")
+
     async def do(task: TaskContext) -> str:
-        for wrong in (5, None, asyncio.sleep):
+        for wrong in (5, None, asyncio.sleep, each, later):
             with pytest.raises(InvalidArguments):
                 task.at_completion(wrong)  # type: ignore[arg-type]
         return "goes on"

@@ -878,8 +878,17 @@ def an_awaitable(connection: TransactConnection) -> Any:
     return a_coroutine(connection)
 
 
-@pytest.mark.parametrize("fn", [a_coroutine, an_awaitable])
-async def test_a_function_that_would_have_to_be_awaited_is_refused_by_its_name(file: Path, fn: Guest) -> None:
+def a_generator(connection: TransactConnection) -> Iterator[int]:
+    yield connection.execute("INSERT INTO own (v) VALUES ('never')").rowcount
+
+
+def another(connection: TransactConnection) -> Any:
+    connection.execute("INSERT INTO own (v) VALUES ('undone')")
+    return a_generator(connection)
+
+
+@pytest.mark.parametrize("fn", [a_coroutine, an_awaitable, a_generator, another, an_iterator])
+async def test_a_function_that_returns_before_it_has_run_is_refused_by_its_name(file: Path, fn: Guest) -> None:
     before = contents(file)
 
     error = await beside_others(file, fn)
@@ -889,15 +898,23 @@ async def test_a_function_that_would_have_to_be_awaited_is_refused_by_its_name(f
     assert contents(file) == before
 
 
-async def test_what_a_generator_does_after_the_function_has_returned_is_refused(file: Path) -> None:
-    def guest(connection: TransactConnection) -> Iterator[int]:
-        connection.execute("INSERT INTO own (v) VALUES ('late')")
-        yield 1
+async def test_a_generator_expression_is_run_in_the_transaction(file: Path) -> None:
+    def guest(connection: TransactConnection) -> Iterator[int | None]:
+        return (connection.execute("INSERT INTO own (v) VALUES (?)", [text]).rowcount for text in "ab")
+
+    async with opened(file) as harness:
+        assert await harness.writer.run(unit(guest)) == [1, 1]
+        assert await harness.writer.run(unit(lambda c: len(c.execute("SELECT v FROM own").fetchall()))) == 3
+
+
+async def test_what_is_done_after_the_function_has_returned_is_refused(file: Path) -> None:
+    def guest(connection: TransactConnection) -> Any:
+        return lambda: connection.execute("INSERT INTO own (v) VALUES ('late')")
 
     before = contents(file)
 
     with pytest.raises(StoreError):
-        next(await beside_others(file, guest))
+        (await beside_others(file, guest))()
     assert contents(file) == before
 
 
