@@ -19,7 +19,8 @@ from .births import NewTask
 from .bodies import Body
 from .commands import Command, Notify, Progress
 from .core import Core
-from .errors import InvalidArguments, InvalidId, shown
+from .errors import InvalidArguments, InvalidId, ResultNotSerializable, shown
+from .fidelity import comes_back, is_json
 from .guest import TransactConnection
 from .handles import TaskHandle
 from .models import (
@@ -128,7 +129,7 @@ class TaskContext(Generic[State]):
         children before it: the next attempt is expected not to ask for them again.
 
         Raises:
-            ResultNotSerializable: not JSON; the last checkpoint stands.
+            ResultNotSerializable: not JSON, or not what comes back from it; the last checkpoint stands.
             InvalidArguments: not what the function says its checkpoint is.
             LimitExceeded: larger than a payload may be.
             StaleAttempt: the task is another attempt's.
@@ -136,6 +137,11 @@ class TaskContext(Generic[State]):
         what = f"the checkpoint of task {self.id!r}"
         text = self._core.limits.check_payload(to_json(value, what), what)
         state = self._state(text)
+        if not is_json(value) and not comes_back(value, state):
+            raise ResultNotSerializable(
+                f"{what} does not come back from its JSON as it was given: something of it, a secret or a field that is left "
+                "out, say, is not written"
+            )
         spawned, self._spawned = self._spawned, {}
         try:
             await self._waits.save(text)

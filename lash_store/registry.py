@@ -16,6 +16,7 @@ import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import DuplicateFunction, FunctionError, InvalidArguments, ResultNotSerializable, UnknownFunction, shown
+from .fidelity import comes_back, is_json
 from .lifecycle import MONITOR, Task
 from .models import Recovery, check_id, check_seconds, check_word
 from .policies import Backoff, Errors, RetryRule
@@ -65,6 +66,20 @@ def _is_number(value: Any) -> bool:
 _PLAIN = frozenset({str, bool, type(None)})
 _EXACT: Mapping[str, type] = {"str": str, "int": int, "bool": bool}
 _PLAIN_SCHEMAS: list[Any] = [{"type": name} for name in _EXACT]
+
+
+_INNER: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("str", "int", "float", "bool", "none"), ()),
+    "nullable": ("schema",),
+    "list": ("items_schema",),
+    "dict": ("keys_schema", "values_schema"),
+}
+
+
+def _is_plain(schema: Any) -> bool:
+    """Whether a schema is of JSON's own types; without what is in a list or an object, it may be anything."""
+    inner = _INNER.get(schema["type"])
+    return inner is not None and all(name in schema and _is_plain(schema[name]) for name in inner)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,15 +175,42 @@ class Function:
         Validate arguments and write them as a JSON object by parameter name; the same call is the same text, but for the order of
         a mapping's keys.
 
+        What is not of JSON's own types is read back, as it will be before each attempt.
+
         Raises:
-            InvalidArguments: they do not fit the function, or are not JSON.
+            InvalidArguments: they do not fit the function, are not JSON, or do not come back from there as they were.
         """
         try:
             given = self._by_name(args, kwargs) or self._signature.bind(*args, **kwargs).arguments
-            plain = {name: self._ordered(name, self._checked(name, value)) for name, value in given.items()}
-            return to_json(plain, f"an argument of {self.name!r}")
+            checked = {name: self._checked(name, value) for name, value in given.items()}
+            plain = {name: self._ordered(name, value) for name, value in checked.items()}
+            text = to_json(plain, f"an argument of {self.name!r}")
         except (TypeError, ValidationError, ResultNotSerializable) as error:
             raise InvalidArguments(f"the arguments do not fit function {self.name!r}: {error}") from error
+        if doubtful := [name for name in checked if name not in self._plain and not is_json(checked[name])]:
+            written = from_json(text)
+            for name in doubtful:
+                self._check_comes_back(name, checked[name], written[name])
+        return text
+
+    def _check_comes_back(self, name: str, value: Any, written: Any) -> None:
+        try:
+            is_same = comes_back(value, self._restored(name, written))
+        except (TypeError, ValueError) as error:
+            raise InvalidArguments(
+                f"argument {name!r} of function {self.name!r} is not read back from the JSON that pydantic writes of it: {error}"
+            ) from error
+        if not is_same:
+            raise InvalidArguments(
+                f"argument {name!r} of function {self.name!r} does not come back from its JSON as it was given: something of it, "
+                "a secret or a field that is left out, say, is not written"
+            )
+
+    @cached_property
+    def _plain(self) -> frozenset[str]:
+        """The parameters annotated with nothing but JSON's own types."""
+        adapters = {name: adapter for name, adapter in self._adapters.items() if adapter is not None}
+        return frozenset(name for name, adapter in adapters.items() if _is_plain(adapter.core_schema))
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Name the arguments of the commonest call, ten times quicker than `inspect`; None if it is not so simple."""

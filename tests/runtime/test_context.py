@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field, SecretStr
 
 from lash_store import (
     Recovery,
@@ -140,6 +141,30 @@ async def test_a_checkpoint_that_is_not_json_is_refused_and_the_last_one_stands(
 
     assert await (await session.spawn(work, id="t")) == "good"
     assert checkpoint(path) == '"good"'
+
+
+class Login(BaseModel):
+    """A checkpoint of which not all is written."""
+
+    user: str
+    token: SecretStr = SecretStr("")
+    tries: int = Field(default=0, exclude=True)
+
+
+@pytest.mark.parametrize(
+    "value", [Login(user="me", token=SecretStr("sesame")), Login(user="me", tries=1)], ids=["masked", "left out"]
+)
+async def test_a_checkpoint_that_does_not_come_back_is_refused_and_the_last_one_stands(
+    store: TaskStore, session: SessionTasks, value: Login
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext[Login]) -> Any:
+        await task.save(Login(user="you"))
+        with pytest.raises(ResultNotSerializable, match="'t'"):
+            await task.save(value)
+        return task.checkpoint
+
+    assert await (await session.spawn(work, id="t")) == {"user": "you", "token": ""}
 
 
 async def test_a_checkpoint_nested_for_ever_is_refused(store: TaskStore, session: SessionTasks) -> None:

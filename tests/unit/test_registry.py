@@ -10,15 +10,21 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from zoneinfo import ZoneInfo
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretBytes, SecretStr, computed_field
 
+from lash_store import registry
 from lash_store.errors import (
     DuplicateFunction,
     FunctionError,
@@ -33,7 +39,7 @@ from lash_store.registry import Function, Registry, result_adapter, to_json
 from tests.unit.task_rows import managed
 
 if TYPE_CHECKING:
-    from decimal import Decimal
+    from fractions import Fraction
 
     from lash_store import TaskContext
 
@@ -278,6 +284,193 @@ def test_arguments_that_do_not_fit_are_refused_by_the_functions_name(
 def test_stored_arguments_are_validated_again_before_a_body_starts(stored: str) -> None:
     with pytest.raises(InvalidArguments, match="of_limited"):
         add(of_limited).call(CONTEXT, stored)
+
+
+# --- what does not come back ----------------------------------------------------------------------------------------
+
+
+class Aliased(BaseModel):
+    x: int = Field(validation_alias="number")
+
+
+class Hiding(BaseModel):
+    x: int = 0
+    kept: int = Field(default=0, exclude=True)
+    token: SecretStr = SecretStr("")
+
+
+class Cat(BaseModel):
+    name: str
+
+
+class Dog(BaseModel):
+    name: str
+
+
+@dataclass
+class Holder:
+    token: SecretStr
+
+
+async def of_secret(task: TaskContext, value: SecretStr) -> Any:
+    return value
+
+
+async def of_secrets(task: TaskContext, *value: SecretStr) -> Any:
+    return value
+
+
+async def of_named_secrets(task: TaskContext, **value: SecretStr) -> Any:
+    return value
+
+
+async def of_aliased(task: TaskContext, value: Aliased) -> Any:
+    return value
+
+
+async def of_hiding(task: TaskContext, value: Hiding) -> Any:
+    return value
+
+
+async def of_either(task: TaskContext, value: Cat | Dog) -> Any:
+    return value
+
+
+async def of_holder(task: TaskContext, value: list[Holder]) -> Any:
+    return value
+
+
+async def of_growing(task: TaskContext, value: Annotated[Decimal, AfterValidator(lambda value: value + 1)]) -> Any:
+    return value
+
+
+async def of_objects(task: TaskContext, value: dict[str, Any]) -> Any:
+    return value
+
+
+LOST: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
+    "a secret": (of_secret, (SecretStr("sesame"),), {}),
+    "a secret as text": (of_secret, ("sesame",), {}),
+    "one of several secrets": (of_secrets, ("", "sesame"), {}),
+    "a secret by name": (of_named_secrets, (), {"one": "sesame"}),
+    "a secret without annotation": (of_unannotated, (SecretStr("sesame"),), {}),
+    "a secret of any type": (of_objects, ({"a": [SecretBytes(b"sesame")]},), {}),
+    "a secret in a model": (of_hiding, (Hiding(token=SecretStr("sesame")),), {}),
+    "a secret in a dataclass": (of_holder, ([Holder(SecretStr("sesame"))],), {}),
+    "a field that is left out": (of_hiding, (Hiding(kept=5),), {}),
+    "a field that is read under another name": (of_aliased, (Aliased(number=1),), {}),
+    "a type that is read as another": (of_either, (Dog(name="Rex"),), {}),
+    "a type that grows each time": (of_growing, (Decimal(1),), {}),
+}
+
+
+@pytest.mark.parametrize(("body", "args", "kwargs"), LOST.values(), ids=LOST.keys())
+def test_an_argument_that_does_not_come_back_is_refused_by_its_name(
+    body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArguments, match=r"argument 'value'.*JSON") as refused:
+        add(body).bind(args, kwargs)
+
+    assert "sesame" not in str(refused.value)
+
+
+@dataclass(eq=False)
+class Silent:
+    """Does not say what is equal to it."""
+
+    x: int
+
+
+class Counting(BaseModel):
+    x: int
+    _asked: int = PrivateAttr(default=0)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def moment(self) -> float:
+        return time.perf_counter()
+
+
+class Cached(BaseModel):
+    at: datetime
+
+    @functools.cached_property
+    def text(self) -> str:
+        return self.at.isoformat()
+
+
+class Puppy(Dog):
+    age: int = 0
+
+
+class Odd(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    items: Sequence[int] = ()
+
+
+def counted() -> Counting:
+    value = Counting(x=1)
+    value._asked = 5
+    return value
+
+
+def cached() -> Cached:
+    value = Cached(at=datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1))
+    assert value.text
+    return value
+
+
+async def of_many(
+    task: TaskContext,
+    *,
+    row: Sequence[int] = (),
+    moment: datetime = NOON,
+    span: timedelta = timedelta.max,
+    price: Decimal = Decimal(0),
+    counting: Counting | None = None,
+    cached: Cached | None = None,
+    dog: Dog | None = None,
+    odd: Odd | None = None,
+    objects: dict[str, Any] | None = None,
+    names: frozenset[tuple[int, str]] = frozenset(),
+    path: Path | None = None,
+    silent: Silent | None = None,
+    secret: SecretStr | None = None,
+) -> Any:
+    return {name: value for name, value in locals().items() if name != "task"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("row", (1, 2)),
+        ("row", deque([1, 2])),
+        ("moment", datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)),
+        ("moment", datetime.max.replace(tzinfo=UTC)),
+        ("span", timedelta(days=-400, microseconds=7)),
+        ("price", Decimal("0.10")),
+        ("counting", counted()),
+        ("cached", cached()),
+        ("dog", Puppy(name="Rex")),
+        ("odd", Odd.model_validate({"items": (1,), "more": (2, 3), "most": {4}})),
+        ("objects", {"at": NOON, "pair": (1, NOON), "model": Point(x=1), "set": {1}, "by number": {1: (2,)}}),
+        ("names", {(1, "a"), (2, "b")}),
+        ("path", Path("a/b")),
+        ("silent", Silent(1)),
+        ("secret", ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_means_the_same_when_it_comes_back_is_taken(name: str, value: Any) -> None:
+    assert there_and_back(of_many, **{name: value})[name] is not None
+
+
+def test_an_argument_of_json_alone_is_not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "comes_back", None)
+
+    assert there_and_back(of_objects, {"a": [1, 0.5, None, {"b": "c"}]}) == {"a": [1, 0.5, None, {"b": "c"}]}
+    assert there_and_back(of_optional, 5) == 5
+    assert there_and_back(of_anything, [True, "a"]) == [True, "a"]
 
 
 # --- what is not JSON -----------------------------------------------------------------------------------------------
@@ -744,7 +937,7 @@ async def with_unresolvable_state(task: Context[Missing]) -> None: ...  # type: 
 async def with_opaque_state(task: Context[Opaque]) -> None: ...
 
 
-async def with_state_for_the_type_checker(task: Context[Decimal]) -> None: ...
+async def with_state_for_the_type_checker(task: Context[Fraction]) -> None: ...
 
 
 async def with_a_context_for_the_type_checker(task: TaskContext[Point]) -> None: ...
@@ -818,7 +1011,7 @@ def opaque() -> Opaque: ...  # type: ignore[empty-body]
 def missing() -> Missing: ...  # type: ignore  # noqa: F821
 
 
-def for_the_type_checker() -> Decimal: ...  # type: ignore[empty-body]
+def for_the_type_checker() -> Fraction: ...  # type: ignore[empty-body]
 
 
 @pytest.mark.parametrize("fn", [unannotated, opaque, missing, for_the_type_checker, len, dict, object()])
