@@ -30,7 +30,7 @@ def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return value
 
 
-async def _find(path: str, scope: Scope | None, name: str) -> tuple[str, int]:
+def _find(path: str, scope: Scope | None, name: str) -> tuple[str, int]:
     """
     Return the runtime and the ``task_seq`` of the task that is meant, as the looking commands find it.
 
@@ -38,24 +38,14 @@ async def _find(path: str, scope: Scope | None, name: str) -> tuple[str, int]:
         TaskNotFound, UnknownSession: there is none; TaskPruned: there was.
         click.ClickException: several sessions have one.
     """
-    from ..errors import TaskNotFound
-    from ..store import TaskStore
     from .snapshot import check_session, looking, one_task
 
-    with looking(path) as snapshot:
+    with looking(path) as snapshot, snapshot.one_state():
         if scope is not None:
             check_session(snapshot, scope)
-        try:
-            task_seq = one_task(snapshot, scope, name)
-            [(found,)] = snapshot.rows("SELECT scope FROM tasks WHERE task_seq = :seq", seq=task_seq)
-            return str(found).partition(":")[0], task_seq
-        except TaskNotFound:
-            if scope is None:
-                raise
-    async with TaskStore.open_readonly(path) as store:
-        # the store says so if it was pruned
-        record = await store.get(scope, name)
-        return record.scope.runtime, record.task_seq
+        task_seq = one_task(snapshot, scope, name)
+        [(found,)] = snapshot.rows("SELECT scope FROM tasks WHERE task_seq = :seq", seq=task_seq)
+    return str(found).partition(":")[0], task_seq
 
 
 async def _record(store: TaskStore, task_seq: int) -> TaskRecord:
@@ -73,7 +63,7 @@ async def _asking(path: str, scope: Scope | None, name: str) -> AsyncIterator[tu
     """Give a store that makes requests, and the task as it stands."""
     from ..store import TaskStore
 
-    runtime, task_seq = await _find(path, scope, name)
+    runtime, task_seq = _find(path, scope, name)
     async with TaskStore.connect(path, runtime=runtime) as store:
         yield store, await _record(store, task_seq)
 

@@ -32,6 +32,7 @@ __all__ = [
     "many_runtimes",
     "no_task",
     "one_task",
+    "refuse_pruned",
     "row_json",
     "sessions_named",
     "some",
@@ -197,14 +198,41 @@ def tasks_named(snapshot: Snapshot, scope: object | None, name: str) -> list[tup
 
     An id means the live task of it, else the newest; a number that is no task's id, the incarnation.
     """
+    return _named(snapshot, scope, name, _OF_ID, "SELECT scope, task_seq FROM tasks WHERE task_seq = :seq")
+
+
+def _named(snapshot: Snapshot, scope: object | None, name: str, of_id: str, of_seq: str) -> list[tuple[str, int]]:
     if not storable(name):
         return []
     digits = name.removeprefix("#")
     is_number = digits.isascii() and digits.isdigit() and len(digits) < 19
-    found = [] if name.startswith("#") and is_number else snapshot.rows(_OF_ID, id=name)
+    found = [] if name.startswith("#") and is_number else snapshot.rows(of_id, id=name)
     if not found and is_number:
-        found = snapshot.rows("SELECT scope, task_seq FROM tasks WHERE task_seq = :seq", seq=int(digits))
+        found = snapshot.rows(of_seq, seq=int(digits))
     return [(str(where), int(seq)) for where, seq in found if scope is None or where == str(scope)]
+
+
+_PRUNED_OF_ID = """
+SELECT scope, MAX(task_seq) FROM tombstones WHERE id = :id AND scope IN (SELECT scope FROM sessions) GROUP BY scope
+"""
+
+
+def refuse_pruned(snapshot: Snapshot, scope: object | None, name: str) -> None:
+    """
+    Refuse a name, which is no task's, if it was that of one that was pruned; see `tasks_named`.
+
+    Raises:
+        TaskPruned: with the newest that had it.
+    """
+    found = _named(snapshot, scope, name, _PRUNED_OF_ID, "SELECT scope, task_seq FROM tombstones WHERE task_seq = :seq")
+    if found:
+        from .. import transitions
+        from ..retention_queries import Tombstone
+
+        columns = ", ".join(Tombstone._fields)
+        newest = max(task_seq for _, task_seq in found)
+        [left] = snapshot.rows(f"SELECT {columns} FROM tombstones WHERE task_seq = :seq", seq=newest)
+        transitions.refuse_pruned(Tombstone._make(left))
 
 
 def one_task(snapshot: Snapshot, scope: object | None, name: str) -> int:
@@ -212,13 +240,14 @@ def one_task(snapshot: Snapshot, scope: object | None, name: str) -> int:
     Return the ``task_seq`` of the task a person means; see `tasks_named`.
 
     Raises:
-        TaskNotFound: nothing of that name.
+        TaskNotFound: nothing of that name; TaskPruned: there was.
         click.ClickException: several sessions have it.
     """
     found = tasks_named(snapshot, scope, name)
     if len(found) > 1:
         raise many(name, [where for where, _ in found])
     if not found:
+        refuse_pruned(snapshot, scope, name)
         raise no_task(scope, name)
     return found[0][1]
 

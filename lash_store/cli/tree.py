@@ -69,7 +69,16 @@ def tree(ctx: click.Context, names: tuple[str, ...], only_live: bool, most: int,
 
 def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
     """Return the member that a person means."""
-    from .snapshot import check_session, known_sessions, many, many_runtimes, one_task, sessions_named, tasks_named
+    from .snapshot import (
+        check_session,
+        known_sessions,
+        many,
+        many_runtimes,
+        one_task,
+        refuse_pruned,
+        sessions_named,
+        tasks_named,
+    )
 
     if scope is not None:
         check_session(snapshot, scope)
@@ -87,6 +96,7 @@ def _asked(snapshot: Snapshot, scope: Scope | None, name: str) -> Key:
     if len(tasks) > 1:
         raise many(name, [where for where, _ in tasks])
     if not sessions and not tasks:
+        refuse_pruned(snapshot, None, name)
         raise click.ClickException(
             f"no session or task {name!r} in this file: its sessions are {known_sessions(snapshot)}; "
             "see lash-store list --all"

@@ -196,7 +196,7 @@ async def test_what_is_not_there_or_not_one_is_said_in_one_line(owner: Bodies, p
         (["\udcff"], 1, r"no task '\udcff' in this file"),
         (["twice"], 1, "task id 'twice' is in 2 sessions: name one first: desktop:s1, desktop:s2"),
         (["desktop:s9", "twice"], 1, "no session 'desktop:s9' in this file: it has desktop:s1, desktop:s2"),
-        ([S1, "nobody"], 1, f"'nobody' is not in session '{S1}'"),
+        ([S1, "nobody"], 1, f"no task 'nobody' in session '{S1}'"),
         (["s1", "twice"], 2, "'s1'"),
         ([S1, "twice", "more", "and more"], 2, "takes"),
     ):
@@ -214,9 +214,17 @@ async def test_what_was_pruned_is_said_to_be(owner: Bodies, path: Path) -> None:
     assert await task.result() == "was quicker"
     assert (await owner.store.prune()).tasks == 1
 
-    done = await ask("cancel", S1, "index", db=path)
+    number = f"#{task.task_seq}"
+    for verb in ("cancel", "show", "tree"):
+        for names in ([S1, "index"], [S1, number], ["index"], [number]):
+            done = await ask(verb, *names, db=path)
 
-    assert (done.returncode, "prune" in done.stderr) == (1, True)
+            assert (done.returncode, done.stdout) == (1, ""), (verb, names)
+            assert f"task 'index' of session '{S1}' completed" in done.stderr
+            assert "was pruned at" in done.stderr
+        done = await ask(verb, "#99", db=path)
+        assert "#99" in done.stderr
+        assert "pruned" not in done.stderr
 
 
 async def test_a_reason_that_cannot_be_stored_asks_for_nothing(owner: Bodies, path: Path) -> None:
