@@ -126,6 +126,10 @@ def _invoke(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; every expected error is one line on stderr."""
+    if sys.stdout is None:
+        # before anything is done: nobody would learn of it
+        complain("stdout is closed: there is nowhere to print to")
+        return 1
     for stream in (sys.stdout, sys.stderr):
         # what the terminal's encoding cannot say is shown as an escape, not raised
         if hasattr(stream, "reconfigure"):

@@ -336,6 +336,19 @@ def test_a_reader_that_goes_away_is_met_in_silence(db: Path) -> None:
         assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["backup", "copy.db"]])
+def test_without_a_stdout_nothing_is_done_and_one_line_says_so(db: Path, tmp_path: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "lash_store.cli", "--db", str(db), *arguments]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        closed, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False, timeout=30
+    )
+
+    assert (done.returncode, done.stderr) == (1, "lash-store: stdout is closed: there is nowhere to print to\n")
+    assert not (tmp_path / "copy.db").exists()
+
+
 # --- what reaches a terminal -----------------------------------------------------------------------------------------
 
 
