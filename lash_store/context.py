@@ -215,7 +215,8 @@ class TaskContext(Generic[State]):
         and *no_retry_on* does not is tried again after *backoff*; how often it was tried is durable, too. *timeout* bounds each
         try, in seconds, with a `TimeoutError`; a thread cannot be stopped, and is left behind.
 
-        A retry of the whole task tries failed steps again, and keeps those that were done.
+        A retry of the whole task tries failed steps again, and keeps those that were done, and the failures of those that run at
+        most once.
 
         Raises:
             IdempotencyConflict: the name was used in this attempt with other arguments.

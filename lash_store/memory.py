@@ -118,7 +118,11 @@ def run_step(
 
 
 def retry(tx: Transaction, task: Task, command: Retry) -> Outcome:
-    """Store a failure that the next attempt may make good: it tries again what failed, and is given what was done."""
+    """
+    Store a failure that the next attempt may make good: it tries again what failed, and is given what was done.
+
+    What runs at most once is not tried again: that it failed is given, too.
+    """
     outcome = transitions.transition(tx, task, command, fresh=False)
     if outcome.verdict is Verdict.APPLIED and outcome.task.state == TaskState.PENDING:
         step_queries.forget_failed_steps(tx, task.task_seq)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import and_, bindparam, case, delete, func, insert, literal_column, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .models import Failure, StepKind, StepRecord, StepState
@@ -115,7 +115,14 @@ _PUT_STEP = hot(
         set_={name: _put.excluded[name] for name in StepRow._fields[3:]},
     )
 )
-_FORGET_FAILED = sql(delete(steps).where(_OF_TASK, steps.c.state == word(StepState.FAILED)))
+# what is no JSON, by somebody's hand, says nothing
+_AGAIN = case((func.json_valid(steps.c.failure) == ONE, steps.c.failure), else_=word("null"))
+_TO_BE_TRIED = and_(
+    _OF_TASK,
+    steps.c.state == word(StepState.FAILED),
+    func.coalesce(func.json_extract(_AGAIN, word("$.again.at_most_once")), ZERO) == ZERO,
+)
+_FORGET_FAILED = sql(delete(steps).where(_TO_BE_TRIED))
 _FORGET_UNNAMED = sql(
     delete(steps).where(
         _OF_TASK, steps.c.kind == word(StepKind.SLEEP), steps.c.name >= word("#"), steps.c.name < word("$")
@@ -136,7 +143,7 @@ def put_step(tx: Transaction, row: StepRow) -> None:
 
 
 def forget_failed_steps(tx: Transaction, task_seq: int) -> None:
-    """Let the next attempt try again what failed for good in this one."""
+    """Let the next attempt try again what failed for good in this one, but for what runs at most once."""
     tx.one(_FORGET_FAILED, {"task_seq": task_seq})
 
 
@@ -162,7 +169,7 @@ def step_record(row: StepRow) -> StepRecord:
 
 
 def failure_of_step(text: str) -> tuple[Failure, Mapping[str, Any]]:
-    """Read what a failed step keeps: the failure, and what else is needed to raise it again."""
+    """Read what a failed step keeps: the failure, and what else is needed to raise it again, or to try it again."""
     said = json.loads(text)
     again = said.pop("again", {})
     return Failure.model_validate(said), again

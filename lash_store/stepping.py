@@ -276,8 +276,13 @@ class Steps:
             begun_at, received = utc_text(time.time()), list[SignalRow]()
             begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
             has_result = False
+            if at_most_once:
+                await self._note(begun)
+                # asked for again in this attempt, it is in doubt as well
+                assert self._earlier is not None
+                self._earlier.add((begun.kind, begun.name))
             try:
-                result = await self._once(begun, call, received, at_most_once=at_most_once)
+                result = await self._once(begun, call, received, is_noted=at_most_once)
                 has_result = True
                 text = self._core.limits.check_payload(to_json(result, what), what)
                 value = recall.typed(fn, text, name)
@@ -286,7 +291,7 @@ class Steps:
                     self._give_back(received)
                     raise
                 tries += 1
-                failed = self._failed(StepKind.STEP, name, error, tries, begun_at, received)
+                failed = self._failed(StepKind.STEP, name, error, tries, begun_at, received, at_most_once=at_most_once)
                 # a result that cannot be stored would not be another time
                 if tries >= rule.max_attempts or has_result or not rule.wants(error):
                     await self._end(used, failed)
@@ -312,14 +317,10 @@ class Steps:
         call: Callable[[], Awaitable[Any]],
         received: list[SignalRow],
         *,
-        at_most_once: bool,
+        is_noted: bool,
     ) -> Any:
-        """Run a step's function once, noting that it begins: before, if it must not begin again, or once it takes long."""
-        if at_most_once:
-            await self._note(begun)
-            # asked for again in this attempt, it is in doubt as well
-            assert self._earlier is not None
-            self._earlier.add((begun.kind, begun.name))
+        """Run a step's function once, noting that it begins once it takes long, unless that *is_noted* already."""
+        if is_noted:
             return await self._received_in(begun.name, call, received)
         noting = asyncio.get_running_loop().call_later(_SHOW, self._show, begun)
         try:
@@ -358,9 +359,14 @@ class Steps:
         tries: int,
         begun_at: str,
         received: Sequence[SignalRow] = (),
+        *,
+        at_most_once: bool = False,
     ) -> StepNote:
         said = json.loads(failure_of(error))
         said["again"] = recall.to_raise_again(error)
+        if at_most_once:
+            # no retry of the task may forget it
+            said["again"]["at_most_once"] = True
         return StepNote(
             kind,
             name,

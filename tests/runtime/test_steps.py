@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import itertools
+import json
 import sqlite3
 import subprocess
 import threading
@@ -952,12 +953,12 @@ async def test_a_failure_that_waits_for_a_lock_stays_a_failure(
     assert kept(path, "s")["state"] == "failed"
 
 
-def refuse_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have a full disk refuse the first note of a step that is over."""
+def refuse_once(monkeypatch: pytest.MonkeyPatch, *, begins: bool = False) -> list[str]:
+    """Have a full disk refuse the first note of a step that is over, or that *begins*."""
     note_step, refused = memory.note_step, []
 
     def full(tx: Any, task: Any, fence: Any, note: Any) -> Any:
-        if not refused and note.state != "begun":
+        if not refused and (note.state == "begun") is begins:
             refused.append(note.name)
             raise StorageFull("no room")
         return note_step(tx, task, fence, note)
@@ -1106,6 +1107,48 @@ async def test_at_most_once_that_took_too_long_is_not_called_again(store: TaskSt
 
     assert said == ["TimeoutError", "TimeoutError"]
     assert calls == [1]
+
+
+@pytest.mark.parametrize("how", ["raised", "took too long", "cannot be stored"])
+async def test_at_most_once_that_failed_is_not_called_again_by_a_retry_of_the_task(
+    store: TaskStore, session: SessionTasks, path: Path, how: str
+) -> None:
+    calls: list[int] = []
+
+    async def fn() -> Any:
+        calls.append(1)
+        if how == "raised":
+            raise Refused("the answer was lost")
+        if how == "took too long":
+            await asyncio.Event().wait()
+        return object()
+
+    async def do(task: TaskContext) -> Any:
+        error = await told(task.step("s", fn, at_most_once=True, timeout=0.01 if how == "took too long" else None))
+        if task.attempt < 3:
+            raise error
+        return [type(error).__name__, str(error)]
+
+    expected = {"raised": Refused, "took too long": TimeoutError, "cannot be stored": ResultNotSerializable}[how]
+    said = await run(store, session, do, retry_on=expected, backoff=AT_ONCE)
+
+    assert said == [expected.__name__, json.loads(kept(path, "s")["failure"])["message"]]
+    assert calls == [1]
+
+
+async def test_at_most_once_whose_begin_cannot_be_noted_has_not_failed(
+    store: TaskStore, session: SessionTasks, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = refuse_once(monkeypatch, begins=True)
+    calls: list[int] = []
+
+    async def do(task: TaskContext) -> Any:
+        return await task.step("s", lambda: calls.append(task.attempt), at_most_once=True)
+
+    await run(store, session, do, retry_on=StorageFull, backoff=AT_ONCE)
+
+    assert refused == ["s"]
+    assert calls == [2]
 
 
 @pytest.mark.parametrize("words", [{"max_attempts": 3}, {"retry_on": OSError}, {"backoff": AT_ONCE}])
