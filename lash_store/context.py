@@ -287,7 +287,8 @@ class TaskContext(Generic[State]):
 
         Signals come in the order they were sent, from any process, each once in an attempt. What was received is put behind by
         the next `save`, or by the end of the step it was received in; an attempt that dies before leaves it to the next one,
-        which receives the same signals in the same order. The slot is free meanwhile.
+        which receives the same signals in the same order, and so does a step that failed and is tried again. The slot is free
+        meanwhile.
 
         Raises:
             TimeoutError: *timeout* seconds passed; no signal is lost by that.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, delete, func, insert, literal_column, select, update
+from sqlalchemy import and_, bindparam, case, delete, func, insert, literal_column, null, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .models import Failure, StepKind, StepRecord, StepState
@@ -123,6 +123,15 @@ _TO_BE_TRIED = and_(
     func.coalesce(func.json_extract(_AGAIN, word("$.again.at_most_once")), ZERO) == ZERO,
 )
 _FORGET_FAILED = sql(delete(steps).where(_TO_BE_TRIED))
+_taken = func.json_each(_AGAIN, word("$.again.taken")).table_valued("value", name="taken")
+_UNTAKE = sql(
+    update(signals)
+    .where(
+        signals.c.task_seq == bindparam("task_seq"),
+        signals.c.signal_seq.in_(select(_taken.c.value).select_from(steps, _taken).where(_TO_BE_TRIED)),
+    )
+    .values(taken_at=null(), taken_attempt=null())
+)
 _FORGET_UNNAMED = sql(
     delete(steps).where(
         _OF_TASK, steps.c.kind == word(StepKind.SLEEP), steps.c.name >= word("#"), steps.c.name < word("$")
@@ -143,7 +152,12 @@ def put_step(tx: Transaction, row: StepRow) -> None:
 
 
 def forget_failed_steps(tx: Transaction, task_seq: int) -> None:
-    """Let the next attempt try again what failed for good in this one, but for what runs at most once."""
+    """
+    Let the next attempt try again what failed for good in this one, but for what runs at most once.
+
+    It is handed again the signals that were received in what is forgotten.
+    """
+    tx.one(_UNTAKE, {"task_seq": task_seq})
     tx.one(_FORGET_FAILED, {"task_seq": task_seq})
 
 

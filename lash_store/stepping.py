@@ -364,6 +364,9 @@ class Steps:
     ) -> StepNote:
         said = json.loads(failure_of(error))
         said["again"] = recall.to_raise_again(error)
+        taken = tuple(row.signal_seq for row in received)
+        if taken:
+            said["again"]["taken"] = taken
         if at_most_once:
             # no retry of the task may forget it
             said["again"]["at_most_once"] = True
@@ -374,7 +377,7 @@ class Steps:
             tries=tries,
             failure=json.dumps(said),
             begun_at=begun_at,
-            taken=tuple(row.signal_seq for row in received),
+            taken=taken,
         )
 
     def _show(self, begun: StepNote) -> None:

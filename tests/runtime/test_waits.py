@@ -888,6 +888,38 @@ async def test_what_a_failed_step_received_is_behind_its_end(
     assert untaken(path) == []
 
 
+@pytest.mark.parametrize("at_most_once", [False, True])
+async def test_what_a_failed_step_received_comes_again_when_a_retry_of_the_task_tries_it_again(
+    store: TaskStore, session: SessionTasks, path: Path, at_most_once: bool
+) -> None:
+    @store.task(recovery=Recovery.RERUN, retry_on=ConnectionError, backoff=Backoff(initial=0))
+    async def work(task: TaskContext) -> list[Any]:
+        async def ask() -> Any:
+            got = [await task.signal("a"), await task.signal("b")]
+            if task.attempt == 1:
+                raise ConnectionError(f"not yet {got}")
+            return got
+
+        first = await task.step("before", task.signal, "a")
+        try:
+            asked = await task.step("ask", ask, at_most_once=at_most_once)
+        except ConnectionError as error:
+            asked = str(error)
+            if task.attempt == 1:
+                raise
+        return [first, asked, await task.signal("a")]
+
+    task = await session.spawn(work)
+    for number, name in enumerate(["a", "a", "b", "a"]):
+        await task.signal(name, number)
+
+    assert await task.result(timeout=SOON) == [0, "not yet [1, 2]" if at_most_once else [1, 2], 3]
+    assert untaken(path) == []
+    taken = rows(path, "SELECT taken_attempt FROM signals ORDER BY signal_seq")
+    again = 1 if at_most_once else 2
+    assert [row["taken_attempt"] for row in taken] == [1, again, again, 2]
+
+
 async def test_what_a_step_received_that_did_not_end_comes_again(
     store: TaskStore, session: SessionTasks, path: Path
 ) -> None:
