@@ -347,8 +347,12 @@ class Steps:
                 return await fn(*args, **kwargs)
             async with asyncio.timeout(timeout):
                 return await fn(*args, **kwargs)
-        async with self._core.threads, asyncio.timeout(timeout):
-            result = await in_thread(fn, *args, **kwargs)
+        async with asyncio.timeout(None) as limit:
+            async with self._core.threads:
+                if timeout is not None:
+                    limit.reschedule(asyncio.get_running_loop().time() + timeout)
+                result = await in_thread(fn, *args, **kwargs)
+            # what it waits for may need a thread itself
             return await result if inspect.isawaitable(result) else result
 
     @staticmethod

@@ -1023,6 +1023,29 @@ async def test_a_try_does_not_use_its_time_up_in_the_queue_for_a_thread(
     assert await run(store, session, do) == "5"
 
 
+async def test_a_step_that_no_more_than_waits_keeps_no_other_from_a_thread(
+    store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store._core is not None
+    monkeypatch.setattr(store._core, "threads", asyncio.Semaphore(1))
+    waiting, worked = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> bool:
+        waiting.set()
+        return await worked.wait()
+
+    async def do(task: TaskContext) -> list[Any]:
+        waits = asyncio.ensure_future(task.step("waits", lambda: wait(), timeout=10))
+        await waiting.wait()
+        works = await task.step("works", str, 1)
+        worked.set()
+        late = await told(task.step("waits for ever", lambda: asyncio.Event().wait(), timeout=0.01))
+        return [works, await waits, type(late).__name__]
+
+    assert await asyncio.wait_for(run(store, session, do), 5) == ["1", True, "TimeoutError"]
+    assert store._core.threads._value == 1
+
+
 async def test_a_failure_of_ours_may_be_retried_when_it_is_the_functions(
     store: TaskStore, session: SessionTasks
 ) -> None:
