@@ -157,19 +157,24 @@ class Body:
         else:
             self.abort()
 
-    def interruptible(self, interrupt: Callable[[], object], *, also_later: bool = False) -> _Interruptible:
+    def interruptible(self, interrupt: Callable[[], object]) -> _Interruptible:
+        """Have a wait ended at once when the body is to stop, by what cancels it."""
+        return _Interruptible(self._interrupts, interrupt)
+
+    async def check_going(self) -> None:
         """
-        Have a wait ended at once when the body is to stop, by what cancels it.
+        Refuse a wait that is not for a body's clean-up; others have their turn before, for it may ask again and again.
 
         Raises:
-            CancelledError: it is to stop already, and the wait is none that may be begun *also_later*, in its clean-up.
+            CancelledError: the body is to stop.
         """
-        if self.stop_reason is not None and not also_later:
+        if self.stop_reason is not None:
+            await asyncio.sleep(0)
             raise asyncio.CancelledError(f"the body is being stopped: {self.stop_reason}")
-        return _Interruptible(self._interrupts, interrupt)
 
     async def wait(self, waiter: asyncio.Future[T]) -> T:
         """Wait for a future without the slot, until the body is to stop at most."""
+        await self.check_going()
         with self.interruptible(waiter.cancel):
             return await self.slot.wait(waiter)
 

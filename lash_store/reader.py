@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,6 +74,8 @@ class Reader:
         """Run a function of the connection on its thread, in one hop; see `rows`."""
         connection = self._connection
         if connection is None:
+            # a body that asks again and again must not keep the loop to itself
+            await asyncio.sleep(0)
             raise StoreClosed(f"the store on {self._path} is not open: use 'async with store:'")
 
         def guarded(raw: sqlite3.Connection) -> T:

@@ -337,7 +337,7 @@ class Runner:
         body = self.body_here()
         if body is None:
             return await waiter
-        with body.interruptible(waiter.cancel, also_later=True):
+        with body.interruptible(waiter.cancel):
             return await body.slot.wait(waiter)
 
     async def sleep_without_slot(self, wake: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import time
@@ -116,6 +117,8 @@ async def spawn(
         )
     except BaseException:
         close_refused(fn)
+        # a body that asks again and again must not keep the loop to itself
+        await asyncio.sleep(0)
         raise
     born = await created
     return TaskHandle(core, born.task, born.handle_id)

@@ -411,17 +411,17 @@ class Steps:
                     )
                     used.storing = storing
                 outcome = await used.storing.outcome()
-            except StorageError as error:
+            except StoreError as error:
                 used.storing = None
-                if not translation.may_pass(error) or self._body.stop_reason not in {None, StopReason.CANCEL}:
+                is_stopping = self._body.stop_reason not in {None, StopReason.CANCEL}
+                if is_stopping or not isinstance(error, StorageError) or not translation.may_pass(error):
                     used.note = None
+                    # it may have been refused at once: a body that tries again and again must not keep the loop to itself
+                    await asyncio.sleep(0)
                     raise
                 self._core.tell_of_damage(self._body.task_seq, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSES[1])
-            except StoreError:
-                used.note = used.storing = None
-                raise
             else:
                 used.note = used.storing = None
                 if outcome.verdict is not Verdict.APPLIED:

@@ -73,6 +73,7 @@ class Waits:
     async def sleep(self, seconds: float, name: str | None) -> None:
         """Sleep what is left of a sleep that an earlier attempt began, or begin it."""
         seconds = check_seconds("the time to sleep", seconds)
+        await self._body.check_going()
         wake_at = await self._wake_at(seconds, self._sleep_name(name), is_named=name is not None)
         # a clock that was set back must not make it longer than it was to be
         await self.until(min(wake_at, time.time() + seconds))
@@ -114,8 +115,8 @@ class Waits:
     async def until(self, when: float) -> None:
         """Wait until a time in seconds since the epoch, without the slot; it ends at once when the body is to stop."""
         if when <= time.time():
-            with self._body.interruptible(lambda: None):
-                await asyncio.sleep(0)
+            await self._body.check_going()
+            await asyncio.sleep(0)
             return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         assert self._core.runner is not None
@@ -188,6 +189,7 @@ class Waits:
         check_text(f"what task {self._body.task.id!r} waits for", reason)
         waiter = asyncio.current_task()
         assert waiter is not None
+        await self._body.check_going()
         with self._body.interruptible(waiter.cancel):
             this = object()
             self._reasons[this] = reason

@@ -190,8 +190,13 @@ class Writer:
         self._wake.set()
 
     async def run(self, unit: Unit[T]) -> T:
-        """Queue a unit and wait for its commit; return what it returned."""
-        return await self.submit(unit)
+        """Queue a unit and wait for its commit; return what it returned. Others have their turn also before it is refused."""
+        try:
+            asked = self.submit(unit)
+        except StoreError:
+            await asyncio.sleep(0)
+            raise
+        return await asked
 
     def post(self, unit: Unit[Any]) -> asyncio.Future[Any] | None:
         """Queue a unit whose commit nobody need wait for; that it was lost is logged, None if it was at once."""

@@ -24,6 +24,7 @@ from lash_store import (
     ResultNotSerializable,
     SessionTasks,
     StepKind,
+    StoreClosed,
     TaskContext,
     TaskError,
     TaskFailed,
@@ -1049,6 +1050,75 @@ async def test_what_cannot_be_sent_is_refused(opened: Callable[..., Any], path: 
 
     assert len(rows(path, "SELECT * FROM signals")) == 1
     release.set()
+
+
+async def others_had_a_turn(ask: Callable[[], Any], refusal: type[BaseException]) -> bool:
+    """Ask for what is refused, and say whether the loop went on before it was."""
+    turned = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turned.set)
+    with pytest.raises(refusal):
+        await ask()
+    return turned.is_set()
+
+
+async def test_a_body_that_goes_on_asking_for_waits_though_it_is_to_stop_does_not_keep_the_loop_to_itself(
+    store: TaskStore, session: SessionTasks, path: Path
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> list[bool]:
+        async def wait() -> None:
+            async with task.waiting("somebody"):
+                pass
+
+        await task.cancelled()
+        asked = [wait, lambda: task.sleep(HOUR), lambda: task.sleep(0), lambda: task.signal("none")]
+        return [await others_had_a_turn(ask, asyncio.CancelledError) for ask in asked]
+
+    task = await session.spawn(work)
+    await task.cancel(timeout=SOON)
+
+    assert (await task.wait(timeout=SOON)).result == [True] * 4
+    # what was refused is not stored
+    assert await task.steps() == []
+
+
+async def test_a_body_that_goes_on_asking_a_closed_store_does_not_keep_the_loop_to_itself(
+    new: Callable[..., TaskStore], started: asyncio.Event
+) -> None:
+    store, closed = new(), asyncio.Event()
+    turns: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+
+    async def at_once() -> int:
+        return 1
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        started.set()
+        while not closed.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await closed.wait()
+        asked = [
+            lambda: task.progress("on"),
+            lambda: task.save(1),
+            lambda: task.notify("note"),
+            lambda: task.step("s", at_once),
+            lambda: task.step("once", at_once, at_most_once=True),
+            lambda: task.transact("t", lambda _: None),
+            lambda: task.signal("none"),
+            lambda: task.spawn(work),
+        ]
+        turns.set_result([await others_had_a_turn(ask, StoreClosed) for ask in asked])
+
+    try:
+        async with store:
+            await (await store.session("s1")).spawn(work)
+            await started.wait()
+            with pytest.warns(ResourceWarning, match="did not end"):
+                await store.close(0)
+    finally:
+        closed.set()
+
+    assert await asyncio.wait_for(turns, SOON) == [True] * 8
 
 
 # --- waiting for somebody else --------------------------------------------------------------------------------------
