@@ -216,7 +216,7 @@ class TaskContext(Generic[State]):
         try, in seconds, with a `TimeoutError`; a thread cannot be stopped, and is left behind.
 
         A retry of the whole task tries failed steps again, and keeps those that were done, and the failures of those that run at
-        most once.
+        most once. So does the next try of a step with those that were begun in it.
 
         Raises:
             IdempotencyConflict: the name was used in this attempt with other arguments.

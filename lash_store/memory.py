@@ -6,7 +6,7 @@ Units over an open transaction, as in `transitions`; each write of a body names 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import step_queries, transitions
@@ -14,11 +14,11 @@ from .commands import Command, Fence, Retry, RetryStep, Save, Signal
 from .errors import IdempotencyConflict, TaskError
 from .lifecycle import Task
 from .models import StepKind, StepState, TaskState, Verdict
-from .step_queries import StepRow
+from .step_queries import SignalRow, StepRow
 from .transaction import Transaction
 from .transitions import Outcome
 
-__all__ = ["StepNote", "note_step", "retry", "run_step", "save", "send_signal"]
+__all__ = ["PutOff", "StepNote", "note_step", "put_off", "retry", "run_step", "save", "send_signal"]
 
 
 class StepNote(NamedTuple):
@@ -96,6 +96,22 @@ def note_step(tx: Transaction, task: Task, fence: Fence, note: StepNote) -> Outc
         if note.taken:
             step_queries.take_signals(tx, note.taken, fence.attempt)
     return outcome
+
+
+class PutOff(NamedTuple):
+    """What came of a note that a step is tried again later: which failed steps in it are, too, and what they had received."""
+
+    outcome: Outcome
+    forgotten: Sequence[str] = ()
+    untaken: Sequence[SignalRow] = ()
+
+
+def put_off(tx: Transaction, task: Task, fence: Fence, note: StepNote, inside: Collection[str]) -> PutOff:
+    """Remember when a step is tried next; those *inside* that were begun in it, and failed for good, are tried again with it."""
+    outcome = note_step(tx, task, fence, note)
+    if outcome.verdict is not Verdict.APPLIED or not inside:
+        return PutOff(outcome)
+    return PutOff(outcome, *step_queries.forget_failed_inside(tx, task.task_seq, note.name, inside))
 
 
 def run_step(

@@ -6,7 +6,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, delete, func, insert, literal_column, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from .models import Failure, StepKind, StepRecord, StepState
@@ -123,15 +136,29 @@ _TO_BE_TRIED = and_(
     func.coalesce(func.json_extract(_AGAIN, word("$.again.at_most_once")), ZERO) == ZERO,
 )
 _FORGET_FAILED = sql(delete(steps).where(_TO_BE_TRIED))
-_taken = func.json_each(_AGAIN, word("$.again.taken")).table_valued("value", name="taken")
-_UNTAKE = sql(
-    update(signals)
-    .where(
-        signals.c.task_seq == bindparam("task_seq"),
-        signals.c.signal_seq.in_(select(_taken.c.value).select_from(steps, _taken).where(_TO_BE_TRIED)),
-    )
-    .values(taken_at=null(), taken_attempt=null())
+_within = func.json_each(_AGAIN, word("$.again.within")).table_valued("value", name="within")
+_TO_BE_TRIED_INSIDE = and_(
+    _TO_BE_TRIED,
+    or_(steps.c.kind == word(StepKind.STEP), steps.c.kind == word(StepKind.TRANSACT)),
+    values(steps.c.name, "names"),
+    select(ONE).select_from(_within).where(_within.c.value == bindparam("step")).correlate(steps).exists(),
 )
+_FORGET_FAILED_INSIDE = sql(delete(steps).where(_TO_BE_TRIED_INSIDE).returning(steps.c.name))
+
+
+def _untake(forgotten: ColumnElement[bool]) -> str:
+    taken = func.json_each(_AGAIN, word("$.again.taken")).table_valued("value", name="taken")
+    return sql(
+        update(signals)
+        .where(
+            signals.c.task_seq == bindparam("task_seq"),
+            signals.c.signal_seq.in_(select(taken.c.value).select_from(steps, taken).where(forgotten)),
+        )
+        .values(taken_at=null(), taken_attempt=null())
+        .returning(*(signals.c[name] for name in SignalRow._fields))
+    )
+
+
 _FORGET_UNNAMED = sql(
     delete(steps).where(
         _OF_TASK, steps.c.kind == word(StepKind.SLEEP), steps.c.name >= word("#"), steps.c.name < word("$")
@@ -159,6 +186,19 @@ def forget_failed_steps(tx: Transaction, task_seq: int) -> None:
     """
     tx.one(_UNTAKE, {"task_seq": task_seq})
     tx.one(_FORGET_FAILED, {"task_seq": task_seq})
+
+
+def forget_failed_inside(
+    tx: Transaction, task_seq: int, step: str, inside: Iterable[str]
+) -> tuple[Sequence[str], Sequence[SignalRow]]:
+    """
+    Do the same, before a step is tried again, for those *inside* that were begun in it.
+
+    Return the names of what is forgotten, and what had been received in it.
+    """
+    wanted = {"task_seq": task_seq, "step": step, "names": names(inside)}
+    untaken = [SignalRow._make(row) for row in tx.all(_UNTAKE_INSIDE, wanted)]
+    return [name for (name,) in tx.all(_FORGET_FAILED_INSIDE, wanted)], untaken
 
 
 def forget_unnamed_sleeps(tx: Transaction, task_seq: int) -> None:
@@ -201,6 +241,8 @@ class SignalRow(NamedTuple):
     payload: str
 
 
+_UNTAKE = _untake(_TO_BE_TRIED)
+_UNTAKE_INSIDE = _untake(_TO_BE_TRIED_INSIDE)
 _SIGNAL = select(*(signals.c[name] for name in SignalRow._fields))
 _FOR_TASK = signals.c.task_seq == bindparam("task_seq")
 NEXT_SIGNAL = sql(

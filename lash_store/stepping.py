@@ -31,7 +31,7 @@ from .errors import (
 )
 from .failures import failure_of
 from .guest import GuestError
-from .memory import StepNote
+from .memory import PutOff, StepNote
 from .models import StepKind, StepState, StopReason, Verdict, check_id
 from .policies import RetryRule
 from .registry import to_json
@@ -124,6 +124,7 @@ class Steps:
         self._pause_until = pause_until
         self._give_back = give_back
         self._used: dict[str, _Used] = {}
+        self._failed_inside: dict[str, set[str]] = {}
         self._earlier: set[tuple[str, str]] | None = set() if body.fence.attempt == 1 else None
         self._loading = asyncio.Lock()
 
@@ -241,11 +242,21 @@ class Steps:
         rows = await self._core.reader.rows(step_queries.STEP, key)
         return StepRow._make(rows[0]) if rows else None
 
+    def _outer(self) -> list[str]:
+        """Return the names of the steps that the caller runs in."""
+        return sorted(name for task_seq, name in _inside.get() if task_seq == self._body.task_seq)
+
+    def _tell_outer(self, name: str) -> None:
+        """Have the steps that the caller runs in know of one in them that failed for good: their next try may try it again."""
+        for outer in self._outer():
+            self._failed_inside.setdefault(outer, set()).add(name)
+
     def _again(self, row: StepRow, fn: Callable[..., Any]) -> Any:
         if row.state == StepState.DONE:
             return recall.typed(fn, row.value, row.name)
         with queries.readable(f"step {row.name!r} of task #{row.task_seq}"):
             failure, again = step_queries.failure_of_step(row.failure or "{}")
+        self._tell_outer(row.name)
         message = f"step {row.name!r} failed in attempt {row.attempt}: {failure.type}: {failure.message}"
         told = StepFailed(message, task_id=self._body.task.id, failure=failure)
         raised = recall.as_before(failure, again)
@@ -308,7 +319,7 @@ class Steps:
                 return value
             self._give_back(received)
             wake_at = time.time() + rule.backoff.delay(tries)
-            await self._note(_put_off(failed, wake_at))
+            await self._put_off(failed, wake_at)
             await self._pause_until(wake_at)
 
     async def _once(
@@ -355,8 +366,8 @@ class Steps:
             # what it waits for may need a thread itself
             return await result if inspect.isawaitable(result) else result
 
-    @staticmethod
     def _failed(
+        self,
         kind: StepKind,
         name: str,
         error: BaseException,
@@ -369,6 +380,9 @@ class Steps:
         said = json.loads(failure_of(error))
         said["again"] = recall.to_raise_again(error)
         taken = tuple(row.signal_seq for row in received)
+        within = self._outer()
+        if within:
+            said["again"]["within"] = within
         if taken:
             said["again"]["taken"] = taken
         if at_most_once:
@@ -389,6 +403,8 @@ class Steps:
 
     async def _end(self, used: _Used, note: StepNote) -> None:
         """Remember what a step came to; asked for again in this attempt, the file tells."""
+        if note.state is StepState.FAILED:
+            self._tell_outer(note.name)
         used.note = note
         await self._settle(used)
 
@@ -428,11 +444,25 @@ class Steps:
                     raise transitions.stale(outcome.task, self._body.fence.attempt)
                 used.is_over = True
 
+    async def _put_off(self, failed: StepNote, wake_at: float) -> None:
+        """Note when a step is tried next. What failed for good in it is then tried again, too, and handed its signals again."""
+        # what was received in it goes to the next try
+        note = failed._replace(state=StepState.RETRYING, wake_at=utc_text(wake_at), taken=())
+        body, inside = self._body, tuple(self._failed_inside.get(note.name, ()))
+
+        def noted(answer: PutOff | None, _: BaseException | None) -> None:
+            # whether or not the caller is still there to hear of it
+            if answer is not None and answer.outcome.verdict is Verdict.APPLIED:
+                self._failed_inside.pop(note.name, None)
+                for name in answer.forgotten:
+                    if name in self._used and not self._used[name].lock.locked():
+                        del self._used[name]
+                self._give_back(answer.untaken)
+
+        answer = await self._core.writing.run(lambda tx: memory.put_off(tx, body.task, body.fence, note, inside), noted)
+        if answer.outcome.verdict is not Verdict.APPLIED:
+            raise transitions.stale(answer.outcome.task, body.fence.attempt)
+
     async def _note(self, note: StepNote) -> None:
-        """Note that a step begins, or that its next try is put off."""
+        """Note that a step begins."""
         await self._core.write_for(self._body, lambda tx: memory.note_step(tx, self._body.task, self._body.fence, note))
-
-
-def _put_off(failed: StepNote, wake_at: float) -> StepNote:
-    # what was received in it goes to the next try
-    return failed._replace(state=StepState.RETRYING, wake_at=utc_text(wake_at), taken=())

@@ -165,19 +165,27 @@ class Waits:
                 self._core.feed.forget_signal(self._body.task_seq, receiver)
 
     async def _look(self, name: str, queue: _Queue) -> SignalRow | None:
-        if queue.given_back:
+        if queue.given_back and queue.given_back[0].signal_seq <= queue.handed:
             return queue.given_back.pop(0)
         wanted = {"task_seq": self._body.task_seq, "name": name, "after": queue.handed}
         rows = await self._core.reader.rows(step_queries.NEXT_SIGNAL, wanted)
         if not rows:
             return None
-        queue.handed = rows[0][0]
-        return SignalRow._make(rows[0])
+        row = SignalRow._make(rows[0])
+        queue.handed = row.signal_seq
+        if queue.given_back and queue.given_back[0] == row:
+            del queue.given_back[0]
+        return row
 
     def give_back(self, received: Sequence[SignalRow]) -> None:
-        """Take signals back from who came to nothing: they are for who asks next."""
+        """
+        Take signals back from who came to nothing: they are for who asks next.
+
+        Those of an earlier attempt may be ahead of what was handed out in this one: they are found in the file in their turn.
+        """
         for row in received:
-            insort(self._queues[row.name].given_back, row)
+            if row.name in self._queues:
+                insort(self._queues[row.name].given_back, row)
         if received:
             self._core.feed.wake_receivers(self._body.task_seq)
 

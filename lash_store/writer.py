@@ -189,10 +189,10 @@ class Writer:
         self._queue.append(job)
         self._wake.set()
 
-    async def run(self, unit: Unit[T]) -> T:
-        """Queue a unit and wait for its commit; return what it returned. Others have their turn also before it is refused."""
+    async def run(self, unit: Unit[T], then: Answer[T] | None = None) -> T:
+        """Do the same, wait for its commit, and return what it returned. Others have their turn also before it is refused."""
         try:
-            asked = self.submit(unit)
+            asked = self.submit(unit, then)
         except StoreError:
             await asyncio.sleep(0)
             raise

@@ -405,12 +405,12 @@ async def test_what_was_handed_over_before_its_request_is_not_cancelled_with_the
     submit, moving = Writer.submit, []
     count = 0
 
-    def submit_behind_a_transfer(self: Writer, unit: Any) -> Any:
+    def submit_behind_a_transfer(self: Writer, unit: Any, *then: Any) -> Any:
         nonlocal count
         count += 1
         if count == before:
             moving.append(submit(self, lambda tx: handover.transfer(tx, session.scope, there.scope, ["kept"])))
-        return submit(self, unit)
+        return submit(self, unit, *then)
 
     monkeypatch.setattr(Writer, "submit", submit_behind_a_transfer)
     async with asyncio.timeout(20):

@@ -390,6 +390,124 @@ async def test_a_step_within_a_step(store: TaskStore, session: SessionTasks) -> 
     assert calls == ["outer", "inner"]
 
 
+@pytest.mark.parametrize("by", ["step", "transact"])
+async def test_another_try_of_a_step_tries_failed_steps_in_it_again_and_keeps_what_was_done(
+    store: TaskStore, session: SessionTasks, path: Path, by: str
+) -> None:
+    calls: list[str] = []
+
+    def fn(*args: Any) -> int:
+        calls.append("inner")
+        if calls.count("inner") < 3:
+            raise Refused("not yet")
+        return calls.count("inner")
+
+    async def do(task: TaskContext) -> list[Any]:
+        async def between() -> Any:
+            # what it is given may be another time
+            number = calls.count("inner")
+            return await (task.step("inner", fn, number) if by == "step" else task.transact("inner", fn, number))
+
+        async def outer() -> Any:
+            calls.append("outer")
+            await task.step("done", calls.append, "done")
+            return await task.step("between", between)
+
+        with pytest.raises(Refused):
+            await task.step("aside", raising(Refused("for good")))
+        got = await task.step("outer", outer, max_attempts=4, backoff=AT_ONCE)
+        with pytest.raises(Refused):
+            await task.step("aside", Flaky(0))
+        return [got]
+
+    assert await run(store, session, do) == [3]
+    assert calls == ["outer", "done", "inner", "outer", "inner", "outer", "inner"]
+    assert [kept(path, name)["state"] for name in ("inner", "between", "outer", "aside")] == ["done"] * 3 + ["failed"]
+
+
+async def test_another_try_of_a_step_does_not_call_again_what_runs_at_most_once_in_it(
+    store: TaskStore, session: SessionTasks
+) -> None:
+    inner = Flaky(1)
+
+    async def do(task: TaskContext) -> str:
+        async def outer() -> Any:
+            return await task.step("inner", inner, at_most_once=True)
+
+        return str(await told(task.step("outer", outer, max_attempts=3, backoff=AT_ONCE)))
+
+    assert await run(store, session, do) == "not yet"
+    assert inner.calls == 1
+
+
+@pytest.mark.parametrize("dies", ["before the next try is noted", "after"])
+async def test_a_death_between_two_tries_of_a_step_lets_failed_steps_in_it_be_tried_again(
+    store: TaskStore, session: SessionTasks, path: Path, started: asyncio.Event, dies: str
+) -> None:
+    inner, tries = Flaky(1), []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> Any:
+        async def outer() -> Any:
+            tries.append(task.attempt)
+            try:
+                return [await task.signal("s"), await task.step("inner", receive)]
+            except Refused:
+                if task.attempt == 1 and dies != "after":
+                    started.set()
+                    await asyncio.Event().wait()
+                raise
+
+        async def receive() -> Any:
+            return [await task.signal("s"), inner()]
+
+        backoff = LATER if task.attempt == 1 else AT_ONCE
+        return [await task.step("outer", outer, max_attempts=2, backoff=backoff), await task.signal("s")]
+
+    task = await session.spawn(work, id="t")
+    for number in range(3):
+        await task.signal("s", number)
+    await (scheduled(store) if dies == "after" else started.wait())
+    assert [row["name"] for row in rows(path, "SELECT name FROM steps WHERE state = 'failed'")] == (
+        [] if dies == "after" else ["inner"]
+    )
+    await die(store, session, "t")
+
+    assert await task == [[0, [1, 2]], 2]
+    assert inner.calls == 2
+    # what was given up counts as an attempt
+    assert tries == ([1, 3] if dies == "after" else [1, 3, 3])
+
+
+async def test_another_try_of_a_step_is_handed_again_what_failed_steps_in_it_received(
+    store: TaskStore, session: SessionTasks
+) -> None:
+    got: list[Any] = []
+
+    async def do(task: TaskContext) -> list[Any]:
+        async def inner() -> Any:
+            got.append([await task.signal("a"), await task.signal("b")])
+            if len(got) == 1:
+                raise Refused("not yet")
+            return got[-1]
+
+        async def outer() -> list[Any]:
+            return [await task.signal("a"), await task.step("inner", inner), await task.signal("a")]
+
+        return [await task.step("outer", outer, max_attempts=2, backoff=AT_ONCE), await task.signal("a")]
+
+    async def work(task: TaskContext) -> Any:
+        return await do(task)
+
+    store.task(recovery=Recovery.RERUN)(work)
+    task = await session.spawn(work)
+    for number, name in enumerate(["a", "a", "b", "a", "a"]):
+        await task.signal(name, number)
+
+    assert await task == [[0, [1, 2], 3], 4]
+    assert got == [[1, 2]] * 2
+
+
 async def test_a_step_within_itself_does_not_hang(store: TaskStore, session: SessionTasks) -> None:
     async def outer(task: TaskContext) -> Any:
         return await task.step("same", lambda: asyncio.sleep(0))
