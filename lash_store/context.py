@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import inspect
 import json
 import secrets
@@ -68,7 +69,7 @@ class TaskContext(Generic[State]):
     def __init__(self, body: Body, core: Core) -> None:
         self._body = body
         self._core = core
-        self._spawned: dict[str, int] = {}
+        self._spawned: dict[str, _Numbers] = {}
         self._adapter: TypeAdapter[Any] | None = None if body.function is None else body.function.checkpoint_adapter
         self._checkpoint = None if body.checkpoint is None else self._state(body.checkpoint.value)
 
@@ -344,6 +345,7 @@ class TaskContext(Generic[State]):
             "notify_on_end": bool(notify_on_end),
             "parent_seq": self._body.task_seq,
         }
+        key = _ChildKey(id, self._body.saves, self._spawned)
         return await spawning.spawn(
             self._core,
             self.scope,
@@ -354,20 +356,10 @@ class TaskContext(Generic[State]):
             cancel_policy=cancel_policy,
             timeout=timeout,
             deadline=deadline,
-            key=None if idempotency_key is not None else self._child_key(id),
+            key=None if idempotency_key is not None else key.of,
+            refused=key.give_back,
             prepare=self._below,
         )
-
-    def _child_key(self, id: str | None) -> Callable[[str], str]:
-        """Return what makes the key of a child out of the text that says what work it is."""
-        if id is not None:
-            return lambda work: f"child:={id}"
-
-        def counted(work: str) -> str:
-            number = self._spawned[work] = self._spawned.get(work, 0) + 1
-            return f"child:#{self._body.saves}.{number}:{work}"
-
-        return counted
 
     def _below(self, tx: Transaction, new: NewTask) -> NewTask:
         current = transitions.as_it_is(tx, self._body.task)
@@ -429,6 +421,54 @@ class TaskContext(Generic[State]):
 
     def _transition(self, tx: Transaction, command: Command) -> Outcome:
         return transitions.transition(tx, self._body.task, command, fresh=False)
+
+
+class _Numbers:
+    """The numbers that children of the same work have taken since the last save."""
+
+    __slots__ = ("_given_back", "_last")
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._given_back: list[int] = []
+
+    def take(self) -> int:
+        """Return the smallest that no child has."""
+        if self._given_back:
+            return heapq.heappop(self._given_back)
+        self._last += 1
+        return self._last
+
+    def give_back(self, number: int) -> None:
+        """Let another child have it."""
+        heapq.heappush(self._given_back, number)
+
+
+class _ChildKey:
+    """The key by which a parent knows a child: by its id, or by its number among those of the same work since the last save."""
+
+    __slots__ = ("_id", "_saves", "_spawned", "_taken")
+
+    def __init__(self, id: str | None, saves: int, spawned: dict[str, _Numbers]) -> None:
+        self._id = id
+        self._saves = saves
+        self._spawned = spawned
+        self._taken: tuple[_Numbers, int] | None = None
+
+    def of(self, work: str) -> str:
+        """Return it; *work* says what the child is to do."""
+        if self._id is not None:
+            return f"child:={self._id}"
+        numbers = self._spawned.setdefault(work, _Numbers())
+        number = numbers.take()
+        self._taken = numbers, number
+        return f"child:#{self._saves}.{number}:{work}"
+
+    def give_back(self) -> None:
+        """Leave its number to the next one: it was not born."""
+        if self._taken is not None:
+            (numbers, number), self._taken = self._taken, None
+            numbers.give_back(number)
 
 
 def _step_rule(

@@ -84,14 +84,15 @@ async def spawn(
     timeout: float | None = None,
     deadline: datetime | float | None = None,
     key: Callable[[str], str] | None = None,
+    refused: Callable[[], None] | None = None,
     takes_slot: bool = True,
     prepare: Callable[[Transaction, NewTask], NewTask],
 ) -> TaskHandle:
     """
     Start a task, and return its handle once it is durable; see `SessionTasks.spawn`.
 
-    *prepare* completes it in the transaction. *key* makes the key under which its parent knows it, from what it is to do. What
-    takes no slot starts at once.
+    *prepare* completes it in the transaction. *key* makes the key under which its parent knows it, from what it is to do, and
+    *refused* is told that it was not born, whether or not the caller is still there. What takes no slot starts at once.
     """
     coroutine = fn if inspect.iscoroutine(fn) else None
     try:
@@ -111,12 +112,16 @@ async def spawn(
             # the commit adopts the coroutine or nobody does, whether or not the caller is still there to hear of it
             if coroutine is not None and (born is None or not born.is_new):
                 coroutine.close()
+            if born is None and refused is not None:
+                refused()
 
         created = runner.create(
             lambda start: lambda tx: births.create(tx, prepare(tx, new), start=start), adopted, takes_slot=takes_slot
         )
     except BaseException:
         close_refused(fn)
+        if refused is not None:
+            refused()
         # a body that asks again and again must not keep the loop to itself
         await asyncio.sleep(0)
         raise

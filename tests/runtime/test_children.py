@@ -31,7 +31,9 @@ from lash_store import (
     TaskState,
     TaskStore,
     UnknownFunction,
+    births,
 )
+from lash_store.runner import Runner
 from tests.runtime.support import cancel_at, event_types, hold, next_event, rows, states
 from tests.runtime.test_slots import assert_slots
 from tests.runtime.test_waits import HOUR, SOON, again, settled
@@ -175,6 +177,53 @@ async def test_children_without_a_name_are_counted_since_the_last_save(
     assert seen[4] not in seen[:4]
     assert seen[5:] == [seen[2], seen[2]]
     assert len(children(path)) == 4
+
+
+@pytest.mark.parametrize("how", ["at once", "in the transaction", "beside another"])
+async def test_a_spawn_that_was_refused_does_not_count(
+    store: TaskStore, session: SessionTasks, leaf: Any, path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    seen: list[list[int]] = []
+    create, create_at_once, refusals, go_on = births.create, Runner.create, list[str](), asyncio.Event()
+
+    def full(*args: Any, **options: Any) -> Any:
+        # it may be asked for twice, in its batch and then by itself
+        refusals[:] = refusals or [args[1].id]
+        if args[1].id == refusals[0]:
+            raise LimitExceeded("no room")
+        return create(*args, **options)
+
+    def closed(*args: Any, **options: Any) -> Any:
+        if not refusals:
+            refusals.append("the first")
+            raise LimitExceeded("not now")
+        return create_at_once(*args, **options)
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        born: list[Any] = []
+        await go_on.wait()
+        if task.attempt == 1:
+            wanted = [task.spawn(leaf) for _ in range(2 if how == "beside another" else 1)]
+            first, *born = await asyncio.gather(*wanted, return_exceptions=True)
+            assert isinstance(first, LimitExceeded)
+        while len(born) < 3:
+            born.append(await task.spawn(leaf))
+        seen.append(sorted(child.task_seq for child in born))
+        await stay(task)
+
+    task = await session.spawn(parent)
+    if how == "at once":
+        monkeypatch.setattr(Runner, "create", closed)
+    else:
+        monkeypatch.setattr(births, "create", full)
+    go_on.set()
+    await until_waiting(store)
+    await again(store, session, task)
+    await task.result(timeout=SOON)
+
+    assert len(refusals) == 1
+    assert seen[0] == seen[1] == children(path)
 
 
 async def test_a_name_is_one_child_within_an_attempt_as_well(
