@@ -274,7 +274,7 @@ class TaskContext(Generic[State]):
 
         The wake time is one of the wall clock, in UTC. A clock that is set back never makes a sleep longer than *seconds* within
         one attempt; one that is set forward, or a machine that slept, ends it when the wake time has come, noticed within 20 s.
-        A sleep with a *name* is one for the whole task; without, it is the n-th since the last `save`.
+        A sleep with a *name* is one for the whole task; without, it is the n-th since the last `save`: in a `step`, give it one.
 
         Raises:
             ValueError: *seconds* is no number, or negative.
@@ -327,8 +327,8 @@ class TaskContext(Generic[State]):
         Start a child of this task, in its session; see `SessionTasks.spawn`. A cancel of this task covers it.
 
         A later attempt that spawns the same child is given that one: the same *id* (or *idempotency_key*), or, without, the n-th
-        of the same function and arguments since the last `save`: give an *id* to what is spawned before one. One that came to
-        nothing is spawned anew by a retry of this task.
+        of the same function and arguments since the last `save`: give an *id* to what is spawned before one, or in a `step`. One
+        that came to nothing is spawned anew by a retry of this task.
         A parent that awaits its child gives its slot back.
 
         Raises:
