@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
 
 from .commands import Fence
 from .lifecycle import Task
@@ -23,6 +25,8 @@ current_body: contextvars.ContextVar[Body | None] = contextvars.ContextVar("lash
 
 PAUSES = (0.05, 2.0)
 """Seconds between tries to store what a body came to on a full or busy disk: first, and at most."""
+
+_NOTHING = contextlib.nullcontext()
 
 receiving: contextvars.ContextVar[list[SignalRow] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
 """The signals received in the step that the caller runs in, if it does: what the step remembers, they brought about."""
@@ -51,21 +55,21 @@ def aside(wait: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     return asyncio.create_task(wait, name=name, context=context)
 
 
-class _Interruptible:
-    """A wait that is ended, by what it gives, once the body is to stop: as many stand as bodies wait, so it is a small one."""
+class _Known(Generic[T]):
+    """Something that a body knows of while a block runs: as many stand as bodies wait, so it is a small one."""
 
-    __slots__ = ("_interrupt", "_waits")
+    __slots__ = ("_among", "_what")
 
-    def __init__(self, waits: dict[_Interruptible, Callable[[], object]], interrupt: Callable[[], object]) -> None:
-        self._waits = waits
-        self._interrupt = interrupt
+    def __init__(self, among: dict[_Known[T], T], what: T) -> None:
+        self._among = among
+        self._what = what
 
     def __enter__(self) -> None:
-        # one wait may stand within another of the same caller
-        self._waits[self] = self._interrupt
+        # one may stand within another of the same caller
+        self._among[self] = self._what
 
     def __exit__(self, *_: object) -> None:
-        del self._waits[self]
+        del self._among[self]
 
 
 class Body:
@@ -74,7 +78,8 @@ class Body:
 
     *endings* are functions of the program that run in the transaction that stores its result. *received* are signals of which
     nothing is remembered yet, and *saves* how often the task has saved a checkpoint. *timed_out* is the failure, JSON text, of
-    one whose time was up, and *may_be_retried* whether another attempt has more. *ended* is told when its coroutine has.
+    one whose time was up, and *may_be_retried* whether another attempt has more. *ended* is told when its coroutine has. What it
+    has begun beside that, and left in a step, is a branch of it.
 
     Many may wait at once, and what they are made of is looked through by the collector of cycles: what most of them do not need
     is made when it is.
@@ -104,7 +109,9 @@ class Body:
         self.may_be_retried = True
         self.is_live = True
         self.moved_at = 0
-        self._interrupts: dict[_Interruptible, Callable[[], object]] = {}
+        self._interrupts: dict[_Known[Callable[[], object]], Callable[[], object]] = {}
+        self._in_steps: dict[_Known[asyncio.Task[Any]], asyncio.Task[Any]] = {}
+        self._branches: set[asyncio.Task[Any]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._timeout: asyncio.TimerHandle | None = None
 
@@ -157,9 +164,9 @@ class Body:
         else:
             self.abort()
 
-    def interruptible(self, interrupt: Callable[[], object]) -> _Interruptible:
+    def interruptible(self, interrupt: Callable[[], object]) -> _Known[Callable[[], object]]:
         """Have a wait ended at once when the body is to stop, by what cancels it."""
-        return _Interruptible(self._interrupts, interrupt)
+        return _Known(self._interrupts, interrupt)
 
     async def check_going(self) -> None:
         """
@@ -189,9 +196,45 @@ class Body:
             self.stop(StopReason.TIMEOUT)
 
     def abort(self) -> None:
-        """Cancel the coroutine."""
-        if self.coroutine is not None:
-            self.coroutine.cancel()
+        """Cancel the coroutine, or the branches that it left."""
+        for one in (self.coroutine, *self._branches):
+            if one is not None:
+                one.cancel()
+
+    # --- branches ---
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its coroutine has; branches may still be on their way out."""
+        return self.coroutine is not None and self.coroutine.done()
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """
+        Know of the caller while it is in a step: if that is a task the body has begun, it is not to outlive the body.
+
+        Raises:
+            CancelledError: the body has ended, and the caller is none that is on its way out.
+        """
+        caller = asyncio.current_task()
+        if caller is None or caller is self.coroutine or current_body.get() is not self:
+            return _NOTHING
+        if self.has_ended and caller not in self._branches:
+            raise asyncio.CancelledError("the body has ended")
+        return _Known(self._in_steps, caller)
+
+    def end_branches(self, left: Callable[[Body], None]) -> bool:
+        """Cancel what the body left in steps, and have *left* told once that has ended; False: there is nothing."""
+        self._branches.update(self._in_steps.values())
+
+        def gone(branch: asyncio.Task[Any]) -> None:
+            self._branches.discard(branch)
+            if not self._branches:
+                left(self)
+
+        for branch in self._branches:
+            branch.cancel("the body has ended")
+            branch.add_done_callback(gone)
+        return bool(self._branches)
 
     def forget_timers(self) -> None:
         """Cancel the coroutine no more: it has ended."""

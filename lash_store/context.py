@@ -203,7 +203,7 @@ class TaskContext(Generic[State]):
         *fn* is an ``async def`` or a plain function, which runs in a thread. Its result is stored as JSON in the transaction that
         ends the step, durable on return, and read back by the type *fn* is annotated with: the same the first time and ever
         after. A later attempt is given it without calling *fn*; a final failure is raised again, with its class if that is
-        loaded, and its message. Steps may run at the same time.
+        loaded, and its message. Steps may run at the same time; what the body leaves in one when it ends is cancelled first.
 
         *fn* runs **at least once**: an attempt that dies between its effect and the commit after it leaves no trace, and the next
         one calls it again. *at_most_once* commits first that it begins, and raises `StepInDoubt` instead of calling it again; it
@@ -231,7 +231,8 @@ class TaskContext(Generic[State]):
             raise ValueError(f"step {shown(name)} runs at most once: it is not tried again, so give no retry words")
         if timeout is not None:
             check_seconds("timeout", timeout)
-        return await self._steps.run(name, fn, args, kwargs, rule=rule, timeout=timeout, at_most_once=at_most_once)
+        with self._body.in_step():
+            return await self._steps.run(name, fn, args, kwargs, rule=rule, timeout=timeout, at_most_once=at_most_once)
 
     async def transact(
         self, name: str, fn: Callable[Concatenate[TransactConnection, P], T], /, *args: P.args, **kwargs: P.kwargs

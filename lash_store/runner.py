@@ -93,6 +93,7 @@ class Runner:
         self._tried: set[int] = set()
         self._bodies: dict[int, Body] = {}
         self._replaced: set[Body] = set()
+        self._leaving: dict[Body, Command | None] = {}
         self._coroutines: dict[int, Coroutine[Any, Any, Any]] = {}
         self._on_end = self._ended
         self._context = contextvars.copy_context()
@@ -168,7 +169,7 @@ class Runner:
         """
         body = self._bodies.get(task_seq)
         if body is not None:
-            return body.is_live and not (body.coroutine is not None and body.coroutine.done())
+            return body.is_live and not body.has_ended
         return task_seq in self._early or (task_seq in self._queued and task_seq not in self._tried)
 
     def note_ended(self, task_seq: int) -> None:
@@ -200,7 +201,7 @@ class Runner:
             return
         if task.is_terminal and task.attempt == body.fence.attempt:
             body.is_live = False
-            if body.coroutine is not None and body.coroutine.done():
+            if body.has_ended:
                 # before its waiters are told, who may want the slot for the next task
                 body.slot.end()
         else:
@@ -279,7 +280,7 @@ class Runner:
         """End a task whose deadline has passed; its body, if it has one, is stopped first."""
         self._deadlines.pop(task_seq, None)
         body = self._bodies.get(task_seq)
-        if body is not None and body.is_live and not (body.coroutine is not None and body.coroutine.done()):
+        if body is not None and body.is_live and not body.has_ended:
             body.time_out(failure, for_good=True)
             return
         command = Expire(self._owner_id, failure)
@@ -372,13 +373,35 @@ class Runner:
             body.stop(StopReason.DETACH)
 
     def _ended(self, body: Body) -> None:
-        """Store how a body ended; the one place that does."""
+        """Learn how a body ended; that is stored once the branches it left in steps have ended, too."""
         body.forget_timers()
         try:
             command = outcomes.outcome_of(body, self._limits)
         except Exception as error:
             log.exception("outcome_unreadable", extra={"task_seq": body.task_seq})
             command = Fail(body.fence, failure_of(RuntimeError(f"the outcome cannot be told: {type(error).__name__}")))
+        self._leaving[body] = command
+        if body.end_branches(self._left):
+            asyncio.get_running_loop().call_later(self._grace, self._late, body)
+        else:
+            self._left(body)
+
+    def _late(self, body: Body) -> None:
+        """
+        Wait no longer for the branches of a body, if what it came to is its own, and final.
+
+        Not so a cancel, which is told once nothing of the body runs, nor what another attempt follows: it would run beside them.
+        """
+        if body in self._leaving:
+            log.warning("steps_left", extra={"task_seq": body.task_seq})
+            if isinstance(self._leaving[body], Complete | Fail):
+                self._left(body)
+
+    def _left(self, body: Body) -> None:
+        """Store how a body ended, if that was still to be; the one place that does."""
+        if body not in self._leaving:
+            return
+        command = self._leaving.pop(body)
         if command is None:
             self._forget_body(body)
         else:
@@ -491,6 +514,8 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
+        for body in list(self._leaving):
+            self._late(body)
         for body in [*self._bodies.values(), *self._replaced]:
             body.stop(StopReason.STALE)
         await self._wait_for_killed()
