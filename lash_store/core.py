@@ -342,7 +342,16 @@ class Core:
         """
         live = [task for task in tasks if not task.is_terminal]
         owner_ids = {task.owner_id for task in live} - {None, self.owner_id}
-        gone = [owner_id for owner_id in owner_ids if owner_id is not None and await self.is_gone(owner_id)]
+        rows = {owner_id: await self._owner(owner_id) for owner_id in owner_ids if owner_id is not None}
+
+        def is_over(task: Task | TaskRecord) -> bool:
+            return task.owner_id is None or not leftovers.runs_on(task, rows.get(task.owner_id))
+
+        gone = [
+            owner_id
+            for owner_id, owner in rows.items()
+            if self._is_gone(owner) and any(is_over(task) for task in live if task.owner_id == owner_id)
+        ]
         # given up by a person, with a process that may live
         free = [task.task_seq for task in live if task.owner_id is None and task.process is not None]
         if not gone and not free:
@@ -360,9 +369,10 @@ class Core:
             return is_copy or leftovers.is_settled(task, fates)
 
         async def finish(fates: Fates) -> None:
-            await writer.run(
-                lambda tx: transitions.finish_cancels(tx, gone, free, lambda task: is_settled(task, fates))
-            )
+            def is_gone(task: Task) -> bool:
+                return is_settled(task, fates) and is_over(task)
+
+            await writer.run(lambda tx: transitions.finish_cancels(tx, gone, free, is_gone))
 
         fates = await leftovers.look(left)
         await finish(fates)
@@ -421,12 +431,15 @@ class Core:
 
     async def is_gone(self, owner_id: int) -> bool:
         """Say whether an owner has ended, or its lock is free."""
+        return self._is_gone(await self._owner(owner_id))
+
+    async def _owner(self, owner_id: int) -> OwnerRow | None:
         rows = await self.reader.rows(queries.OWNER, {"owner_id": owner_id})
-        if not rows:
-            # somebody's hand took its row away, or gave the task a number that nobody has
-            return True
-        owner = OwnerRow._make(rows[0])
-        return owner.ended_at is not None or owners.life_of(self.path, owner) is Life.DEAD
+        # none: somebody's hand took its row away, or gave the task a number that nobody has
+        return OwnerRow._make(rows[0]) if rows else None
+
+    def _is_gone(self, owner: OwnerRow | None) -> bool:
+        return owner is None or owner.ended_at is not None or owners.life_of(self.path, owner) is Life.DEAD
 
     @property
     def requester(self) -> str:

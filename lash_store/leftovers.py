@@ -1,4 +1,4 @@
-"""Owns what becomes of the processes of monitors whose owner went away: they are ended before their rows change."""
+"""Owns what outlives an owner: the processes of monitors are ended before their rows change, bodies are waited for."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from . import launching, processes
+from . import launching, owners, processes
 from .errors import StorageError
-from .lifecycle import Task
-from .models import ProcessEvidence, ProcessFate, ProcessIdentity
-from .queries import LEFT_PROCESSES, process_identity
+from .lifecycle import MONITOR, Task
+from .models import ProcessEvidence, ProcessFate, ProcessIdentity, TaskRecord, TaskState
+from .queries import LEFT_PROCESSES, OwnerRow, process_identity
 from .reader import Reader
 from .statements import names
 from .threads import in_thread
 
-__all__ = ["NOBODY", "Fates", "end", "evidence_of_process", "fate_of", "is_settled", "left_by", "look"]
+__all__ = ["NOBODY", "Fates", "end", "evidence_of_process", "fate_of", "is_settled", "left_by", "look", "runs_on"]
 
 T = TypeVar("T")
 
@@ -74,6 +74,13 @@ async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
 def is_settled(task: Task, fates: Fates) -> bool:
     """Say whether nothing runs for a task any more that could be ended."""
     return task.process is None or fate_of(task, fates) is not ProcessFate.LEFT
+
+
+def runs_on(task: Task | TaskRecord, owner: OwnerRow | None) -> bool:
+    """Say whether the body of a cancelled task may still run, left by its *owner* that closed; a monitor's has its process."""
+    if owner is None or task.state != TaskState.CANCEL_REQUESTED or task.function == MONITOR:
+        return False
+    return owners.runs_on(owner, task.task_seq)
 
 
 def fate_of(task: Task, fates: Fates) -> ProcessFate:

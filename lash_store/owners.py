@@ -17,16 +17,17 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from pathlib import Path
 
 from . import processes
 from .errors import StorageError
 from .guards import is_held, is_named, make_side_folder, side_folder
+from .models import OwnerEnd
 from .queries import ALL_OPEN_OWNERS, OwnerRow
 
-__all__ = ["Life", "OwnerLock", "describe_process", "left_behind", "life_of", "open_owners", "pids_beside"]
+__all__ = ["Life", "OwnerLock", "describe_process", "left_behind", "life_of", "open_owners", "pids_beside", "runs_on"]
 
 
 class Life(StrEnum):
@@ -48,6 +49,9 @@ _TOKEN = re.compile(r"[\w-]+", re.ASCII)
 _ours: dict[str, OwnerLock] = {}
 """The locks this process holds, by token."""
 
+_outlived: dict[str, OwnerLock] = {}
+"""Those it held, of stores that closed before all their bodies had ended."""
+
 
 class OwnerLock:
     """The lock of one opened store. Take it before the owner's row is committed; drop it last."""
@@ -58,6 +62,7 @@ class OwnerLock:
         self.path = _side_file(path, self.token)
         self._descriptor = -1
         self._loop = asyncio.get_running_loop()
+        self._runs: Callable[[int], bool] | None = None
 
     def acquire(self) -> None:
         """
@@ -87,6 +92,15 @@ class OwnerLock:
         """Unlink the side file; only inside a write transaction in which the owner's row is absent or ended."""
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+
+    def outlived(self, runs: Callable[[int], bool]) -> None:
+        """Learn that the store closes, and bodies of it have not ended: *runs* says of a task whether it still has one."""
+        self._runs = runs
+        _outlived[self.token] = self
+
+    def runs(self, task_seq: int) -> bool:
+        """Whether a body of a task has outlived the store that took it."""
+        return not self.is_orphaned and self._runs is not None and self._runs(task_seq)
 
     def release(self) -> None:
         """Drop the lock: from here on this owner is dead."""
@@ -163,6 +177,18 @@ def life_of(path: Path, owner: OwnerRow) -> Life:
         # what cannot be looked at now has not died of that
         is_gone = error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
         return Life.UNREACHABLE if not is_gone or _process_lives(owner) else Life.DEAD
+
+
+def runs_on(owner: OwnerRow, task_seq: int) -> bool:
+    """
+    Say whether the body of a task may still run whose owner closed without waiting for its end.
+
+    Its own process knows; to any other it does for as long as that process lives.
+    """
+    ours = _outlived.get(owner.token)
+    if ours is not None:
+        return ours.runs(task_seq)
+    return owner.end == OwnerEnd.CLOSED and owner.pid != os.getpid() and _process_lives(owner)
 
 
 def open_owners(connection: sqlite3.Connection) -> list[OwnerRow]:
@@ -267,6 +293,7 @@ def _forget_in_child() -> None:
     for lock in _ours.values():
         lock._forget_in_child()
     _ours.clear()
+    _outlived.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

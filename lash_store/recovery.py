@@ -45,7 +45,7 @@ _ALONE = 0.5
 """Seconds between looks when there is no peer: at this owner's own lock, and at what has a time."""
 
 _AGAIN = (0.5, 30.0)
-"""Seconds before a process that could not be ended is looked at again: first, and at most."""
+"""Seconds before what may not have ended, a process or a body, is looked at again: first, and at most."""
 
 _LISTS = {
     EventType.REATTACHED: "reattached",
@@ -200,6 +200,7 @@ class Recoverer:
         self._ending: asyncio.Task[Recovered] | None = None
         self._over: set[tuple[int, str | None]] = set()
         self._try_again_at: float | None = None
+        self._someone_runs_on = False
         self._pause = _AGAIN[0]
         self.latest = Recovered()
 
@@ -235,6 +236,10 @@ class Recoverer:
             if any(found):
                 self.latest = found
             self._end_processes([task for task in left if not leftovers.is_settled(task, fates)], found)
+            if self._someone_runs_on:
+                self._look_again()
+            elif self._ending is None:
+                self._pause = _AGAIN[0]
             ending = self._ending
         return await asyncio.shield(ending) if wait and ending is not None else found
 
@@ -272,9 +277,13 @@ class Recoverer:
             self._pause = _AGAIN[0]
         else:
             log.warning("processes_left", extra={"task_seqs": [task.task_seq for task in living]})
-            self._try_again_at = time.monotonic() + self._pause
-            self._pause = min(_AGAIN[1], self._pause * 2)
+            self._look_again()
         return found
+
+    def _look_again(self) -> None:
+        """Have what is left looked at after a while, which gets longer each time."""
+        self._try_again_at = time.monotonic() + self._pause
+        self._pause = min(_AGAIN[1], self._pause * 2)
 
     async def _in_one(self, dead: list[OwnerRow], fates: Fates) -> Recovered:
         # until those that start have begun
@@ -297,9 +306,16 @@ class Recoverer:
         versions: set[str] = set()
         cut_off: dict[int, int] = {}
         owners_by_id: dict[int, OwnerRow | None] = {}
+        self._someone_runs_on = False
         starts: list[tuple[Task, Start]] = []
         for task in queries.live_tasks_left(tx, self._runtime):
             if not leftovers.is_settled(task, fates):
+                continue
+            if task.owner_id is not None and task.owner_id not in owners_by_id:
+                owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
+            owner = None if task.owner_id is None else owners_by_id[task.owner_id]
+            if leftovers.runs_on(task, owner):
+                self._someone_runs_on = True
                 continue
             if task.may_rerun and self._registry.for_task(task) is None:
                 name = task.function or ""
@@ -308,9 +324,6 @@ class Recoverer:
                     versions.add(f"{name}@{task.version or ''}")
             if task.is_executing:
                 cut_off[task.task_seq] = task.attempt
-            if task.owner_id is not None and task.owner_id not in owners_by_id:
-                owners_by_id[task.owner_id] = queries.owner_by_id(tx, task.owner_id)
-            owner = None if task.owner_id is None else owners_by_id[task.owner_id]
             process = leftovers.evidence_of_process(task, leftovers.fate_of(task, fates))
             with queries.readable(f"the row of task #{task.task_seq}"):
                 start = self._recover_task(tx, task, owner, slots > 0 or task.is_monitor, process)

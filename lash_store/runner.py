@@ -160,6 +160,10 @@ class Runner:
         """Whether this process has a body of a task, or its row waits here for a slot or for the time of its retry."""
         return task_seq in self._bodies or task_seq in self._queued or task_seq in self._early
 
+    def runs(self, task_seq: int) -> bool:
+        """Whether a body of a task has not ended, be it fenced out."""
+        return task_seq in self._bodies or any(body.task_seq == task_seq for body in tuple(self._replaced))
+
     def is_live(self, task_seq: int) -> bool:
         """
         Whether a task is held here and its end is still to be told: its row is live, then, and nobody need read it.

@@ -290,7 +290,8 @@ class TaskStore:
 
         Bodies see the stop reason ``detach`` and are cancelled. Work that may be run again is released, for the next owner; what
         is bound to this one is abandoned; a cancel in progress is finished. A body that has not ended after *timeout* seconds is
-        fenced out and named in a `ResourceWarning`; None waits for as long as it takes.
+        fenced out and named in a `ResourceWarning`; None waits for as long as it takes. A cancel of such a body is in progress
+        until it has ended, or its process has: whoever looks next finishes it then.
         """
         self._forget_dead_loop()
         if self._closing is None:
@@ -372,7 +373,7 @@ class TaskStore:
             grace=self._cancel_grace,
         )
         lives.push_async_callback(core.feed.close)
-        lives.push_async_callback(self._give_back, core, writer, runner, callbacks, owner_id)
+        lives.push_async_callback(self._give_back, core, writer, runner, callbacks, lock)
         # a body that recovery starts may use the store at once
         self._core, self._recoverer = core, recoverer
         lives.push_async_callback(recoverer.close)
@@ -439,14 +440,19 @@ class TaskStore:
             raise StorageError(f"{self._path} does not exist: check the path")
         _check_head(database.probe(self._path), self._path)
 
-    async def _give_back(self, core: Core, writer: Writer, runner: Runner, callbacks: Callbacks, owner_id: int) -> None:
+    async def _give_back(
+        self, core: Core, writer: Writer, runner: Runner, callbacks: Callbacks, lock: OwnerLock
+    ) -> None:
         """Stop the bodies and give back their rows, in the transaction that ends this owner."""
         alive, _, _ = await asyncio.gather(
             runner.detach(self._close_timeout),
             callbacks.detach(self._close_timeout),
             core.end_endings(self._close_timeout),
         )
-        left = {task.task_seq for task in alive}
+        left, owner_id = {task.task_seq for task in alive}, core.owner_id
+        assert owner_id is not None
+        if alive:
+            lock.outlived(runner.runs)
         try:
             await writer.run(lambda tx: _end_owner(tx, owner_id, left))
         except (StorageError, StoreClosed):

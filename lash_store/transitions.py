@@ -302,7 +302,7 @@ def finish_cancels(
     """
     End the cancelled tasks of owners that are gone, and those of nobody that are *free*, by ``task_seq``.
 
-    Not so those of which a process may live, as *is_gone* tells.
+    Not so those of which a process or a body may live, as *is_gone* tells.
     """
     left = [task for owner_id in dead_owners for task in queries.live_tasks_of_owner(tx, owner_id)]
     found = [queries.task_by_seq(tx, task_seq) for task_seq in free]
@@ -337,7 +337,7 @@ def end_owner(tx: Transaction, owner_id: int, evidence: Callable[[Task], str], a
     """
     Give back what a closing owner still holds, and note its end: what may run again is released, the rest is abandoned.
 
-    A cancel in progress is finished, but for bodies that are still *alive*: whoever is asked next finds their owner gone.
+    A cancel in progress is finished, but for bodies that are still *alive*: whoever looks once they are gone does it.
     External work goes on without an owner.
     """
     for task in queries.live_tasks_of_owner(tx, owner_id):

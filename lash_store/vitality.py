@@ -85,7 +85,7 @@ def _owners(connection: sqlite3.Connection, path: Path, lives: Sequence[tuple[Ow
         yield warning(
             "left_behind",
             f"{left} live tasks stand under owners that have ended",
-            "open the file with its runtime: they are recovered then",
+            "open the file with its runtime: they are recovered then; a cancel, once its body or its process has ended",
         )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,18 @@ from lash_store import (
     TaskState,
     TaskStore,
     migrate,
+    recovery,
 )
 from lash_store.errors import StorageError
 from lash_store.transaction import Transaction
 from tests.runtime.support import RUNTIME, hold, next_event, rows
+
+
+async def swallow(release: asyncio.Event) -> None:
+    """Go on until it is released, however often it is cancelled."""
+    while not release.is_set():
+        with suppress(asyncio.CancelledError):
+            await release.wait()
 
 
 def register(store: TaskStore) -> Any:
@@ -69,31 +77,67 @@ async def test_a_cancel_that_meets_the_close_of_the_owner_is_finished(
             assert (await cancelling).state is TaskState.CANCELLED
 
 
-async def test_a_cancel_left_by_a_body_that_would_not_end_is_finished_for_its_closed_owner(
-    new: Callable[..., TaskStore], path: Path
+async def test_a_cancel_left_by_a_body_that_would_not_end_is_finished_for_its_closed_owner_once_it_has(
+    new: Callable[..., TaskStore], release: asyncio.Event
 ) -> None:
     owner, peer = new(cancel_grace=0), new()
-    release = asyncio.Event()
-
-    async def swallow() -> None:
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
 
     async with peer:
         await owner.open()
-        await (await owner.session("s1")).spawn(swallow(), id="t")
+        await (await owner.session("s1")).spawn(swallow(release), id="t")
         await next_event(owner, EventType.STARTED, task_id="t")
         cancelling = asyncio.create_task((await peer.session("s1")).cancel("t"))
         await next_event(peer, EventType.CANCEL_REQUESTED)
         with pytest.warns(ResourceWarning, match="fenced out"):
             await owner.close(timeout=0.1)
 
+        for _ in range(2):
+            assert not (await peer.recover()).cancelled
+            assert (await (await peer.session("s1")).cancel("t", timeout=0.01)).state is TaskState.CANCEL_REQUESTED
+        assert not cancelling.done()
+        release.set()
         async with asyncio.timeout(10):
             assert (await cancelling).state is TaskState.CANCELLED
-    release.set()
+
+
+@pytest.mark.parametrize("who", ["the next life of the store", "a client"])
+async def test_whoever_opens_the_file_does_not_take_a_body_for_ended_that_outlived_its_store(
+    new: Callable[..., TaskStore], path: Path, release: asyncio.Event, who: str
+) -> None:
+    store = new(cancel_grace=0)
+    await store.open()
+    task = await (await store.session("s1")).spawn(swallow(release), id="t")
+    await next_event(store, EventType.STARTED, task_id="t")
+    await task.cancel(timeout=0)
+    with pytest.warns(ResourceWarning, match="fenced out"):
+        await store.close(timeout=0.01)
+
+    async with store if who == "the next life of the store" else TaskStore.connect(path, runtime=RUNTIME) as again:
+        record = await (await again.session("s1")).cancel("t", timeout=0.01)
+        assert record.state is TaskState.CANCEL_REQUESTED
+        release.set()
+        async with asyncio.timeout(10):
+            assert (await (await again.session("s1")).cancel("t")).state is TaskState.CANCELLED
+
+
+async def test_a_cancel_that_waits_for_a_body_of_a_closed_store_is_finished_without_anybody_who_asks(
+    new: Callable[..., TaskStore], release: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_AGAIN", (0.01, 0.01))
+    owner, peer = new(cancel_grace=0), new()
+    async with peer:
+        await owner.open()
+        task = await (await owner.session("s1")).spawn(swallow(release), id="t")
+        await next_event(owner, EventType.STARTED, task_id="t")
+        await task.cancel(timeout=0)
+        with pytest.warns(ResourceWarning, match="fenced out"):
+            await owner.close(timeout=0.01)
+
+        waiting = asyncio.create_task((await (await peer.session("s1")).handle("t")).wait(10))
+        await peer.recover()
+        release.set()
+
+        assert (await waiting).state is TaskState.CANCELLED
 
 
 @pytest.mark.parametrize("answered", ["after what was read was acted on", "meanwhile"])

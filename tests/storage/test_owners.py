@@ -175,6 +175,29 @@ async def test_a_released_lock_is_dead(db: Path, lock: OwnerLock) -> None:
     assert life_of(db, owner(lock.token)) is Life.DEAD
 
 
+def test_a_body_that_a_closed_owner_left_may_run_on_while_its_process_lives() -> None:
+    parent = {"pid": os.getppid(), "process_start": processes.started(os.getppid())}
+    here = {**describe_process(), **parent}
+    closed = {"ended_at": "2025-01-01T00:00:00.000Z", "end": "closed"}
+
+    assert owners.runs_on(owner("o-1", **here)._replace(**closed), 1)
+    assert not owners.runs_on(owner("o-1", **{**here, "process_start": "another"})._replace(**closed), 1)
+    assert not owners.runs_on(owner("o-1", **here)._replace(**{**closed, "end": "died"}), 1)
+    # of its own bodies this process knows
+    assert not owners.runs_on(owner("o-1", **describe_process())._replace(**closed), 1)
+
+
+async def test_a_body_that_outlived_its_store_runs_on_until_it_has_ended(lock: OwnerLock) -> None:
+    left = {7}
+    lock.outlived(left.__contains__)
+    closed = owner(lock.token, **describe_process())
+
+    assert owners.runs_on(closed, 7)
+    assert not owners.runs_on(closed, 8)
+    left.clear()
+    assert not owners.runs_on(closed, 7)
+
+
 def test_an_owner_whose_event_loop_is_closed_is_dead(db: Path) -> None:
     async def take() -> OwnerLock:
         lock = OwnerLock(db)
