@@ -157,6 +157,7 @@ class Body:
             self._stopping.set()
         for interrupt in list(self._interrupts.values()):
             interrupt()
+        self.slot.hurry()
         if self._grace is not None:
             self._grace.cancel()
         if grace > 0:

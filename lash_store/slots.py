@@ -85,6 +85,7 @@ class Slot:
         self._slots = slots
         self._is_held = is_needed
         self._is_over = not is_needed
+        self._is_hurried = False
         self._waits = 0
         self._back: asyncio.Future[None] | None = None
         if is_needed:
@@ -102,7 +103,7 @@ class Slot:
     async def come_back(self, *, at_once: bool) -> None:
         """End a wait; what was given up is to go on *at once*."""
         self._waits -= 1
-        if at_once:
+        if at_once or self._is_hurried:
             self._go_on()
         elif self._waits == 0 and not self._is_held and not self._is_over:
             await self._queue()
@@ -111,6 +112,12 @@ class Slot:
         """Wait for a future without the slot."""
         async with self.away():
             return await waiter
+
+    def hurry(self) -> None:
+        """End a wait for the slot, if the body is in one: it is to stop, and queues no more."""
+        self._is_hurried = True
+        if self._back is not None:
+            self._back.cancel()
 
     async def _queue(self) -> None:
         self._back = back = asyncio.get_running_loop().create_future()

@@ -223,6 +223,35 @@ async def test_a_body_that_is_cancelled_while_it_waits_gives_no_slot_twice(
     await assert_slots(store, 2)
 
 
+@pytest.mark.parametrize("waits", ["sleep", "signal"])
+async def test_a_body_that_waits_for_its_slot_alone_is_cancelled_at_once(
+    opened: Callable[..., Any], started: asyncio.Event, release: asyncio.Event, waits: str
+) -> None:
+    store = await opened(max_running=1, cancel_grace=3600)
+    session = await store.session("s1")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def waiter(task: TaskContext) -> None:
+        await session.spawn(hold(started, release), id="other")
+        while True:
+            # one that is over once its begin is committed keeps its slot
+            await (task.sleep(0.02) if waits == "sleep" else task.signal("go"))
+
+    task = await session.spawn(waiter)
+    await started.wait()
+    await task.signal("go", None)
+    returning = store._core.runner.slots._returning
+    async with asyncio.timeout(10):
+        while not returning:
+            await asyncio.sleep(0)
+
+        assert (await task.cancel()).state is TaskState.CANCELLED
+    assert not returning
+    release.set()
+    await (await session.handle("other"))
+    await assert_slots(store, 1)
+
+
 async def test_a_wait_that_outlives_its_body_takes_no_slot(opened: Callable[..., Any]) -> None:
     store = await opened(max_running=2)
     session = await store.session("s1")
