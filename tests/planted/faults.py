@@ -151,8 +151,8 @@ FAULTS: tuple[Fault, ...] = (
         (
             Edit(
                 "lash_store/commit.py",
-                "        guards.check_same(self._name, self._identity)\n        wal = guards.identify(self._wal_name)\n",
-                "        return\n        wal = guards.identify(self._wal_name)\n",
+                "        guards.check_same(self._name, self._identity)\n        for name, identity in self._beside:\n",
+                "        for name, identity in ():\n",
             ),
         ),
     ),

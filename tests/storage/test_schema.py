@@ -1046,6 +1046,9 @@ STEP_LOOK_UPS = {
 
 STEP_CHANGES = {
     "failed steps are forgotten": step_queries._FORGET_FAILED,
+    "failed steps inside another are forgotten": step_queries._FORGET_FAILED_INSIDE,
+    "what failed steps had received is given back": step_queries._UNTAKE,
+    "what failed steps inside another had received is given back": step_queries._UNTAKE_INSIDE,
     "unnamed sleeps are forgotten": step_queries._FORGET_UNNAMED,
     "signals are taken": step_queries._TAKE_SIGNALS,
 }
@@ -1130,6 +1133,8 @@ GIVEN = {
     "child_seq": HISTORY,
     "most": 100,
     "kind": "step",
+    "step": "fetch",
+    "names": '["fetch"]',
     "name": "fetch",
     "after": 0,
     "attempt": 1,
