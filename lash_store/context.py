@@ -203,7 +203,8 @@ class TaskContext(Generic[State]):
         *fn* is an ``async def`` or a plain function, which runs in a thread. Its result is stored as JSON in the transaction that
         ends the step, durable on return, and read back by the type *fn* is annotated with: the same the first time and ever
         after. A later attempt is given it without calling *fn*; a final failure is raised again, with its class if that is
-        loaded, and its message. Steps may run at the same time; what the body leaves in one when it ends is cancelled first.
+        loaded and can be made, and its message. Steps may run at the same time; what the body leaves in one when it ends is
+        cancelled first.
 
         *fn* runs **at least once**: an attempt that dies between its effect and the commit after it leaves no trace, and the next
         one calls it again. *at_most_once* commits first that it begins, and raises `StepInDoubt` instead of calling it again; it
@@ -221,7 +222,7 @@ class TaskContext(Generic[State]):
 
         Raises:
             IdempotencyConflict: the name was used in this attempt with other arguments.
-            StepFailed: it failed for good in an earlier attempt, with a class this program does not have loaded.
+            StepFailed: it failed for good in an earlier attempt, with a class this program does not have loaded, or cannot make.
             StepInDoubt: it may have taken effect, and was to be run at most once.
             ResultNotSerializable, LimitExceeded: the result cannot be stored; that is a final failure.
             StaleAttempt: the task is another attempt's.

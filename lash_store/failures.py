@@ -8,7 +8,7 @@ from typing import Any
 
 from .models import Failure
 
-__all__ = ["failure_of", "failure_text", "told"]
+__all__ = ["failure_of", "failure_text", "told", "words_of"]
 
 _TRACEBACK = 8_000
 _MESSAGE = 2_000
@@ -22,7 +22,7 @@ def told(kind: str, message: str) -> str:
 
 def failure_of(error: BaseException, *, caught_here: bool = True) -> str:
     """Write what is kept of an exception, as JSON text; *caught_here*: its first frame is this package's own, and left out."""
-    message, trace = _said(error), error.__traceback__
+    trace = error.__traceback__
     if caught_here and trace is not None:
         trace = trace.tb_next
     try:
@@ -32,7 +32,7 @@ def failure_of(error: BaseException, *, caught_here: bool = True) -> str:
         lines = None
     failure = Failure(
         type=type(error).__name__,
-        message=_storable(message[:_MESSAGE]),
+        message=words_of(error),
         traceback=None if lines is None else _storable(lines[-_TRACEBACK:]),
     )
     return failure.model_dump_json()
@@ -56,6 +56,11 @@ def failure_text(failure: Failure | BaseException | Mapping[str, Any] | str | No
         message=_storable(failure.message[:_MESSAGE]),
         traceback=None if failure.traceback is None else _storable(failure.traceback[-_TRACEBACK:]),
     ).model_dump_json()
+
+
+def words_of(value: object, most: int = _MESSAGE) -> str:
+    """Return what a value says of itself, as far as that can be had and stored."""
+    return _storable(_said(value)[:most])
 
 
 def _said(value: object) -> str:

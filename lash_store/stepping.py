@@ -259,7 +259,7 @@ class Steps:
         self._tell_outer(row.name)
         message = f"step {row.name!r} failed in attempt {row.attempt}: {failure.type}: {failure.message}"
         told = StepFailed(message, task_id=self._body.task.id, failure=failure)
-        raised = recall.as_before(failure, again)
+        raised = recall.as_before(failure, again, self._body.task.id)
         if raised is None:
             raise told
         raise raised from told

@@ -7,17 +7,19 @@ import contextvars
 import functools
 import itertools
 import json
+import math
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from lash_store import (
     Backoff,
@@ -39,6 +41,7 @@ from lash_store import (
     TaskState,
     TaskStore,
     memory,
+    recall,
     step_queries,
     stepping,
 )
@@ -702,6 +705,40 @@ class Telling(Exception):
         return f"code {self.code}"
 
 
+class Made(Exception):
+    """Is made in a way of its own."""
+
+    def __new__(cls, code: int, *more: Any) -> Made:
+        return super().__new__(cls, code, *more)
+
+
+class Both(ExceptionGroup[Exception]):
+    """A group that is made in a way of its own, and says more."""
+
+    def __new__(cls, where: str, errors: list[Exception]) -> Both:
+        return super().__new__(cls, f"both at {where}", errors)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}!"
+
+
+class Answer(BaseModel):
+    number: int
+    share: float = Field(default=0, gt=5)
+    name: str = ""
+    word: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def refuse_name(cls, name: str) -> str:
+        raise ValueError(f"no {{name}} like {name}")
+
+    @field_validator("word")
+    @classmethod
+    def refuse_word(cls, word: str) -> str:
+        raise PydanticCustomError("rude", "{word} is rude", {"word": word})
+
+
 class Outer:
     class Nested(ValueError):
         pass
@@ -714,14 +751,14 @@ def raising(error: BaseException) -> Callable[[], None]:
     return fn
 
 
-async def again(store: TaskStore, session: SessionTasks, errors: list[Exception]) -> list[Exception]:
+async def again(store: TaskStore, session: SessionTasks, errors: Sequence[Exception]) -> list[Exception]:
     """Return what the second attempt is told of steps that failed for good in the first."""
 
     async def do(task: TaskContext) -> list[Any]:
         return [await told(task.step(f"s{number}", raising(error))) for number, error in enumerate(errors)]
 
     first, second = await in_attempts(store, session, do)
-    assert first == errors
+    assert first == list(errors)
     for error, told_again in zip(errors, second, strict=True):
         assert isinstance(told_again, type(error))
         assert isinstance(told_again.__cause__, StepFailed)
@@ -741,6 +778,7 @@ async def test_a_final_failure_is_raised_again_with_its_class_and_its_message(
         FileNotFoundError(2, "No such file", "name"),
         asyncio.IncompleteReadError(b"ab", 5),
         RecursionError("deep"),
+        Made(5),
     ]
 
     assert [str(error) for error in await again(store, session, errors)] == [str(error) for error in errors]
@@ -771,15 +809,110 @@ def gone() -> None:
     raise Gone("bye")
 
 
-@pytest.mark.parametrize(
-    "fn",
-    [gone, raising(ExceptionGroup("two", [ValueError("a"), KeyError("b")]))],
-    ids=["not loaded", "ExceptionGroup"],
-)
-async def test_a_failure_whose_class_cannot_be_made_again_is_a_step_failed(
-    store: TaskStore, session: SessionTasks, fn: Callable[[], None]
+def invalid(*values: dict[str, Any]) -> list[ValidationError]:
+    found = []
+    for value in values:
+        with pytest.raises(ValidationError) as refused:
+            Answer.model_validate(value)
+        found.append(refused.value)
+    return found
+
+
+async def test_what_pydantic_refused_is_told_again_value_by_value(store: TaskStore, session: SessionTasks) -> None:
+    errors = invalid(
+        {"number": "no", "share": 3.5}, {"number": 1, "name": "x"}, {"number": {"a": [1]}, "word": "x"}, {}
+    )
+
+    before = await again(store, session, errors)
+
+    assert [str(error) for error in before] == [str(error) for error in errors]
+    for one, error in zip(before, errors, strict=True):
+        assert isinstance(one, ValidationError)
+        told = ("type", "loc", "msg", "input", "url")
+        assert [[detail.get(name) for name in told] for detail in one.errors()] == [
+            [detail.get(name) for name in told] for detail in error.errors()
+        ]
+
+
+async def test_what_pydantic_refused_is_told_as_far_as_json_has_it(store: TaskStore, session: SessionTasks) -> None:
+    values = [b"\xff", math.nan, object(), "x" * 5_000, "\ud800", [[]] * 1_000, Refused]
+    errors = invalid(*({"number": value} for value in values))
+
+    before = await again(store, session, errors)
+
+    for one, error in zip(before, errors, strict=True):
+        assert isinstance(one, ValidationError)
+        (told,), (first,) = one.errors(), error.errors()
+        assert (told["type"], told["loc"], told["msg"]) == (first["type"], first["loc"], first["msg"])
+        assert len(str(told["input"])) <= 500
+
+
+async def test_the_members_of_a_group_are_made_again(store: TaskStore, session: SessionTasks) -> None:
+    deep = ExceptionGroup("deep", [KeyError("k"), Both("home", [Coded(5), Made(6)])])
+    errors = [deep, Both("work", [Refused("no"), *invalid({})])]
+
+    before = await again(store, session, errors)
+
+    assert [str(error) for error in before] == [str(error) for error in errors]
+    for one, error in zip(before, errors, strict=True):
+        assert leaves(one) == leaves(error)
+        assert type(one).__name__ == type(error).__name__
+    assert isinstance(before[0], ExceptionGroup)
+    matched, left = before[0].split(KeyError)
+    assert matched is not None
+    assert left is not None
+    assert (leaves(matched), leaves(left)) == ([("KeyError", "'k'")], [("Coded", "code 5"), ("Made", "6")])
+
+
+def leaves(error: BaseException) -> list[tuple[str, str]]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in leaves(one)]
+    return [(type(error).__name__, str(error))]
+
+
+async def test_a_member_of_a_group_whose_class_cannot_be_made_again_is_a_step_failed(
+    store: TaskStore, session: SessionTasks
 ) -> None:
-    first, again = await in_attempts(store, session, lambda task: task.step("s", fn))
+    class Local(Exception):
+        pass
+
+    [before] = await again(store, session, [ExceptionGroup("two", [Local("bye"), ValueError("a")])])
+
+    assert isinstance(before, ExceptionGroup)
+    lost, kept = before.exceptions
+    assert isinstance(lost, StepFailed)
+    assert (lost.failure.type, lost.failure.message, str(kept)) == ("Local", "bye", "a")
+
+
+async def test_of_a_group_of_very_many_as_many_are_kept_as_have_room(
+    store: TaskStore, session: SessionTasks, path: Path
+) -> None:
+    group = ExceptionGroup("many", [ValueError(f"{number} {'x' * 300}") for number in range(5_000)])
+
+    [before] = await again(store, session, [group])
+
+    assert isinstance(before, ExceptionGroup)
+    assert str(before) == str(group)
+    assert 10 < len(before.exceptions) < 100
+    assert rows(path, "SELECT max(length(failure)) < 20000 AS fits FROM steps") == [{"fits": 1}]
+
+
+async def test_a_failure_of_before_that_keeps_no_parts_is_a_step_failed(
+    store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = recall.to_raise_again
+    monkeypatch.setattr(recall, "to_raise_again", lambda error: {"class": kept(error)["class"]})
+    fns = [raising(ExceptionGroup("one", [ValueError("a")])), raising(invalid({})[0])]
+
+    for number, fn in enumerate(fns):
+        _, before = await in_attempts(store, session, lambda task, n=number, fn=fn: task.step(f"s{n}", fn))  # type: ignore[misc]
+        assert isinstance(before, StepFailed)
+
+
+async def test_a_failure_whose_class_cannot_be_made_again_is_a_step_failed(
+    store: TaskStore, session: SessionTasks
+) -> None:
+    first, again = await in_attempts(store, session, lambda task: task.step("s", gone))
 
     assert isinstance(again, StepFailed)
     assert (again.failure.type, again.failure.message) == (type(first).__name__, str(first))
