@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from .commands import Fence
+from .failures import words_of
 from .lifecycle import Task
 from .models import Failure, StopReason
 from .registry import Function
@@ -36,7 +37,7 @@ class Escaped(Exception):
     """Carries an exception of a body that asyncio would let through to the loop."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(repr(error))
+        super().__init__(f"{type(error).__name__}: {words_of(error)}")
         self.error = error
 
 

@@ -27,7 +27,7 @@ def failure_of(error: BaseException, *, caught_here: bool = True) -> str:
         trace = trace.tb_next
     try:
         lines = None if trace is None else "".join(traceback.format_exception(type(error), error, trace, limit=-20))
-    except Exception:
+    except BaseException:
         # an exception may carry what no traceback can show
         lines = None
     failure = Failure(
@@ -66,7 +66,8 @@ def words_of(value: object, most: int = _MESSAGE) -> str:
 def _said(value: object) -> str:
     try:
         return str(value)
-    except Exception as broken:
+    except BaseException as broken:
+        # one that asks for its words to end the program is no more than one without words
         return f"(its message raised {type(broken).__name__})"
 
 

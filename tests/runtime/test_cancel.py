@@ -295,6 +295,32 @@ async def test_an_exception_beyond_exception_settles_the_row_and_spares_the_loop
     assert record.failure.type == type(error).__name__
 
 
+@pytest.mark.parametrize("raises", [SystemExit, KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("base", [RuntimeError, SystemExit])
+@pytest.mark.parametrize("in_step", [True, False])
+async def test_an_exception_whose_words_raise_settles_the_row_and_spares_the_loop(
+    store: TaskStore, session: SessionTasks, base: type[BaseException], raises: type[BaseException], in_step: bool
+) -> None:
+    class Wordless(base):  # type: ignore[misc, valid-type]
+        def __str__(self) -> str:
+            raise raises
+
+        __repr__ = __str__
+
+    async def fail() -> None:
+        raise Wordless
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        await (task.step("fail", fail) if in_step else fail())
+
+    record = await (await session.spawn(work)).wait()
+
+    assert record.failure is not None
+    assert record.failure.type == "Wordless"
+    assert record.failure.message == f"(its message raised {raises.__name__})"
+
+
 async def test_a_cancel_that_races_with_completion_gives_one_outcome(
     store: TaskStore, session: SessionTasks, path: Path
 ) -> None:
