@@ -459,8 +459,12 @@ class Runner:
     def _awaits_start(self, task_seq: int) -> bool:
         return task_seq in self._queued or task_seq in self._early or task_seq in self._starting
 
+    @property
+    def _is_idle(self) -> bool:
+        return not self._bodies and not self._replaced and not self._starting
+
     def _look_whether_idle(self) -> None:
-        if self._closing and not self._bodies and not self._replaced and not self._starting:
+        if self._closing and self._is_idle:
             self._idle.set()
 
     async def _run(self, body: Body) -> Any:
@@ -514,10 +518,12 @@ class Runner:
         What ended meanwhile is stored; the rest of the rows is for `transitions.end_owner`.
         """
         self.close()
-        self._look_whether_idle()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._idle.wait()
+                # a commit that was under way may bring another body after the last one has ended
+                while not self._is_idle:
+                    self._idle.clear()
+                    await self._idle.wait()
         for body in list(self._leaving):
             self._late(body)
         for body in [*self._bodies.values(), *self._replaced]:
