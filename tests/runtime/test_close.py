@@ -552,3 +552,28 @@ async def test_a_time_out_that_is_no_number_is_refused_and_the_store_stays_open(
         await store.close(timeout)
 
     assert await session.list() == []
+
+
+async def test_a_close_waits_for_a_body_that_came_after_it_seemed_that_all_had_ended(
+    new: Callable[..., TaskStore],
+) -> None:
+    store, started, left = new(), asyncio.Event(), []
+
+    async def slow() -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            left.append(True)
+
+    await store.open()
+    await (await store.session("s1")).spawn(slow(), id="t")
+    await started.wait()
+    # as if a commit had brought it just then
+    store._core.runner._idle.set()  # type: ignore[union-attr]
+
+    await store.close()
+
+    assert left == [True]

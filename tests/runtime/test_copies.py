@@ -25,6 +25,7 @@ from lash_store import (
     Recovery,
     SchemaError,
     SchemaTooNew,
+    SessionTasks,
     StorageBusy,
     StorageCorrupt,
     StorageError,
@@ -69,6 +70,15 @@ async def live(store: TaskStore) -> TaskHandle:
     handle = await (await store.session("s1")).spawn(stay, id="live")
     await next_event(store, EventType.PROGRESS, task_id="live")
     return handle
+
+
+async def at_work(session: SessionTasks) -> tuple[TaskHandle, int]:
+    """Return a monitor, and the process that runs for it."""
+    monitor = await session.start_monitor(MonitorSpec(id="m", command="sleep 60", shell=True))
+    async with asyncio.timeout(20):
+        while (process := (await monitor.record()).process) is None:
+            await asyncio.sleep(0.001)
+    return monitor, process.pid
 
 
 async def finished(store: TaskStore, *ids: str, text: str = "") -> None:
@@ -300,11 +310,7 @@ async def test_who_adopts_a_backup_has_a_store_of_its_own_and_the_original_is_no
 ) -> None:
     async with store_on(path) as store:
         await live(store)
-        session = await store.session("s1")
-        monitor = await session.start_monitor(MonitorSpec(id="m", command="sleep 60", shell=True))
-        process = (await monitor.record()).process
-        while process is None:
-            process = (await monitor.record()).process
+        _, pid = await at_work(await store.session("s1"))
         target = (await store.backup(path.with_name("backup.db"))).path
         before = everything(path)
 
@@ -316,7 +322,7 @@ async def test_who_adopts_a_backup_has_a_store_of_its_own_and_the_original_is_no
             ended = rows(target, "SELECT end FROM owners WHERE ended_at IS NOT NULL")
             assert [row["end"] for row in ended] == ["died"]
 
-        os.kill(process.pid, 0)
+        os.kill(pid, 0)
         assert everything(path) == before
         async with store_on(target):
             # adopted once, it is a store like any other
@@ -324,25 +330,28 @@ async def test_who_adopts_a_backup_has_a_store_of_its_own_and_the_original_is_no
     check_file(target)
 
 
-@pytest.mark.parametrize("way", ["session", "owner"])
+@pytest.mark.parametrize("way", ["session", "owner", "cancel"])
 async def test_what_is_given_up_in_a_copy_runs_on_in_the_original(path: Path, way: str) -> None:
     async with store_on(path) as store:
-        session = await store.session("s1")
-        monitor = await session.start_monitor(MonitorSpec(id="m", command="sleep 60", shell=True))
-        process = (await monitor.record()).process
-        while process is None:
-            process = (await monitor.record()).process
+        monitor, pid = await at_work(await store.session("s1"))
         target = (await store.backup(path.with_name("backup.db"))).path
 
+        if way == "cancel":
+            # its owner had died when it was copied, say, and left the process
+            with closing(sqlite3.connect(target)) as raw, raw:
+                raw.execute("UPDATE owners SET pid = -1, token = 'o-0123456789'")
         async with TaskStore.connect(target, runtime=RUNTIME) as asking:
             if way == "session":
                 await (await asking.session("s1")).abandon("monitor:m", "trying things")
-            else:
+            elif way == "owner":
                 [owner] = rows(target, "SELECT owner_id FROM owners")
                 await asking.abandon_owner(owner["owner_id"], "trying things")
-            assert (await asking.get(f"{RUNTIME}:s1", "monitor:m")).state is TaskState.ABANDONED
+            else:
+                await (await asking.session("s1")).cancel("monitor:m", "trying things", timeout=20)
+            ended = TaskState.CANCELLED if way == "cancel" else TaskState.ABANDONED
+            assert (await asking.get(f"{RUNTIME}:s1", "monitor:m")).state is ended
 
-        os.kill(process.pid, 0)
+        os.kill(pid, 0)
         assert (await monitor.record()).state is TaskState.RUNNING
 
 
