@@ -95,8 +95,14 @@ class OwnerLock:
 
     def outlived(self, runs: Callable[[int], bool]) -> None:
         """Learn that the store closes, and bodies of it have not ended: *runs* says of a task whether it still has one."""
+        for lock in [lock for lock in _outlived.values() if lock.is_orphaned]:
+            lock.ended()
         self._runs = runs
         _outlived[self.token] = self
+
+    def ended(self) -> None:
+        """Learn that the last body has ended which outlived the store."""
+        _outlived.pop(self.token, None)
 
     def runs(self, task_seq: int) -> bool:
         """Whether a body of a task has outlived the store that took it."""

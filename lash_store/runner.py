@@ -98,6 +98,7 @@ class Runner:
         self._on_end = self._ended
         self._context = contextvars.copy_context()
         self._idle = asyncio.Event()
+        self._at_last_end: Callable[[], None] | None = None
         self._closing = False
 
     # --- reacting ---
@@ -463,9 +464,16 @@ class Runner:
     def _is_idle(self) -> bool:
         return not self._bodies and not self._replaced and not self._starting
 
+    def at_last_end(self, call: Callable[[], None]) -> None:
+        """Have *call* called once no body runs any more that `detach` did not wait for."""
+        self._at_last_end = call
+        self._look_whether_idle()
+
     def _look_whether_idle(self) -> None:
         if self._closing and self._is_idle:
             self._idle.set()
+            if self._at_last_end is not None:
+                self._at_last_end()
 
     async def _run(self, body: Body) -> Any:
         current_body.set(body)

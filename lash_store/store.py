@@ -453,6 +453,7 @@ class TaskStore:
         assert owner_id is not None
         if alive:
             lock.outlived(runner.runs)
+            runner.at_last_end(lock.ended)
         try:
             await writer.run(lambda tx: _end_owner(tx, owner_id, left))
         except (StorageError, StoreClosed):

@@ -24,11 +24,13 @@ from lash_store import (
     TaskState,
     TaskStore,
     migrate,
+    owners,
     recovery,
 )
 from lash_store.errors import StorageError
 from lash_store.transaction import Transaction
 from tests.runtime.support import RUNTIME, hold, next_event, rows
+from tests.runtime.watching import until
 
 
 async def swallow(release: asyncio.Event) -> None:
@@ -118,6 +120,21 @@ async def test_whoever_opens_the_file_does_not_take_a_body_for_ended_that_outliv
         release.set()
         async with asyncio.timeout(10):
             assert (await (await again.session("s1")).cancel("t")).state is TaskState.CANCELLED
+
+
+async def test_nothing_is_kept_of_a_closed_store_once_the_last_body_that_outlived_it_has_ended(
+    new: Callable[..., TaskStore], release: asyncio.Event
+) -> None:
+    store = new()
+    await store.open()
+    task = await (await store.session("s1")).spawn(swallow(release), id="t")
+    await next_event(store, EventType.STARTED, task_id="t")
+    with pytest.warns(ResourceWarning, match="fenced out"):
+        await store.close(timeout=0.01)
+    assert [lock.runs(task.task_seq) for lock in owners._outlived.values()] == [True]
+
+    release.set()
+    await until(lambda: not owners._outlived)
 
 
 async def test_a_cancel_that_waits_for_a_body_of_a_closed_store_is_finished_without_anybody_who_asks(

@@ -198,6 +198,20 @@ async def test_a_body_that_outlived_its_store_runs_on_until_it_has_ended(lock: O
     assert not owners.runs_on(closed, 7)
 
 
+async def test_what_outlived_a_store_whose_loop_is_closed_is_forgotten(
+    db: Path, lock: OwnerLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owners, "_outlived", {})
+
+    async def leave() -> None:
+        OwnerLock(db).outlived(lambda _: True)
+
+    await asyncio.to_thread(asyncio.run, leave())
+    assert len(owners._outlived) == 1
+    lock.outlived(lambda _: True)
+    assert list(owners._outlived.values()) == [lock]
+
+
 def test_an_owner_whose_event_loop_is_closed_is_dead(db: Path) -> None:
     async def take() -> OwnerLock:
         lock = OwnerLock(db)
