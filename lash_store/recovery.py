@@ -229,8 +229,8 @@ class Recoverer:
             self._someone_left = False
             owners.release_orphans({owner.token for owner in dead})
             await self._sweep()
-            if dead:
-                await self.look_for_peers()
+            # that they are gone is no news: nothing of theirs is left
+            self._peers = [peer for peer in self._peers if peer not in dead]
             unreachable = tuple(peer.owner_id for peer, life in lives.items() if life is Life.UNREACHABLE)
             found = found._replace(unreachable=unreachable)
             if any(found):

@@ -340,6 +340,8 @@ class Model:
         mine = live.owner == self.state.owner
         unkept = not repeated and (live.owner is None or (mine and not live.has_callback))
         if live.external and live.kind == new.kind and unkept:
+            if new.child not in (None, live.child) and self.state.sessions[new.child].closed:
+                raise Refused("SessionClosed")
             live.owner, live.has_callback, live.called = self.state.owner, new.has_callback, new.called
             # what is said anew counts from now on
             live.close_policy = live.close_policy if new.close_policy == "keep" else new.close_policy
@@ -788,7 +790,7 @@ class Model:
             else:
                 task.state, task.owner = "pending", self.state.owner
                 self._happened(task, "claimed")
-                (self.state.early if is_early else self.state.queue).append(task.seq)
+                self._wait_for_start(task.seq, self.state.early if is_early else self.state.queue)
                 self.state.claimed.add(task.seq)
         return False
 
@@ -809,7 +811,7 @@ class Model:
         for seq in list(self.state.early):
             if (self.task(seq).not_before or 0.0) <= self.state.now:
                 self.state.early.remove(seq)
-                self.state.queue.append(seq)
+                self._wait_for_start(seq, self.state.queue)
 
     @request
     def look_at_deadlines(self) -> None:
@@ -832,8 +834,15 @@ class Model:
     def _start_what_waits(self) -> None:
         while self.state.queue and len(self.state.bodies) < self._max_running:
             seq = self.state.queue.popleft()
-            self._start(self.task(seq), BEGUN if seq in self.state.claimed else "started")
+            if self.task(seq).owner == self.state.owner:
+                self._start(self.task(seq), BEGUN if seq in self.state.claimed else "started")
             self.state.claimed.discard(seq)
+
+    @staticmethod
+    def _wait_for_start(seq: int, waiting: deque[int] | list[int]) -> None:
+        # what waits already keeps its place
+        if seq not in waiting:
+            waiting.append(seq)
 
     def _stop(self, task: Task) -> None:
         if task.external:

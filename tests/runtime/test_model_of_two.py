@@ -144,9 +144,14 @@ class ModelOfTwo(Model):
                 self._start_what_waits()
 
     def _drop(self, task: Task) -> None:
+        hand = self.state.hand
         for name in OWNERS:
             with self.seated(name):
-                super()._drop(task)
+                if task.live and name != hand:
+                    # taken up again, it keeps its place
+                    self.state.bodies.discard(task.seq)
+                else:
+                    super()._drop(task)
 
     def _happened(self, task: Task, type: str, from_scope: str | None = None) -> None:
         super()._happened(task, type, from_scope)
