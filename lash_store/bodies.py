@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from .commands import Fence
+from .counting import Counted
 from .failures import words_of
 from .lifecycle import Task
 from .models import Failure, StopReason
@@ -17,7 +18,7 @@ from .registry import Function
 from .slots import Slot
 from .step_queries import Checkpoint, SignalRow
 
-__all__ = ["PAUSES", "Body", "Escaped", "FailedWith", "aside", "current_body", "receiving"]
+__all__ = ["PAUSES", "Body", "Escaped", "FailedWith", "Try", "aside", "current_body", "trying"]
 
 T = TypeVar("T")
 
@@ -29,8 +30,22 @@ PAUSES = (0.05, 2.0)
 
 _NOTHING = contextlib.nullcontext()
 
-receiving: contextvars.ContextVar[list[SignalRow] | None] = contextvars.ContextVar("lash_store_receiving", default=None)
-"""The signals received in the step that the caller runs in, if it does: what the step remembers, they brought about."""
+
+class Try:
+    """One try of a step: the signals *received* in it, what is *counted* there, and the try it is made in, if any."""
+
+    __slots__ = ("counted", "outer", "received", "step", "task_seq")
+
+    def __init__(self, task_seq: int, step: str, number: int) -> None:
+        self.task_seq = task_seq
+        self.step = step
+        self.outer = trying.get()
+        self.received: list[SignalRow] = []
+        self.counted: Counted = Counted(step, number, None if self.outer is None else self.outer.counted)
+
+
+trying: contextvars.ContextVar[Try | None] = contextvars.ContextVar("lash_store_trying", default=None)
+"""The try that the caller runs in, if it runs in a step: what is begun and received there is the step's."""
 
 
 class Escaped(Exception):
@@ -106,6 +121,7 @@ class Body:
         self.endings: Sequence[Callable[..., Any]] = ()
         self.received: list[int] | None = None
         self.saves = 0 if checkpoint is None else checkpoint.saves
+        self._counted: Counted | None = None
         self.timed_out: str | None = None
         self.may_be_retried = True
         self.is_live = True
@@ -127,6 +143,22 @@ class Body:
 
     def _tell_end(self, _: object) -> None:
         self._ended(self)
+
+    @property
+    def trying(self) -> Try | None:
+        """The try that the caller runs in, if it runs in a step of this body."""
+        within = trying.get()
+        return within if within is not None and within.task_seq == self.task_seq else None
+
+    @property
+    def counted(self) -> Counted:
+        """What was begun without a name where the caller is: in the step it runs in, or beside all steps."""
+        within = self.trying
+        if within is not None:
+            return within.counted
+        if self._counted is None:
+            self._counted = Counted()
+        return self._counted
 
     @property
     def stopping(self) -> asyncio.Event:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import inspect
 import json
 import secrets
@@ -20,6 +19,7 @@ from .births import NewTask
 from .bodies import Body
 from .commands import Command, Notify, Progress
 from .core import Core
+from .counting import Counted, Numbers
 from .errors import InvalidArguments, InvalidId, ResultNotSerializable, shown
 from .fidelity import comes_back, is_json
 from .guest import TransactConnection
@@ -69,7 +69,6 @@ class TaskContext(Generic[State]):
     def __init__(self, body: Body, core: Core) -> None:
         self._body = body
         self._core = core
-        self._spawned: dict[str, _Numbers] = {}
         self._adapter: TypeAdapter[Any] | None = None if body.function is None else body.function.checkpoint_adapter
         self._checkpoint = None if body.checkpoint is None else self._state(body.checkpoint.value)
 
@@ -143,12 +142,7 @@ class TaskContext(Generic[State]):
                 f"{what} does not come back from its JSON as it was given: something of it, a secret or a field that is left "
                 "out, say, is not written"
             )
-        spawned, self._spawned = self._spawned, {}
-        try:
-            await self._waits.save(text)
-        except Exception:
-            self._spawned = spawned
-            raise
+        await self._waits.save(text)
         self._checkpoint = state
 
     # --- doing things once ---
@@ -276,7 +270,8 @@ class TaskContext(Generic[State]):
 
         The wake time is one of the wall clock, in UTC. A clock that is set back never makes a sleep longer than *seconds* within
         one attempt; one that is set forward, or a machine that slept, ends it when the wake time has come, noticed within 20 s.
-        A sleep with a *name* is one for the whole task; without, it is the n-th since the last `save`: in a `step`, give it one.
+        A sleep with a *name* is one for the whole task; without, it is the n-th since the last `save`, in a `step` since this try of
+        it began.
 
         Raises:
             ValueError: *seconds* is no number, or negative.
@@ -329,8 +324,8 @@ class TaskContext(Generic[State]):
         Start a child of this task, in its session; see `SessionTasks.spawn`. A cancel of this task covers it.
 
         A later attempt that spawns the same child is given that one: the same *id* (or *idempotency_key*), or, without, the n-th
-        of the same function and arguments since the last `save`: give an *id* to what is spawned before one, or in a `step`. One
-        that came to nothing is spawned anew by a retry of this task.
+        of the same function and arguments since the last `save`, in a `step` since this try of it began: give an *id* to what is
+        spawned before a save. One that came to nothing is spawned anew by a retry of this task.
         A parent that awaits its child gives its slot back.
 
         Raises:
@@ -347,7 +342,7 @@ class TaskContext(Generic[State]):
             "notify_on_end": bool(notify_on_end),
             "parent_seq": self._body.task_seq,
         }
-        key = _ChildKey(id, self._body.saves, self._spawned)
+        key = _ChildKey(id, self._body.saves, self._body.counted)
         return await spawning.spawn(
             self._core,
             self.scope,
@@ -425,46 +420,25 @@ class TaskContext(Generic[State]):
         return transitions.transition(tx, self._body.task, command, fresh=False)
 
 
-class _Numbers:
-    """The numbers that children of the same work have taken since the last save."""
-
-    __slots__ = ("_given_back", "_last")
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._given_back: list[int] = []
-
-    def take(self) -> int:
-        """Return the smallest that no child has."""
-        if self._given_back:
-            return heapq.heappop(self._given_back)
-        self._last += 1
-        return self._last
-
-    def give_back(self, number: int) -> None:
-        """Let another child have it."""
-        heapq.heappush(self._given_back, number)
-
-
 class _ChildKey:
-    """The key by which a parent knows a child: by its id, or by its number among those of the same work since the last save."""
+    """The key by which a parent knows a child: by its id, or by its number among those of the same work."""
 
-    __slots__ = ("_id", "_saves", "_spawned", "_taken")
+    __slots__ = ("_counted", "_id", "_saves", "_taken")
 
-    def __init__(self, id: str | None, saves: int, spawned: dict[str, _Numbers]) -> None:
+    def __init__(self, id: str | None, saves: int, counted: Counted) -> None:
         self._id = id
         self._saves = saves
-        self._spawned = spawned
-        self._taken: tuple[_Numbers, int] | None = None
+        self._counted = counted
+        self._taken: tuple[Numbers, int] | None = None
 
     def of(self, work: str) -> str:
         """Return it; *work* says what the child is to do."""
         if self._id is not None:
             return f"child:={self._id}"
-        numbers = self._spawned.setdefault(work, _Numbers())
+        numbers = self._counted.numbers(work, self._saves)
         number = numbers.take()
         self._taken = numbers, number
-        return f"child:#{self._saves}.{number}:{work}"
+        return f"child:{self._counted.name(number, self._saves)}:{work}"
 
     def give_back(self) -> None:
         """Leave its number to the next one: it was not born."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import json
 import time
@@ -12,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from . import guest, memory, queries, recall, step_queries, transitions, translation
-from .bodies import PAUSES, Body, Escaped, receiving
+from .bodies import PAUSES, Body, Escaped, Try, trying
 from .core import Core
 from .errors import (
     CommitInDoubt,
@@ -47,11 +46,6 @@ _SHOW = 0.25
 
 _NOT_ITS_OWN = (StaleAttempt, StoreClosed, CommitInDoubt, StorageMoved, Escaped)
 """What ends the body, and says nothing about the step."""
-
-_inside: contextvars.ContextVar[frozenset[tuple[int, str]]] = contextvars.ContextVar(
-    "lash_store_steps", default=frozenset()
-)
-"""The steps that the caller runs in."""
 
 
 class _Used:
@@ -210,7 +204,7 @@ class Steps:
             IdempotencyConflict: it was used in it, for something else.
         """
         check_id("step name", name)
-        if (self._body.task_seq, name) in _inside.get():
+        if name in self._outer():
             raise IdempotencyConflict(
                 f"step {name!r} of task {self._body.task.id!r} asks for itself: give the inner one a name of its own",
                 task_id=self._body.task.id,
@@ -244,7 +238,12 @@ class Steps:
 
     def _outer(self) -> list[str]:
         """Return the names of the steps that the caller runs in."""
-        return sorted(name for task_seq, name in _inside.get() if task_seq == self._body.task_seq)
+        names, one = set(), trying.get()
+        while one is not None:
+            if one.task_seq == self._body.task_seq:
+                names.add(one.step)
+            one = one.outer
+        return sorted(names)
 
     def _tell_outer(self, name: str) -> None:
         """Have the steps that the caller runs in know of one in them that failed for good: their next try may try it again."""
@@ -284,7 +283,7 @@ class Steps:
                 due = datetime.fromisoformat(before.wake_at).timestamp()
             await self._pause_until(min(due, time.time() + rule.backoff.maximum))
         while True:
-            begun_at, received = utc_text(time.time()), list[SignalRow]()
+            begun_at, this = utc_text(time.time()), Try(body.task_seq, name, tries + 1)
             begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
             has_result = False
             if at_most_once:
@@ -293,31 +292,33 @@ class Steps:
                 assert self._earlier is not None
                 self._earlier.add((begun.kind, begun.name))
             try:
-                result = await self._once(begun, call, received, is_noted=at_most_once)
+                result = await self._once(begun, call, this, is_noted=at_most_once)
                 has_result = True
                 text = self._core.limits.check_payload(to_json(result, what), what)
                 value = recall.typed(fn, text, name)
             except Exception as error:
                 if body.stop_reason not in {None, StopReason.CANCEL} or isinstance(error, _NOT_ITS_OWN):
-                    self._give_back(received)
+                    self._give_back(this.received)
                     raise
                 tries += 1
-                failed = self._failed(StepKind.STEP, name, error, tries, begun_at, received, at_most_once=at_most_once)
+                failed = self._failed(
+                    StepKind.STEP, name, error, tries, begun_at, this.received, at_most_once=at_most_once
+                )
                 # a result that cannot be stored would not be another time
                 if tries >= rule.max_attempts or has_result or not rule.wants(error):
                     await self._end(used, failed)
                     raise
             except BaseException:
-                self._give_back(received)
+                self._give_back(this.received)
                 raise
             else:
-                taken = tuple(row.signal_seq for row in received)
+                taken = tuple(row.signal_seq for row in this.received)
                 done = StepNote(
                     StepKind.STEP, name, StepState.DONE, value=text, tries=tries + 1, begun_at=begun_at, taken=taken
                 )
                 await self._end(used, done)
                 return value
-            self._give_back(received)
+            self._give_back(this.received)
             wake_at = time.time() + rule.backoff.delay(tries)
             await self._put_off(failed, wake_at)
             await self._pause_until(wake_at)
@@ -326,29 +327,29 @@ class Steps:
         self,
         begun: StepNote,
         call: Callable[[], Awaitable[Any]],
-        received: list[SignalRow],
+        this: Try,
         *,
         is_noted: bool,
     ) -> Any:
         """Run a step's function once, noting that it begins once it takes long, unless that *is_noted* already."""
         if is_noted:
-            return await self._received_in(begun.name, call, received)
+            return await self._within(this, call)
         noting = asyncio.get_running_loop().call_later(_SHOW, self._show, begun)
         try:
-            return await self._received_in(begun.name, call, received)
+            return await self._within(this, call)
         finally:
             noting.cancel()
 
-    async def _received_in(self, name: str, call: Callable[[], Awaitable[Any]], received: list[SignalRow]) -> Any:
-        within, inside = receiving.set(received), _inside.set(_inside.get() | {(self._body.task_seq, name)})
+    @staticmethod
+    async def _within(this: Try, call: Callable[[], Awaitable[Any]]) -> Any:
+        before = trying.set(this)
         try:
             return await call()
         except (SystemExit, KeyboardInterrupt) as error:
             # it is the body's, not the loop's, in whatever task of the body it is raised
             raise Escaped(error) from error
         finally:
-            receiving.reset(within)
-            _inside.reset(inside)
+            trying.reset(before)
 
     async def _call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None

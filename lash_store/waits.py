@@ -13,7 +13,7 @@ from datetime import datetime
 from pydantic import JsonValue
 
 from . import memory, queries, step_queries, transitions
-from .bodies import Body, receiving
+from .bodies import Body
 from .commands import GoOn, Wait
 from .core import Core
 from .errors import InvalidId
@@ -41,13 +41,13 @@ class Waits:
     """
     The waits of one attempt.
 
-    What has no name is counted since the last `save`: an attempt that begins again behind it meets the same waits in their order.
+    What has no name is counted since the last `save`, in each step by itself: an attempt that begins again behind it meets the
+    same waits in their order.
     """
 
     def __init__(self, body: Body, core: Core) -> None:
         self._body = body
         self._core = core
-        self._sleeps = 0
         self._may_have_slept = body.fence.attempt > 1
         self._queues: dict[str, _Queue] = {}
         self._reasons: dict[object, str] = {}
@@ -57,15 +57,15 @@ class Waits:
     async def save(self, text: str) -> None:
         """Save a checkpoint, behind which lie the signals received and the unnamed sleeps begun so far."""
         body = self._body
-        sleeps, slept, taken = self._sleeps, self._may_have_slept, body.received or []
+        slept, taken = self._may_have_slept, body.received or []
         # at once: what other branches of the body begin from here on is committed after it
-        self._sleeps, self._may_have_slept, body.received = 0, False, None
+        self._may_have_slept, body.received = False, None
         body.saves += 1
         try:
             await self._write(lambda tx: memory.save(tx, body.task, body.fence, text, taken, slept=slept))
         except Exception:
             body.saves -= 1
-            self._sleeps, self._may_have_slept, body.received = sleeps, True, [*taken, *(body.received or ())]
+            self._may_have_slept, body.received = True, [*taken, *(body.received or ())]
             raise
 
     # --- sleeping ---
@@ -80,8 +80,8 @@ class Waits:
 
     def _sleep_name(self, name: str | None) -> str:
         if name is None:
-            self._sleeps += 1
-            return f"#{self._body.saves}.{self._sleeps}"
+            counted, saves = self._body.counted, self._body.saves
+            return counted.name(counted.numbers("sleep", saves).take(), saves)
         if check_id("the name of a sleep", name).startswith("#"):
             raise InvalidId(
                 f"the name of a sleep {name!r} begins with '#', as those of unnamed ones do: choose another"
@@ -89,7 +89,8 @@ class Waits:
         return name
 
     async def _wake_at(self, seconds: float, name: str, *, is_named: bool) -> float:
-        row = await self._sleep_before(name) if is_named or self._body.fence.attempt > 1 else None
+        may_be_there = is_named or self._body.fence.attempt > 1 or self._body.counted.is_in_step
+        row = await self._sleep_before(name) if may_be_there else None
         if row is not None and row.wake_at is not None:
             with queries.readable(f"the sleep {row.name!r} of task #{row.task_seq}"):
                 if is_named or json.loads(row.value) == seconds:
@@ -142,13 +143,13 @@ class Waits:
             if row is None:
                 limit.reschedule(until)
                 row = await self._next(name, queue)
-        within = receiving.get()
+        within = self._body.trying
         if within is None:
             if self._body.received is None:
                 self._body.received = []
             self._body.received.append(row.signal_seq)
         else:
-            within.append(row)
+            within.received.append(row)
         with queries.readable(f"signal #{row.signal_seq}"):
             payload: JsonValue = json.loads(row.payload)
         return payload

@@ -384,6 +384,59 @@ async def test_a_coroutine_object_may_be_a_child_and_is_the_same_one_again(
     assert [one.cr_frame for one in made] == [None, None]
 
 
+async def test_a_child_that_a_step_began_is_not_taken_for_one_of_the_bodys_own(
+    store: TaskStore, session: SessionTasks, path: Path, leaf: Any
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> list[int]:
+        async def inner() -> list[int]:
+            return [(await task.spawn(leaf, 1)).task_seq, (await task.spawn(leaf, 1)).task_seq]
+
+        in_step = await task.step("inner", inner)
+        own = (await task.spawn(leaf, 1)).task_seq
+        reached.put_nowait(None)
+        if task.attempt < 5:
+            await idle()
+        return [*in_step, own]
+
+    reached: asyncio.Queue[None] = asyncio.Queue()
+    task = await session.spawn(parent)
+    for _ in range(2):
+        await reached.get()
+        await settled(store)
+        await again(store, session, task)
+
+    assert await task.result(timeout=SOON) == children(path)
+    assert len(children(path)) == 3
+
+
+async def test_a_child_of_a_step_is_given_to_the_attempt_that_begins_the_same_try_again(
+    store: TaskStore, session: SessionTasks, path: Path, leaf: Any
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> int:
+        async def inner() -> int:
+            child = await task.spawn(leaf, 1)
+            if len(children(path)) < 2:
+                raise ConnectionError
+            if task.attempt == 1:
+                await idle()
+            return child.task_seq
+
+        return await task.step("inner", inner, max_attempts=3, backoff=AT_ONCE)
+
+    task = await session.spawn(parent)
+    async with asyncio.timeout(SOON):
+        while len(children(path)) < 2:
+            await asyncio.sleep(0.01)
+    await settled(store)
+    await again(store, session, task)
+
+    # that of the second try, not another, and not that of the first
+    assert await task.result(timeout=SOON) == children(path)[1]
+    assert len(children(path)) == 2
+
+
 async def test_a_name_is_no_count(store: TaskStore, session: SessionTasks) -> None:
     async def body(result: str) -> str:
         return result

@@ -80,6 +80,13 @@ async def settled(store: TaskStore) -> None:
     await store.session("and once more")
 
 
+async def begun_sleeps(task: TaskHandle, count: int) -> None:
+    """Wait until a task has begun so many sleeps."""
+    async with asyncio.timeout(SOON):
+        while sum(step.kind is StepKind.SLEEP for step in await task.steps()) < count:
+            await asyncio.sleep(0.01)
+
+
 async def again(store: TaskStore, session: SessionTasks, task: TaskHandle) -> None:
     """Take the task from its body, and have it reattached."""
     await session.abandon(task.id, "to begin again")
@@ -170,6 +177,72 @@ async def test_the_nth_sleep_is_given_to_the_nth_sleep_of_the_next_attempt(
 
     assert await task.result(timeout=SOON) == 3
     assert len(await task.steps()) == 3
+
+
+async def test_an_unnamed_sleep_of_a_step_is_the_steps_own(
+    store: TaskStore, session: SessionTasks, clock: Clock
+) -> None:
+    slept = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> int:
+        async def nap() -> None:
+            await task.sleep(HOUR)
+            slept.append(task.attempt)
+
+        await task.step("nap", nap)
+        await task.sleep(HOUR)
+        return task.attempt
+
+    task = await session.spawn(work)
+    await begun_sleeps(task, 1)
+    clock.ahead = HOUR
+    await again(store, session, task)
+    # the body's own, which is not over for an attempt that is given the step
+    await begun_sleeps(task, 2)
+    await again(store, session, task)
+    await settled(store)
+    assert slept == [3]
+    assert (await task.record()).state is TaskState.RUNNING
+
+    clock.ahead = 2 * HOUR
+    await again(store, session, task)
+    assert await task.result(timeout=SOON) == 7
+    names = {step.name for step in await task.steps() if step.kind is StepKind.SLEEP}
+    assert names == {'#0.1 in try 1 of "nap"', "#0.1"}
+
+
+async def test_each_try_of_a_step_sleeps_anew_and_a_later_attempt_goes_on_with_the_sleeps_of_its_try(
+    store: TaskStore, session: SessionTasks, clock: Clock
+) -> None:
+    polled: list[tuple[int, str]] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        async def look() -> None:
+            polled.append((task.attempt, "begins"))
+            await task.sleep(HOUR)
+            polled.append((task.attempt, "ends"))
+            if len(polled) < 5:
+                raise ConnectionError
+
+        async def poll() -> None:
+            # one in another is counted by itself, as well
+            await task.step("look", look)
+
+        await task.step("poll", poll, max_attempts=3, backoff=Backoff(initial=0))
+
+    task = await session.spawn(work)
+    await begun_sleeps(task, 1)
+    clock.ahead = HOUR
+    await again(store, session, task)
+    # the second try begins its own, which is not over
+    await begun_sleeps(task, 2)
+    clock.ahead = 2 * HOUR
+    await again(store, session, task)
+
+    await task.result(timeout=SOON)
+    assert polled == [(1, "begins"), (3, "begins"), (3, "ends"), (3, "begins"), (5, "begins"), (5, "ends")]
 
 
 async def test_a_sleep_with_a_name_is_one_for_the_whole_task(store: TaskStore, session: SessionTasks) -> None:
