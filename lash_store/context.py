@@ -270,8 +270,8 @@ class TaskContext(Generic[State]):
 
         The wake time is one of the wall clock, in UTC. A clock that is set back never makes a sleep longer than *seconds* within
         one attempt; one that is set forward, or a machine that slept, ends it when the wake time has come, noticed within 20 s.
-        A sleep with a *name* is one for the whole task; without, it is the n-th since the last `save`, in a `step` since this try of
-        it began.
+        A sleep with a *name* is one for the whole task; without, it is the n-th since the last `save`, in a `step` since this try
+        of it began.
 
         Raises:
             ValueError: *seconds* is no number, or negative.

@@ -303,8 +303,9 @@ async def test_while_nothing_happens_no_table_is_read_and_nothing_written(store:
         await asyncio.sleep(2.5)
 
         assert set(said) == {"PRAGMA data_version"}
-        # hardly ever, either: nobody wrote
-        assert len(said) < 200
+        # hardly ever, either: nobody wrote, as the kernel would tell, if its notices are not all taken by others
+        if all(core is not None and core.feed._stirs._descriptor >= 0 for core in (store._core, reader._core)):
+            assert len(said) < 200
         assert files() == before
         # and nobody had fallen asleep
         await go(store)
