@@ -374,6 +374,8 @@ def _sweep(name: str, result: Result, arguments: argparse.Namespace) -> None:
         result.wrong.append(f"sweep {name}: not one point was reached: it shows nothing")
     result.answers = dict(answers.most_common())
     result.seconds += time.monotonic() - began
+    found = f"{len(result.wrong)} wrong"
+    print(f"{name}: done, {result.points} points, {found}, {result.seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def main() -> int:
