@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from .commands import Fence
-from .counting import Counted
+from .counting import Counted, CountedInTry
 from .failures import words_of
 from .lifecycle import Task
 from .models import Failure, StopReason
@@ -34,14 +34,14 @@ _NOTHING = contextlib.nullcontext()
 class Try:
     """One try of a step: the signals *received* in it, what is *counted* there, and the try it is made in, if any."""
 
-    __slots__ = ("counted", "outer", "received", "step", "task_seq")
+    __slots__ = ("body", "counted", "outer", "received", "step")
 
-    def __init__(self, task_seq: int, step: str, number: int) -> None:
-        self.task_seq = task_seq
+    def __init__(self, body: Body, step: str, number: int, again: int) -> None:
+        self.body = body
         self.step = step
         self.outer = trying.get()
         self.received: list[SignalRow] = []
-        self.counted: Counted = Counted(step, number, None if self.outer is None else self.outer.counted)
+        self.counted = CountedInTry(step, number, again)
 
 
 trying: contextvars.ContextVar[Try | None] = contextvars.ContextVar("lash_store_trying", default=None)
@@ -93,9 +93,9 @@ class Body:
     One execution of a task in this process.
 
     *endings* are functions of the program that run in the transaction that stores its result. *received* are signals of which
-    nothing is remembered yet, and *saves* how often the task has saved a checkpoint. *timed_out* is the failure, JSON text, of
-    one whose time was up, and *may_be_retried* whether another attempt has more. *ended* is told when its coroutine has. What it
-    has begun beside that, and left in a step, is a branch of it.
+    nothing is remembered yet. *saves* is the number of the task's checkpoint, *last_save* the last that one was to have.
+    *timed_out* is the failure, JSON text, of one whose time was up, and *may_be_retried* whether another attempt has more.
+    *ended* is told when its coroutine has. What it has begun beside that, and left in a step, is a branch of it.
 
     Many may wait at once, and what they are made of is looked through by the collector of cycles: what most of them do not need
     is made when it is.
@@ -121,6 +121,7 @@ class Body:
         self.endings: Sequence[Callable[..., Any]] = ()
         self.received: list[int] | None = None
         self.saves = 0 if checkpoint is None else checkpoint.saves
+        self.last_save = self.saves
         self._counted: Counted | None = None
         self.timed_out: str | None = None
         self.may_be_retried = True
@@ -144,11 +145,18 @@ class Body:
     def _tell_end(self, _: object) -> None:
         self._ended(self)
 
+    def tries(self) -> Iterator[Try]:
+        """Give the tries that the caller runs in, if it runs in steps of this body, the innermost first."""
+        one = trying.get()
+        while one is not None:
+            if one.body is self:
+                yield one
+            one = one.outer
+
     @property
     def trying(self) -> Try | None:
-        """The try that the caller runs in, if it runs in a step of this body."""
-        within = trying.get()
-        return within if within is not None and within.task_seq == self.task_seq else None
+        """The innermost of them."""
+        return next(self.tries(), None)
 
     @property
     def counted(self) -> Counted:

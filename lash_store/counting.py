@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 
-__all__ = ["Counted", "Numbers"]
+__all__ = ["Counted", "CountedInTry", "Numbers"]
 
 
 class Numbers:
@@ -30,33 +30,46 @@ class Numbers:
 
 
 class Counted:
-    """
-    What was begun without a name since the last save: beside all steps, or in one try of a step.
+    """What was begun without a name beside all steps, since the last save."""
 
-    A later attempt that is given a step's result does not come to what is in it, so that is no part of what is counted outside.
-    """
+    __slots__ = ("_numbers",)
 
-    __slots__ = ("_numbers", "_where")
-
-    def __init__(self, step: str | None = None, number: int = 0, outer: Counted | None = None) -> None:
-        """Begin to count; *outer* is what the *number*-th try of a *step* is itself counted in."""
+    def __init__(self) -> None:
         self._numbers: dict[int, dict[str, Numbers]] = {}
-        beyond = "" if outer is None else outer._where
-        # quoted, a name ends where it ends
-        self._where: str = "" if step is None else f" in try {number} of {json.dumps(step, ensure_ascii=False)}{beyond}"
 
     def numbers(self, of: str, saves: int) -> Numbers:
         """Return those of one sort of thing, after so many saves."""
         if saves not in self._numbers:
             # a save that fails is none: what came before it goes on
-            self._numbers = {after: numbers for after, numbers in self._numbers.items() if after >= saves - 1}
+            self._numbers = dict([*self._numbers.items()][-1:])
         return self._numbers.setdefault(saves, {}).setdefault(of, Numbers())
 
     def name(self, number: int, saves: int) -> str:
         """Return the name of what has a *number*, which no name somebody gave looks like."""
-        return f"#{saves}.{number}{self._where}"
+        return f"#{saves}.{number}"
 
-    @property
-    def is_in_step(self) -> bool:
-        """Whether it is in a try of a step, which may begin again within its attempt."""
-        return bool(self._where)
+
+class CountedInTry(Counted):
+    """
+    What was begun without a name in one try of a step.
+
+    A later attempt that is given the step's result does not come to it, so it is no part of what is counted outside; and one that
+    begins the same try does, whatever was saved meanwhile, and from wherever it asks for the step.
+    """
+
+    __slots__ = ("_where",)
+
+    def __init__(self, step: str, number: int, again: int) -> None:
+        """Begin to count in the *number*-th try of a *step* that what it is in has tried *again* so often."""
+        super().__init__()
+        # quoted, a name ends where it ends
+        quoted = json.dumps(step, ensure_ascii=False)
+        self._where = f"{number} of {quoted}{f' again {again}' if again else ''}"
+
+    def numbers(self, of: str, saves: int) -> Numbers:
+        """Return those of one sort of thing."""
+        return super().numbers(of, 0)
+
+    def name(self, number: int, saves: int) -> str:
+        """Return the name of what has a *number*, which no name outside looks like."""
+        return f"#try {self._where}: {number}"

@@ -70,16 +70,23 @@ class StepNote(NamedTuple):
 
 
 def save(
-    tx: Transaction, task: Task, fence: Fence, value: str, taken: Sequence[int] = (), *, slept: bool = False
+    tx: Transaction,
+    task: Task,
+    fence: Fence,
+    value: str,
+    number: int,
+    taken: Sequence[int] = (),
+    *,
+    slept: bool = False,
 ) -> Outcome:
     """
-    Replace a task's checkpoint, if the attempt that saves it is the current one.
+    Replace a task's checkpoint by one with a higher *number*, if the attempt that saves it is the current one.
 
     What came before is behind it: the signals *taken*, and, if it *slept*, its unnamed sleeps.
     """
     outcome = transitions.transition(tx, task, Save(fence, {"bytes": len(value.encode())}), fresh=False)
     if outcome.verdict is Verdict.APPLIED:
-        step_queries.save_checkpoint(tx, task.task_seq, fence.attempt, value)
+        step_queries.save_checkpoint(tx, task.task_seq, fence.attempt, value, number)
         if taken:
             step_queries.take_signals(tx, taken, fence.attempt)
         if slept:

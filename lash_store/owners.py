@@ -95,7 +95,7 @@ class OwnerLock:
 
     def outlived(self, runs: Callable[[int], bool]) -> None:
         """Learn that the store closes, and bodies of it have not ended: *runs* says of a task whether it still has one."""
-        for lock in [lock for lock in _outlived.values() if lock.is_orphaned]:
+        for lock in [lock for lock in list(_outlived.values()) if lock.is_orphaned]:
             lock.ended()
         self._runs = runs
         _outlived[self.token] = self
@@ -213,7 +213,7 @@ def pids_beside(connection: sqlite3.Connection, path: Path) -> list[int]:
 
 def release_orphans(tokens: set[str]) -> None:
     """Drop the locks of this process whose event loop is closed, among owners found dead."""
-    for lock in [lock for token, lock in _ours.items() if token in tokens and lock.is_orphaned]:
+    for lock in [lock for token, lock in list(_ours.items()) if token in tokens and lock.is_orphaned]:
         lock.release()
 
 

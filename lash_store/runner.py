@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from . import guest, outcomes, transitions
 from .alarms import Alarm, Alarms
 from .births import Born
-from .bodies import PAUSES, Body, Escaped, current_body
+from .bodies import PAUSES, Body, Escaped, current_body, trying
 from .commands import Command, Complete, Expire, Fail, Start
 from .errors import (
     CommitInDoubt,
@@ -477,6 +477,8 @@ class Runner:
 
     async def _run(self, body: Body) -> Any:
         current_body.set(body)
+        # the store may have been opened in somebody's step
+        trying.set(None)
         # what the loop would otherwise take for its own: SystemExit and KeyboardInterrupt of a body are the body's
         try:
             return await self._call(body)

@@ -37,7 +37,7 @@ _OF_TASK = steps.c.task_seq == bindparam("task_seq")
 
 
 class Checkpoint(NamedTuple):
-    """What a task saved last, as JSON text, and how often it has saved."""
+    """What a task saved last, as JSON text, and the number of that: each is higher than those before."""
 
     value: str
     saves: int
@@ -62,6 +62,7 @@ _SAVE_CHECKPOINT = sql(
         attempt=bindparam("attempt"),
         value=bindparam("value"),
         saved_at=bindparam("saved_at"),
+        tries=bindparam("tries"),
     )
     .on_conflict_do_update(
         index_elements=[steps.c.task_seq, steps.c.kind, steps.c.name],
@@ -69,7 +70,7 @@ _SAVE_CHECKPOINT = sql(
             "attempt": bindparam("attempt"),
             "value": bindparam("value"),
             "saved_at": bindparam("saved_at"),
-            "tries": steps.c.tries + ONE,
+            "tries": bindparam("tries"),
         },
     )
 )
@@ -87,10 +88,11 @@ def checkpoints(tx: Transaction, task_seqs: Iterable[int]) -> dict[int, Checkpoi
     return {row[0]: Checkpoint._make(row[1:]) for row in rows}
 
 
-def save_checkpoint(tx: Transaction, task_seq: int, attempt: int, value: str) -> None:
+def save_checkpoint(tx: Transaction, task_seq: int, attempt: int, value: str, number: int) -> None:
     """Replace what a task saved last."""
     tx.bytes += len(value)
-    tx.one(_SAVE_CHECKPOINT, {"task_seq": task_seq, "attempt": attempt, "value": value, "saved_at": tx.now})
+    saved = {"task_seq": task_seq, "attempt": attempt, "value": value, "saved_at": tx.now, "tries": number}
+    tx.one(_SAVE_CHECKPOINT, saved)
 
 
 # --- steps and sleeps -----------------------------------------------------------------------------------------------
@@ -161,7 +163,11 @@ def _untake(forgotten: ColumnElement[bool]) -> str:
 
 _FORGET_UNNAMED = sql(
     delete(steps).where(
-        _OF_TASK, steps.c.kind == word(StepKind.SLEEP), steps.c.name >= word("#"), steps.c.name < word("$")
+        # their names begin with a digit, those of a step's own with the try
+        _OF_TASK,
+        steps.c.kind == word(StepKind.SLEEP),
+        steps.c.name >= word("#0"),
+        steps.c.name < word("#:"),
     )
 )
 

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -119,6 +120,7 @@ class Steps:
         self._give_back = give_back
         self._used: dict[str, _Used] = {}
         self._failed_inside: dict[str, set[str]] = {}
+        self._again_inside = Counter[str]()
         self._earlier: set[tuple[str, str]] | None = set() if body.fence.attempt == 1 else None
         self._loading = asyncio.Lock()
 
@@ -238,12 +240,7 @@ class Steps:
 
     def _outer(self) -> list[str]:
         """Return the names of the steps that the caller runs in."""
-        names, one = set(), trying.get()
-        while one is not None:
-            if one.task_seq == self._body.task_seq:
-                names.add(one.step)
-            one = one.outer
-        return sorted(names)
+        return sorted({one.step for one in self._body.tries()})
 
     def _tell_outer(self, name: str) -> None:
         """Have the steps that the caller runs in know of one in them that failed for good: their next try may try it again."""
@@ -283,7 +280,7 @@ class Steps:
                 due = datetime.fromisoformat(before.wake_at).timestamp()
             await self._pause_until(min(due, time.time() + rule.backoff.maximum))
         while True:
-            begun_at, this = utc_text(time.time()), Try(body.task_seq, name, tries + 1)
+            begun_at, this = utc_text(time.time()), Try(body, name, tries + 1, self._again_inside[name])
             begun = StepNote(StepKind.STEP, name, StepState.BEGUN, tries=tries, begun_at=begun_at)
             has_result = False
             if at_most_once:
@@ -455,6 +452,7 @@ class Steps:
             # whether or not the caller is still there to hear of it
             if answer is not None and answer.outcome.verdict is Verdict.APPLIED:
                 self._failed_inside.pop(note.name, None)
+                self._again_inside.update(answer.forgotten)
                 for name in answer.forgotten:
                     if name in self._used and not self._used[name].lock.locked():
                         del self._used[name]

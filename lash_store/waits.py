@@ -57,14 +57,17 @@ class Waits:
     async def save(self, text: str) -> None:
         """Save a checkpoint, behind which lie the signals received and the unnamed sleeps begun so far."""
         body = self._body
-        slept, taken = self._may_have_slept, body.received or []
+        slept, taken, before = self._may_have_slept, body.received or [], body.saves
         # at once: what other branches of the body begin from here on is committed after it
         self._may_have_slept, body.received = False, None
-        body.saves += 1
+        body.last_save += 1
+        number = body.saves = body.last_save
         try:
-            await self._write(lambda tx: memory.save(tx, body.task, body.fence, text, taken, slept=slept))
+            await self._write(lambda tx: memory.save(tx, body.task, body.fence, text, number, taken, slept=slept))
         except Exception:
-            body.saves -= 1
+            # its number is not given again: others may have counted from there
+            if body.saves == number:
+                body.saves = before
             self._may_have_slept, body.received = True, [*taken, *(body.received or ())]
             raise
 
@@ -89,7 +92,8 @@ class Waits:
         return name
 
     async def _wake_at(self, seconds: float, name: str, *, is_named: bool) -> float:
-        may_be_there = is_named or self._body.fence.attempt > 1 or self._body.counted.is_in_step
+        # a step may begin the same try again within its attempt
+        may_be_there = is_named or self._body.fence.attempt > 1 or self._body.trying is not None
         row = await self._sleep_before(name) if may_be_there else None
         if row is not None and row.wake_at is not None:
             with queries.readable(f"the sleep {row.name!r} of task #{row.task_seq}"):

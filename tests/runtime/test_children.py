@@ -437,6 +437,71 @@ async def test_a_child_of_a_step_is_given_to_the_attempt_that_begins_the_same_tr
     assert len(children(path)) == 2
 
 
+@pytest.mark.parametrize("meanwhile", ["it is asked for from elsewhere", "something is saved"])
+async def test_a_try_of_a_step_is_given_its_children_whoever_asks_for_it_and_whatever_is_saved_meanwhile(
+    store: TaskStore, session: SessionTasks, path: Path, leaf: Any, meanwhile: str
+) -> None:
+    given: list[list[int]] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        saved = asyncio.Event()
+
+        async def inner() -> None:
+            children = [(await task.spawn(leaf, 1)).task_seq]
+            await saved.wait()
+            children.append((await task.spawn(leaf, 1)).task_seq)
+            await task.sleep(0.001)
+            given.append(children)
+            if task.attempt == 1:
+                await idle()
+
+        async def outer() -> None:
+            await task.step("inner", inner)
+
+        is_asked_within = task.attempt == 1 and meanwhile == "it is asked for from elsewhere"
+        running = asyncio.create_task(task.step(*(("outer", outer) if is_asked_within else ("inner", inner))))
+        while task.attempt == 1 and not children(path):
+            await asyncio.sleep(0.001)
+        if task.attempt == 1 and meanwhile == "something is saved":
+            await task.save("there")
+        saved.set()
+        await running
+
+    task = await session.spawn(parent)
+    async with asyncio.timeout(SOON):
+        while not given:
+            await asyncio.sleep(0.01)
+    await again(store, session, task)
+
+    await task.result(timeout=SOON)
+    assert given == [children(path)] * 2
+    assert len(children(path)) == 2
+
+
+async def test_a_step_that_is_tried_again_with_the_one_around_it_begins_its_child_anew(
+    store: TaskStore, session: SessionTasks, path: Path
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def fails_first(task: TaskContext) -> str:
+        if len(children(path)) == 1:
+            raise ConnectionError
+        return task.id
+
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> str:
+        async def inner() -> str:
+            return await (await task.spawn(fails_first)).result()
+
+        async def outer() -> str:
+            return await task.step("inner", inner)
+
+        return await task.step("outer", outer, max_attempts=2, backoff=AT_ONCE)
+
+    await (await session.spawn(parent)).result(timeout=SOON)
+    assert len(children(path)) == 2
+
+
 async def test_a_name_is_no_count(store: TaskStore, session: SessionTasks) -> None:
     async def body(result: str) -> str:
         return result

@@ -24,6 +24,7 @@ from lash_store import (
     ResultNotSerializable,
     SessionTasks,
     StepKind,
+    StorageFull,
     StoreClosed,
     TaskContext,
     TaskError,
@@ -34,8 +35,9 @@ from lash_store import (
     TaskStore,
     Verdict,
     alarms,
+    memory,
 )
-from tests.runtime.support import cancel_at, event_types, hold, next_event, rows, take
+from tests.runtime.support import RUNTIME, cancel_at, event_types, hold, next_event, rows, take
 from tests.runtime.test_slots import assert_slots
 
 HOUR = 3600.0
@@ -209,7 +211,7 @@ async def test_an_unnamed_sleep_of_a_step_is_the_steps_own(
     await again(store, session, task)
     assert await task.result(timeout=SOON) == 7
     names = {step.name for step in await task.steps() if step.kind is StepKind.SLEEP}
-    assert names == {'#0.1 in try 1 of "nap"', "#0.1"}
+    assert names == {'#try 1 of "nap": 1', "#0.1"}
 
 
 async def test_each_try_of_a_step_sleeps_anew_and_a_later_attempt_goes_on_with_the_sleeps_of_its_try(
@@ -243,6 +245,104 @@ async def test_each_try_of_a_step_sleeps_anew_and_a_later_attempt_goes_on_with_t
 
     await task.result(timeout=SOON)
     assert polled == [(1, "begins"), (3, "begins"), (3, "ends"), (3, "begins"), (5, "begins"), (5, "ends")]
+
+
+async def test_the_sleep_of_a_step_that_runs_goes_on_whatever_is_saved_meanwhile(
+    store: TaskStore, session: SessionTasks, clock: Clock
+) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        async def nap() -> None:
+            await task.sleep(HOUR)
+
+        running = asyncio.create_task(task.step("nap", nap))
+        if task.checkpoint is None:
+            await task.sleep(0.001)
+            await napping.wait()
+            await task.save("there")
+        await running
+
+    napping = asyncio.Event()
+    task = await session.spawn(work)
+    await begun_sleeps(task, 2)
+    napping.set()
+    async with asyncio.timeout(SOON):
+        while StepKind.CHECKPOINT not in {step.kind for step in await task.steps()}:
+            await asyncio.sleep(0.01)
+    # the body's own is behind the checkpoint
+    assert [step.name for step in await task.steps() if step.kind is StepKind.SLEEP] == ['#try 1 of "nap": 1']
+    clock.ahead = HOUR
+    await again(store, session, task)
+
+    await task.result(timeout=SOON)
+
+
+async def test_a_store_that_is_opened_in_a_step_runs_its_bodies_in_none(
+    store: TaskStore, session: SessionTasks, tmp_path: Path
+) -> None:
+    received: list[Any] = []
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        async def use() -> str:
+            async with TaskStore(tmp_path / "other.db", runtime=RUNTIME) as other:
+
+                @other.task(recovery=Recovery.RERUN)
+                async def inner(task: TaskContext) -> str:
+                    async def same_name() -> str:
+                        await task.sleep(0.001)
+                        return str(await task.signal("go"))
+
+                    return await task.step("use", same_name)
+
+                begun = await (await other.session("s1")).spawn(inner, id="t")
+                await begun.signal("go", "to the other")
+                result = str(await begun.result(timeout=SOON))
+                assert untaken(tmp_path / "other.db") == []
+                return result
+
+        received.append(await task.step("use", use))
+        received.append(await task.signal("go"))
+
+    task = await session.spawn(work, id="t")
+    await task.signal("go", "to this one")
+    await task.result(timeout=SOON)
+    assert received == ["to the other", "to this one"]
+
+
+async def test_a_save_that_fails_gives_its_number_to_no_other(
+    store: TaskStore, session: SessionTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[int] = []
+    save = memory.save
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise StorageFull("no room")
+
+    @store.task(recovery=Recovery.RERUN)
+    async def work(task: TaskContext) -> None:
+        if task.checkpoint is None:
+            monkeypatch.setattr(memory, "save", refuse)
+            failing = asyncio.create_task(task.save(1))
+            await asyncio.sleep(0)
+            napping = asyncio.create_task(task.sleep(0.001))
+            with pytest.raises(StorageFull):
+                await failing
+            monkeypatch.setattr(memory, "save", save)
+            await napping
+            await task.save(2)
+        await task.sleep(HOUR)
+        woken.append(task.attempt)
+
+    task = await session.spawn(work)
+    async with asyncio.timeout(SOON):
+        while "#2.1" not in {step.name for step in await task.steps()}:
+            await asyncio.sleep(0.01)
+    [checkpoint] = [step for step in await task.steps() if step.kind is StepKind.CHECKPOINT]
+    assert (checkpoint.value, checkpoint.tries) == (2, 2)
+    await again(store, session, task)
+    await settled(store)
+    assert [step.name for step in await task.steps() if step.kind is StepKind.SLEEP] == ["#2.1"]
 
 
 async def test_a_sleep_with_a_name_is_one_for_the_whole_task(store: TaskStore, session: SessionTasks) -> None:
