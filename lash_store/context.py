@@ -435,7 +435,7 @@ class _ChildKey:
         """Return it; *work* says what the child is to do."""
         if self._id is not None:
             return f"child:={self._id}"
-        numbers = self._counted.numbers(work, self._saves)
+        numbers = self._counted.numbers(f"child:{work}", self._saves)
         number = numbers.take()
         self._taken = numbers, number
         return f"child:{self._counted.name(number, self._saves)}:{work}"

@@ -477,7 +477,7 @@ class Runner:
 
     async def _run(self, body: Body) -> Any:
         current_body.set(body)
-        # the store may have been opened in somebody's step
+        # whoever started it, or opened the store, may be in a step
         trying.set(None)
         # what the loop would otherwise take for its own: SystemExit and KeyboardInterrupt of a body are the body's
         try:

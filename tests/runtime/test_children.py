@@ -502,6 +502,17 @@ async def test_a_step_that_is_tried_again_with_the_one_around_it_begins_its_chil
     assert len(children(path)) == 2
 
 
+async def test_sleeps_are_no_children_of_that_name(store: TaskStore, session: SessionTasks, path: Path) -> None:
+    @store.task(recovery=Recovery.RERUN)
+    async def parent(task: TaskContext) -> None:
+        await task.sleep(0.001)
+        await (await task.spawn(asyncio.sleep(0))).wait()
+
+    await (await session.spawn(parent)).result(timeout=SOON)
+    [child] = rows(path, "SELECT idempotency_key FROM tasks WHERE parent_seq IS NOT NULL")
+    assert child["idempotency_key"] == "child:#0.1:sleep"
+
+
 async def test_a_name_is_no_count(store: TaskStore, session: SessionTasks) -> None:
     async def body(result: str) -> str:
         return result

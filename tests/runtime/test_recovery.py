@@ -324,6 +324,24 @@ async def test_the_dead_owner_is_noted_and_its_side_file_removed(
         assert [found.stem for found in Path(f"{path}-owners").iterdir()] == [alive["token"]]
 
 
+async def test_who_was_taken_over_from_is_no_reason_to_recover_once_more(
+    leave: Callable[..., Worker], new: Callable[..., TaskStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(["count", "a", {}, [10_000]])
+
+    async with new() as store:
+        recoverer = store._recoverer
+        assert recoverer is not None
+        recovered: list[bool] = []
+
+        async def recover(*, wait: bool = True) -> None:
+            recovered.append(wait)
+
+        monkeypatch.setattr(recoverer, "recover", recover)
+        await recoverer.take_what_was_left()
+        assert recovered == []
+
+
 async def test_side_files_of_processes_that_died_without_a_row_are_removed(
     new: Callable[..., TaskStore], path: Path
 ) -> None:

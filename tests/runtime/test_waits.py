@@ -37,6 +37,7 @@ from lash_store import (
     alarms,
     memory,
 )
+from lash_store.bodies import trying
 from tests.runtime.support import RUNTIME, cancel_at, event_types, hold, next_event, rows, take
 from tests.runtime.test_slots import assert_slots
 
@@ -289,6 +290,8 @@ async def test_a_store_that_is_opened_in_a_step_runs_its_bodies_in_none(
 
                 @other.task(recovery=Recovery.RERUN)
                 async def inner(task: TaskContext) -> str:
+                    assert trying.get() is None
+
                     async def same_name() -> str:
                         await task.sleep(0.001)
                         return str(await task.signal("go"))
