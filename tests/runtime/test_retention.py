@@ -115,8 +115,8 @@ async def test_a_task_goes_with_everything_of_it_and_leaves_a_tombstone(
 
     handle = await session.spawn(work, id="t", idempotency_key="k", notify_on_end=True)
     await there.observe(session.scope, "t")
-    await handle.signal("go", "gone", key="s")
     await handle.signal("unasked")
+    await handle.signal("go", "gone", key="s")
     assert await handle == "gone"
     async with session.inbox() as notes:
         assert len(notes) == 2

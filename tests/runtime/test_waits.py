@@ -1129,12 +1129,12 @@ async def test_signals_are_taken_with_the_result(store: TaskStore, session: Sess
             raise ValueError("x")
 
     task = await session.spawn(work)
-    await task.signal("a", 1)
-    await task.signal("b", 2)
+    await task.signal("b", 1)
+    await task.signal("a", 2)
     record = await task.wait(timeout=SOON)
 
     assert record.state == how
-    assert untaken(path) == (["2"] if how == "completed" else ["1", "2"])
+    assert untaken(path) == (["1"] if how == "completed" else ["1", "2"])
 
 
 async def test_a_retried_attempt_is_handed_the_same_signals(store: TaskStore, session: SessionTasks) -> None:
