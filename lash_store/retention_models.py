@@ -23,8 +23,8 @@ class Retention(BaseModel):
     Which finished tasks may be pruned; each given limit narrows it, and without any it is all of them.
 
     *older_than*: ended longer ago than this (a `timedelta`, or seconds). *keep_last*: of each session, the newest so many of them
-    stay. *states*, *sessions*: only these. *before_cursor*: only those whose every event a subscriber at that ``seq`` has
-    seen. *unread*: also those whose result nobody was handed yet.
+    (those that began last, whenever they ended) stay. *states*, *sessions*: only these. *before_cursor*: only those whose every
+    event a subscriber at that ``seq`` has seen. *unread*: also those whose result nobody was handed yet.
 
     As a store's ``retention=`` it is applied in the background *every* so many seconds.
 

@@ -45,7 +45,7 @@ CREATE TABLE fed (n INTEGER PRIMARY KEY, who, feed, seq INTEGER, task_seq INTEGE
 CREATE TABLE killed (n INTEGER PRIMARY KEY, who);
 CREATE TABLE quiet (n INTEGER PRIMARY KEY, who);
 CREATE TABLE heard (who PRIMARY KEY, n INTEGER);
-CREATE TABLE told (n INTEGER, asked_at INTEGER, op TEXT, task_seq INTEGER, state TEXT, digest TEXT);
+CREATE TABLE told (n INTEGER, asked_at INTEGER, op TEXT, task_seq INTEGER, state TEXT, attempt INTEGER, digest TEXT);
 CREATE INDEX asked_by ON asked (who, call);
 CREATE INDEX answered_by ON answered (who, call);
 CREATE INDEX refused_by ON refused (who, call);
@@ -118,8 +118,16 @@ class Log:
         asked_at, op = self._asked.get((who, call), (0, ""))
         for one in [result, *result.get("tasks", ())]:
             if "task_seq" in one and "state" in one:
-                told = (self._length, asked_at, op, one["task_seq"], one["state"], one.get("digest"))
-                self.connection.execute("INSERT INTO told VALUES (?, ?, ?, ?, ?, ?)", told)
+                told = (
+                    self._length,
+                    asked_at,
+                    op,
+                    one["task_seq"],
+                    one["state"],
+                    one.get("attempt"),
+                    one.get("digest"),
+                )
+                self.connection.execute("INSERT INTO told VALUES (?, ?, ?, ?, ?, ?, ?)", told)
 
 
 def outcome(state: str, result: Any, failure: str | None, completed_at: str | None) -> str:

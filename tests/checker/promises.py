@@ -401,7 +401,7 @@ PROMISES: tuple[Promise, ...] = (
             ),
             "begun after": (
                 "SELECT b.n, b.task_seq, b.attempt, 'began after somebody saw its task ' || o.state FROM entered AS b "
-                "JOIN told AS o ON o.task_seq = b.task_seq AND o.n < b.n "
+                "JOIN told AS o ON o.task_seq = b.task_seq AND o.n < b.n AND b.attempt >= o.attempt "
                 "AND o.state IN ('completed', 'failed', 'cancelled', 'abandoned')"
             ),
         },

@@ -15,7 +15,7 @@ from tests.checker import Entry, outcome
 
 def told(record: TaskRecord) -> dict[str, Any]:
     """Return what an answer says of a task."""
-    said: dict[str, Any] = {"task_seq": record.task_seq, "state": str(record.state)}
+    said: dict[str, Any] = {"task_seq": record.task_seq, "state": str(record.state), "attempt": record.attempt}
     if record.completed_at is not None:
         at = f"{record.completed_at:%Y-%m-%dT%H:%M:%S}.{record.completed_at.microsecond // 1000:03d}Z"
         failure = None if record.failure is None else record.failure.message
@@ -126,7 +126,7 @@ async def live_through(path: Path) -> list[Entry]:
             "abandon",
             asked("given"),
             s1.abandon("given", "it is stuck"),
-            lambda one: {**told(one), "attempt": one.attempt},
+            told,
         )
         await do(
             "cancel_all",

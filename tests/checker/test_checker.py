@@ -64,6 +64,17 @@ def test_a_follower_that_is_told_of_what_was_pruned_is_told_nothing_twice(sound:
     assert check(path, [*entries, ["F", "p1", 0, last - 1, None, "pruned"]]) != []
 
 
+@pytest.mark.parametrize(("attempt", "is_its_own"), [(0, False), (1, True), (2, True)])
+def test_only_a_body_of_an_attempt_before_that_which_ended_may_begin_after_its_end_was_seen(
+    sound: tuple[Path, list[Entry]], attempt: int, is_its_own: bool
+) -> None:
+    path, entries = sound
+
+    found = check(path, [*entries, ["B", "x", 4, attempt]])
+
+    assert any(one.promise == "P12" and one.what.startswith("begun after") for one in found) == is_its_own
+
+
 # --- what is broken, and which query must say so ----------------------------------------------------------------------
 
 Break = str | Callable[[list[Entry]], list[Entry]]
@@ -161,7 +172,7 @@ BREAKS: dict[tuple[str, str], Break] = {
     ),
     ("P12", "forgotten"): "UPDATE tasks SET state = 'running' WHERE id = 'stopped'",
     ("P12", "early"): early,
-    ("P12", "begun after"): adding(["B", "x", 4, 2]),
+    ("P12", "begun after"): adding(["B", "x", 4, 1]),
     ("P13", "answers"): asked_and_told("wait", {}, {"task_seq": 2, "state": "completed", "digest": "another"}),
     ("P13", "row"): "UPDATE tasks SET result = '7' WHERE id = 'out'",
     ("P14", "astray"): "UPDATE handles SET scope = 'desktop:s2' WHERE task_seq = 2 AND role = 'owner'",
