@@ -388,7 +388,7 @@ class Soak:
         self.found.broken += [(promise, f"at {now:.0f} s: {what}") for promise, what in found["broken"]]
         self.found.sometimes.update({name: count for name, count in found["counts"].items() if count})
         with contextlib.closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as db:
-            for name, value in _kept(db).items():
+            for name, value in kept(db).items():
                 self.found.add(name, now, value)
             if not self.found.broken:
                 self._out.seek(0)
@@ -413,11 +413,16 @@ def _size(path: Path) -> float:
     return 0.0
 
 
-def _kept(db: sqlite3.Connection) -> dict[str, float]:
+def kept(db: sqlite3.Connection) -> dict[str, float]:
     """Return how many rows there are that prune governs, how many that are meant to stay, and the room of all but these."""
 
     def one(query: str) -> float:
         return float(db.execute(query).fetchone()[0] or 0)
+
+    def room(*tables: str) -> float:
+        names = ",".join(f"'{table}'" for table in tables)
+        of = "dbstat AS s JOIN sqlite_schema AS x USING (name)"
+        return one(f"SELECT sum(s.pgsize) FROM {of} WHERE x.tbl_name IN ({names})")
 
     governed = ("tasks", "steps", "handles", "signals", "inbox", "updates")
     told = "events WHERE task_seq IS NOT NULL"
@@ -428,17 +433,10 @@ def _kept(db: sqlite3.Connection) -> dict[str, float]:
     }
     with contextlib.suppress(sqlite3.OperationalError):
         # not every build has this table
-        tables = ",".join(f"'{table}'" for table in _STAY)
-        size = one("SELECT sum(pgsize) FROM dbstat")
-        size -= one(
-            f"SELECT sum(s.pgsize) FROM dbstat AS s JOIN sqlite_schema AS x USING (name) WHERE x.tbl_name IN ({tables})"
-        )
-        # of the pages of events, by what is in them: where others were between them, those of sessions leave pages half empty
-        room = "sum(60 + length(scope) + length(data))"
-        of_events = one(
-            "SELECT sum(s.pgsize) FROM dbstat AS s JOIN sqlite_schema AS x USING (name) WHERE x.tbl_name = 'events'"
-        )
-        size -= of_events * one(f"SELECT {room} FROM {of_sessions}") / max(1.0, one(f"SELECT {room} FROM events"))
+        in_events = "SELECT sum(60 + length(scope) + length(data)) FROM"
+        # by their share of the pages: where others were pruned between them, events of sessions leave pages half empty
+        share = one(f"{in_events} {of_sessions}") / max(1.0, one(f"{in_events} events"))
+        size = one("SELECT sum(pgsize) FROM dbstat") - room(*_STAY) - room("events") * share
         found["file without what stays"] = size / _MIB
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tests.soak.flat import WINDOWS, Limit, Samples, back_to_base, judge, slope,
 from tests.soak.lives import LEAKS
 from tests.soak.measures import MEASURES, verdicts
 from tests.soak.pictures import PICTURES, write
-from tests.soak.running import Soak
+from tests.soak.running import Soak, kept
 
 HOUR = 3600.0
 SEED = str(seed_of("SOAK_SEED"))
@@ -152,3 +154,26 @@ def test_a_leak_is_named_by_measures_there_are() -> None:
     assert set(CAUGHT_BY) == set(LEAKS)
     assert {name for caught in CAUGHT_BY.values() for name in caught} <= names
     assert math.isinf(judge([(at, at > 3000) for at, _ in series()], HOUR, Limit(0, 0)).ratio)
+
+
+def test_events_of_sessions_are_not_taken_for_what_grows(tmp_path: Path) -> None:
+    def grown(sessions: int) -> float:
+        with closing(sqlite3.connect(tmp_path / f"{sessions}.db")) as db:
+            for table in ("tasks", "steps", "handles", "signals", "inbox", "updates"):
+                db.execute(f"CREATE TABLE {table} (x)")
+            for table in ("tombstones", "owners", "sessions", "handoffs", "campaign_effects"):
+                db.execute(f"CREATE TABLE {table} (x)")
+            db.execute(
+                "CREATE TABLE events (seq INTEGER PRIMARY KEY, scope, task_seq, data, type, at, from_scope, task_id)"
+            )
+            db.execute("CREATE INDEX events_task ON events (task_seq)")
+            for n in range(sessions * 3):
+                # two of a task to each of a session, and all of tasks but the newest go
+                row = (n, "desktop:s1", None if n % 3 == 0 else n, "{}", "session_closed", "2026-01-01T00:00:00.000Z")
+                db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, 'desktop:s2', 'x')", row)
+            db.execute("DELETE FROM events WHERE task_seq < ?", (sessions * 3 - 300,))
+            if "file without what stays" not in (found := kept(db)):
+                pytest.skip("this SQLite is built without dbstat")
+            return found["file without what stays"]
+
+    assert grown(40_000) < grown(2_000) + 0.3
