@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _CHECKPOINT_PAGES = 4_000
 """About how many pages may pile up in the ``-wal`` before they are copied into the file (16 MB)."""
 
+_AGAIN = 1 / 8
+"""After what share of that another try comes, where a reader was in the way: the ``-wal`` can begin anew once a try."""
+
 _PAGE = 4_096
 _PAGES_A_COMMIT = 12
 """About how many pages a commit writes beside one a unit and its payload: the leaves of tables and indexes at their ends."""
@@ -468,8 +471,10 @@ class Committer:
             guards.check_same(self._path, self._identity)
             if self._checkpointer is None:
                 self._checkpointer = open_sqlite(self._path, "write", self._durability)
-            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            self._unchecked_pages = 0.0
+            [(_, pages, copied)] = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            # one that holds more than it should had a reader in the way when it could have begun anew
+            is_kept = copied < pages or pages > _CHECKPOINT_PAGES
+            self._unchecked_pages = _CHECKPOINT_PAGES * (1 - _AGAIN) if is_kept else 0.0
         finally:
             self._let_go()
 

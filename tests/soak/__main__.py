@@ -150,8 +150,8 @@ def _say(found: Run, seconds: float) -> None:
     print(
         f"{seconds:7.0f} s  {killed} killed  {found.acknowledged.total()} acknowledged  {last('memory'):.0f} MiB  "
         f"{last('descriptors at rest'):g} descriptors  {last('threads at rest'):g} threads  {last('tasks at rest'):g} tasks  "
-        f"{last('objects at rest'):g} objects  -wal {last('-wal'):.1f} MiB  file {last('file'):.1f} MiB  "
-        f"{last('side files at rest'):g} side files  {len(found.broken)} broken",
+        f"{last('objects at rest'):g} objects  -wal {last('-wal in use'):.1f} of {last('-wal'):.1f} MiB  "
+        f"file {last('file'):.1f} MiB  {last('side files at rest'):g} side files  {len(found.broken)} broken",
         file=sys.stderr,
         flush=True,
     )

@@ -16,6 +16,7 @@ import select
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
@@ -355,6 +356,9 @@ class Soak:
         self.found.add("memory", now, int(told["VmRSS"].split()[0]) / 1024)
         self.found.add("threads", now, int(told["Threads"]))
         self.found.add("-wal", now, _size(Path(f"{self._path}-wal")))
+        used = in_use(Path(f"{self._path}-shm"))
+        if used is not None:
+            self.found.add("-wal in use", now, used)
         self.found.add("file", now, _size(self._path))
         self.found.add("side files", now, len(self._side_files()))
 
@@ -411,6 +415,25 @@ def _size(path: Path) -> float:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_size / _MIB
     return 0.0
+
+
+def in_use(shm: Path) -> float | None:
+    """
+    Return how many MiB of a ``-wal`` are written since it last began anew, or nothing if that is just being changed.
+
+    Its size only tells the most that ever was. Read from its index, as sqlite.org/walformat.html lays that out: this process has
+    no lock on it to lose.
+    """
+    try:
+        index = shm.read_bytes()[:96]
+    except FileNotFoundError:
+        return 0.0
+    # there are two copies of its header, which differ while it is written
+    if len(index) < 96 or index[:48] != index[48:]:
+        return None
+    [page] = struct.unpack_from("=H", index, 14)
+    [frames] = struct.unpack_from("=I", index, 16)
+    return float(frames * (page + 24) / _MIB)
 
 
 def kept(db: sqlite3.Connection) -> dict[str, float]:

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -997,6 +998,72 @@ async def test_the_wal_stays_bounded_over_many_commits(path: Path, monkeypatch: 
 
     # a commit of one small event touches a handful of pages
     assert biggest < 100 * 8 * 4_200
+
+
+async def test_a_checkpoint_comes_soon_again_where_a_reader_was_in_the_way(
+    path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 800)
+    tries: list[int] = []
+
+    def look(connection: Watched, sql: str) -> None:
+        if "wal_checkpoint(PASSIVE)" in sql:
+            tries.append(number)
+
+    async with opened(path) as harness:
+        watch.step_in = look
+        number = 0
+        await harness.writer.run(note("n"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN").fetchall()
+            reader.execute("SELECT count(*) FROM events").fetchall()
+            while not tries:
+                number += 1
+                await harness.writer.run(note(f"n{number}"))
+            # it runs after the answer
+            await harness.writer.run(note("n"))
+            long = wal_of(path).st_size
+        while len(tries) < 3:
+            number += 1
+            await harness.writer.run(note(f"n{number}"))
+        [first, second, third] = tries
+        most = wal_of(path).st_size
+
+    # the second try found all free; until the third is due as usual, the -wal was written from its beginning
+    assert second - first < first / 4
+    assert third - second > first / 2
+    assert most < long * 1.5
+
+
+async def test_a_checkpoint_comes_soon_again_where_the_wal_could_not_begin_anew(
+    path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "_CHECKPOINT_PAGES", 200)
+    tries: list[int] = []
+    readers: list[sqlite3.Connection] = []
+    number = 0
+
+    def look(connection: Watched, sql: str) -> None:
+        if "wal_checkpoint(PASSIVE)" in sql:
+            tries.append(number)
+            # whoever reads the newest state lets all be copied, and only keeps the -wal from its beginning
+            reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            reader.execute("BEGIN").fetchall()
+            reader.execute("SELECT count(*) FROM events").fetchall()
+            readers.append(reader)
+
+    async with opened(path) as harness:
+        watch.step_in = look
+        while len(tries) < 9:
+            number += 1
+            await harness.writer.run(note(f"n{number}"))
+            if tries and tries[-1] < number:
+                readers[-1].close()
+        watch.step_in = None
+        readers[-1].close()
+
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
+    assert gaps[-1] < gaps[0] / 4
 
 
 async def test_what_killed_owners_left_in_the_wal_counts_for_the_next(
