@@ -4,6 +4,7 @@ Works on one file for an hour, with processes killed and begun anew every few se
   python -m tests.soak --hours 1 --seed 7             the whole hour of load
   python -m tests.soak --hours 0.05                   three minutes
   python -m tests.soak --hours 0.02 --leak            with leaks planted: each must be found
+  python -m tests.soak --hours 0.1 --grown 64         on a file that has 64 MiB of something else in it
   python -m tests.soak --hours 1 --out FOLDER         and a picture of each measure there, with the figures
 
 One process, which owns, lives through all of it; what it uses is measured from outside every second. Beside it two owners
@@ -62,6 +63,7 @@ CAUGHT_BY = {
     "thread": ("threads", "threads at rest"),
     "memory": ("memory", "objects at rest", "traced memory at rest"),
     "file": ("side files", "side files at rest"),
+    "reader": ("-wal in use",),
 }
 """The measures that must be red for each leak."""
 
@@ -81,6 +83,7 @@ def main() -> int:
     parser.add_argument(
         "--rest", type=float, metavar="SECONDS", help="load between two rests (default: 60, or a fortieth of the run)"
     )
+    parser.add_argument("--grown", type=int, default=0, metavar="MIB", help="so much of a program's own is in the file")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where pictures and soak.json are written")
     parser.add_argument(
         "--leak",
@@ -106,6 +109,7 @@ def main() -> int:
         leak=leak,
         leak_every=min(1.0, seconds / 60),
         sample=min(1.0, seconds / 200),
+        grown=options.grown,
         say=_say,
     ).run()
     judged = verdicts(found.samples, found.seconds)

@@ -14,6 +14,7 @@ import ctypes
 import gc
 import os
 import re
+import sqlite3
 import sys
 import threading
 import time
@@ -59,7 +60,7 @@ _ENDS = 20.0
 
 _FILE = "agent.db"
 
-LEAKS = ("descriptor", "task", "thread", "memory", "file")
+LEAKS = ("descriptor", "task", "thread", "memory", "file", "reader")
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +437,12 @@ class _Long(_Life):
                     case "file":
                         Path(f"{self._path}-owners", f"leaked-{len(self._kept)}").touch()
                         self._kept.append(None)
+                    case "reader" if not any(isinstance(one, sqlite3.Connection) for one in self._kept):
+                        # one is enough to keep the -wal from ever beginning anew
+                        reader = sqlite3.connect(self._path, isolation_level=None)
+                        reader.execute("BEGIN").fetchall()
+                        reader.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+                        self._kept.append(reader)
 
 
 def _place(line: tracemalloc.Statistic) -> str:

@@ -41,7 +41,7 @@ _PIPE = 1 << 20
 
 _MIB = 1024 * 1024
 
-_STAY = ("tombstones", "owners", "sessions", "handoffs", "campaign_effects")
+_STAY = ("tombstones", "owners", "sessions", "handoffs", "campaign_effects", "ballast")
 """Tables of which prune takes nothing away: rows that are meant to stay, and the program's own."""
 
 
@@ -76,7 +76,8 @@ class Soak:
     """
     One run of so many *seconds* of load, with a rest every *rest* seconds.
 
-    *leak* is what the long-lived process keeps on purpose, every *leak_every* seconds; *life* how long the others live.
+    *leak* is what the long-lived process keeps on purpose, every *leak_every* seconds; *life* how long the others live;
+    *grown* how many MiB of a program's own are in the file from the beginning.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Soak:
         leak_every: float = 1.0,
         life: tuple[float, float] = (0.5, 5.0),
         sample: float = 1.0,
+        grown: int = 0,
         say: Callable[[Run, float], None] | None = None,
     ) -> None:
         self.folder = folder
@@ -99,6 +101,7 @@ class Soak:
         self._rest_every = rest
         self._life = life
         self._sample_every = sample
+        self._grown = grown
         self._leak = (leak, leak_every)
         self._tell = say
         self._path = folder / "agent.db"
@@ -138,12 +141,14 @@ class Soak:
         return (self._paused_at or time.monotonic()) - self._began
 
     def _make_file(self) -> None:
-        """Have the file made, and a program's own table beside the store's, with the shell, while nobody has it open."""
+        """Have the file made, and a program's own tables beside the store's, with the shell, while nobody has it open."""
         process = self._process(make_file, (str(self._path),))
         process.join(60)
         assert process.exitcode == 0, "the file could not be made"
         with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as db:
             db.execute("CREATE TABLE campaign_effects (task_seq INTEGER, name TEXT)")
+            db.execute("CREATE TABLE ballast (bytes BLOB)")
+            db.executemany("INSERT INTO ballast VALUES (zeroblob(?))", [(_MIB,)] * self._grown)
             db.commit()
 
     def _start_long(self) -> None:
