@@ -52,8 +52,8 @@ PICTURES: Mapping[str, tuple[str, str, bool, tuple[tuple[str, str, str], ...]]] 
         "MiB",
         False,
         (
-            ("-wal in use", "-wal in use", "most"),
-            ("size of the -wal", "-wal", "most"),
+            ("-wal in use, the middle", "-wal in use", "p50"),
+            ("size of the -wal, the most", "-wal", "most"),
             ("file", "file", "p50"),
             ("file, but for rows that stay", "file without what stays", "p50"),
         ),
