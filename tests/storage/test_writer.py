@@ -1029,7 +1029,7 @@ async def test_a_checkpoint_comes_soon_again_where_a_reader_was_in_the_way(
         [first, second, third] = tries
         most = wal_of(path).st_size
 
-    # soon, but not at each commit; it found all free, and until the third is due as usual, the -wal was written from its beginning
+    # soon, but not at each commit; it found all free: until the third is due as usual, the -wal was written from its beginning
     assert first / 16 < second - first < first / 4
     assert third - second > first / 2
     assert most < long * 1.5
