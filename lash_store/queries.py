@@ -505,7 +505,7 @@ def readable(what: str) -> Iterator[None]:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         reason = shortened(str(error).partition("\n")[0])
         raise StorageError(
-            f"{what} cannot be read ({reason}): somebody edited it, or it is damaged: see lash-store doctor"
+            f"{shortened(what)} cannot be read ({reason}): somebody edited it, or it is damaged: see lash-store doctor"
         ) from error
 
 

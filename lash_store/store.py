@@ -37,7 +37,7 @@ from .context import TaskContext
 from .copies import BackupReport
 from .core import Core
 from .database import Durability
-from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession, shown
+from .errors import SessionError, StorageError, StoreClosed, StoreError, UnknownSession, shortened, shown
 from .feed import Feed, Subscription
 from .findings import CheckReport
 from .handles import TaskHandle, owner_handle
@@ -556,7 +556,7 @@ class TaskStore:
         found = [row[0] for row in await core.reader.rows(session_queries.SCOPES_OF_ID, {"session_id": id})]
         if len(found) > 1:
             raise SessionError(
-                f"session {id!r} is in several runtimes, {', '.join(found)}: give open_readonly() a runtime="
+                f"session {id!r} is in several runtimes, {shortened(', '.join(found))}: give open_readonly() a runtime="
             )
         if not found:
             raise UnknownSession(f"session {id!r} is not in this file: sessions() lists those that are")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .campaign import SOMETIMES, Tally, cases, run, tell
 from .files import KINDS, Case, build
-from .seeds import make_all
+from .seeds import NAME, make_all
 from .trial import WAYS
 
 _HELP = """\
@@ -57,6 +57,10 @@ def main() -> int:
     ways = given.ways.split(",") if given.ways else []
     work: list[Case | None]
     if given.again is not None:
+        # each way stands in a folder of its own
+        given.again = given.again.resolve()
+        if not (given.again / NAME).is_file():
+            sys.exit(f"python -m tests.fuzz: {given.again} has no {NAME} in it")
         work = [None]
     elif given.only is not None:
         work = [*cases(seed, given.only, 1)]

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from lash_store import migrate
 from tests.fuzz import campaign, trial
 from tests.fuzz.files import KINDS, Case
+from tests.fuzz.seeds import NAME
 from tests.fuzz.trial import Trial
 from tests.seeds import seed_of
 
@@ -38,6 +40,23 @@ def test_a_few_damaged_files_are_opened_or_refused(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["files"] == FILES
     assert told["sometimes"]["worked"] + told["sometimes"]["refused"] > FILES
+
+
+def test_a_file_that_was_kept_is_opened_again_where_one_stands(tmp_path: Path) -> None:
+    kept = tmp_path / "kept" / "1-2"
+    kept.mkdir(parents=True, mode=0o700)
+    migrate.prepare(kept / NAME)
+    command = [sys.executable, "-m", "tests.fuzz", "--ways", "look", "--again"]
+    given: Any = {
+        "capture_output": True, "text": True, "timeout": 100, "cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)},
+    }  # fmt: skip
+
+    done = subprocess.run([*command, "kept/1-2"], **given, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 files" in done.stdout
+    missing = subprocess.run([*command, "kept"], **given, check=False)
+    assert missing.returncode == 1
+    assert missing.stderr.endswith(f"{NAME} in it\n")
 
 
 def test_every_kind_of_damage_has_its_turn() -> None:

@@ -637,6 +637,25 @@ async def test_a_row_that_a_broken_page_made_impossible_is_named_by_the_recovery
         assert [finding.code for finding in (await reader.check()).findings] == ["damaged", "fold"]
 
 
+@pytest.mark.parametrize("name", ["[" * 200_000, "x:" + "y" * 300_000], ids=["no scope", "too long"])
+async def test_a_session_that_a_hand_gave_a_name_without_end_is_named_by_its_beginning(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "agent.db"
+    async with TaskStore(path, runtime=RUNTIME) as store:
+        await store.session("s1")
+    with closing(sqlite3.connect(path)) as hand, hand:
+        hand.execute("PRAGMA ignore_check_constraints = 1")
+        hand.execute("UPDATE sessions SET scope = ?", [name])
+
+    async with TaskStore.open_readonly(path) as reader:
+        with pytest.raises(
+            StorageError, match=r"^the row of session '.*… cannot be read .*see lash-store doctor$"
+        ) as told:
+            await reader.sessions()
+    assert len(str(told.value)) < 600
+
+
 async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quiet: Path) -> None:
     with closing(sqlite3.connect(quiet)) as connection:
         # the ends of all tasks are in it, and no other event is
