@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from . import families, processes, session_queries
 from . import retention_queries as queries
 from .models import Scope
-from .queries import process_identity
+from .queries import process_identity, readable
 from .reader import Reader
 from .retention_models import Progress, PruneReport, Retention
 from .transaction import Transaction, utc_text
@@ -186,7 +186,11 @@ def _is_needed(
     if one.child_session_id is None:
         return False
     # a closed session may be opened again: then those that had ended do not answer for it, but are found from above
-    return lives or _answers(tx, one.task_seq, Scope(Scope.parse(one.scope).runtime, one.child_session_id))
+    if lives:
+        return True
+    with readable(f"the row of task #{one.task_seq}"):
+        scope = Scope(Scope.parse(one.scope).runtime, one.child_session_id)
+    return _answers(tx, one.task_seq, scope)
 
 
 def _answers(tx: Transaction, task_seq: int, scope: Scope) -> bool:

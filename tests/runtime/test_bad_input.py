@@ -656,6 +656,25 @@ async def test_a_session_that_a_hand_gave_a_name_without_end_is_named_by_its_beg
     assert len(str(told.value)) < 600
 
 
+async def test_a_prune_names_the_row_whose_session_a_hand_made_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    async with TaskStore(path, runtime=RUNTIME) as store:
+        session = await store.session("s1")
+        await store.session("s2", parent=session)
+        handle = await session.register("helper", TaskKind.SUBAGENT, child_session_id="s2")
+        await session.cancel("helper", timeout=0)
+        await session.complete("helper", "cancelled")
+        with closing(sqlite3.connect(path)) as hand, hand:
+            hand.execute("PRAGMA ignore_check_constraints = 1")
+            hand.execute("DROP TRIGGER tasks_terminal_is_final")
+            hand.execute("UPDATE tasks SET child_session_id = ?", ["y" * 300])
+
+        with pytest.raises(
+            StorageError, match=rf"^the row of task #{handle.task_seq} cannot be read .*lash-store doctor$"
+        ):
+            await store.prune(older_than=0)
+
+
 async def test_who_waits_for_an_end_that_damage_keeps_from_the_file_is_told(quiet: Path) -> None:
     with closing(sqlite3.connect(quiet)) as connection:
         # the ends of all tasks are in it, and no other event is
