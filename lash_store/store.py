@@ -525,7 +525,7 @@ class TaskStore:
 
         Raises:
             UnknownSession: the parent, or, for a reading or requesting store, the session is not in the file.
-            SessionError: the session has another parent.
+            SessionError: the session has another parent, or a store that was given no runtime finds the id in several.
             InvalidId: the id cannot be stored.
         """
         core = self._open

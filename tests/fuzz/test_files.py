@@ -54,9 +54,9 @@ def test_a_file_that_was_kept_is_opened_again_where_one_stands(tmp_path: Path) -
     done = subprocess.run([*command, "kept/1-2"], **given, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 files" in done.stdout
-    missing = subprocess.run([*command, "kept"], **given, check=False)
+    missing = subprocess.run([*command, "1-2"], **given, check=False)
     assert missing.returncode == 1
-    assert missing.stderr.endswith(f"{NAME} in it\n")
+    assert missing.stderr.endswith("1-2 is no folder\n")
 
 
 def test_every_kind_of_damage_has_its_turn() -> None:

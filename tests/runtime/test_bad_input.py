@@ -29,6 +29,7 @@ from lash_store import (
     SchemaTooNew,
     SchemaTooOld,
     Scope,
+    SessionError,
     SessionTasks,
     StorageCorrupt,
     StorageError,
@@ -653,6 +654,27 @@ async def test_a_session_that_a_hand_gave_a_name_without_end_is_named_by_its_beg
             StorageError, match=r"^the row of session '.*… cannot be read .*see lash-store doctor$"
         ) as told:
             await reader.sessions()
+    assert len(str(told.value)) < 600
+
+
+async def test_a_session_of_many_runtimes_is_asked_for_by_a_message_of_some_length(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    for runtime in ("a", "b"):
+        async with TaskStore(path, runtime=runtime) as store:
+            await store.session("s1")
+    async with TaskStore.open_readonly(path) as reader:
+        with pytest.raises(SessionError, match=r"^session 's1' is in several runtimes, a:s1, b:s1: give .* runtime=$"):
+            await reader.session("s1")
+
+    with closing(sqlite3.connect(path)) as hand, hand:
+        hand.executemany(
+            "INSERT INTO sessions (scope, runtime, session_id, opened_at) SELECT ?1 || ':s1', ?1, session_id, opened_at"
+            " FROM sessions WHERE scope = 'a:s1'",
+            [(f"r{number}",) for number in range(10_000)],
+        )
+    async with TaskStore.open_readonly(path) as reader:
+        with pytest.raises(SessionError, match=r"several runtimes, a:s1, b:s1, r0:s1.*…: give .* runtime=$") as told:
+            await reader.session("s1")
     assert len(str(told.value)) < 600
 
 
